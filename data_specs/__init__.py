@@ -1,1 +1,1 @@
-"""Declarations of what the data looks like; they import nothing of the pipeline."""
+"""Declarations of corpora, tasks, recipes and records. They import no module of the pipeline."""

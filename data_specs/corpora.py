@@ -1,7 +1,7 @@
-"""Known corpora: typed declarations, one YAML file each in `corpora/`.
+"""Declarations of known corpora, one YAML file each in `corpora/`.
 
-A declaration says where a corpus comes from and how its files become documents.
-A mixture is a YAML file of the user that names several corpora and their weights.
+A declaration states the source of a corpus, and how its files are divided into documents. A
+mixture is a user's YAML file that lists several corpora with their weights.
 """
 
 import os
@@ -16,9 +16,9 @@ from data_specs.declarations import Words, shown
 
 FOLDER = pathlib.Path(__file__).with_name("corpora")
 
-# What separates the documents of a text.
+# Ways to separate the documents of a text file.
 DOCUMENTS = ("blank_lines", "lines", "starts", "files")
-# Those that need no more to be said.
+# Ways that need no other key of a declaration.
 SEPARATIONS = ("blank_lines", "lines")
 
 _METADATA = ("name", "title", "url", "licence", "language", "files")
@@ -26,25 +26,27 @@ _MIXTURE_KEY = "corpora"
 
 
 class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a corpus becomes documents.
+    """The declaration of a corpus.
 
-    Readers, cleaning steps and segmenters are names in tables of `pipeline`, which checks them.
+    Names of readers, cleaning steps and segmenters are keys of tables in `pipeline`, which checks
+    them.
 
     Attributes:
-        name: its name for `corpus_spec`.
-        title: a description, for people.
-        url: its source.
-        licence: its licence.
-        files: globs of the names of its files, endings of compressions left out; all by default.
-        reader: one of `pipeline.corpora.readers.READERS`, for files whose content does not tell.
-        text_fields: the fields of a row that are its text.
-        documents: one of `DOCUMENTS`, for text: blank lines separate them;
-            every `lines_per_document` lines are one; a line that matches
-            `document_start` begins one; each file is one.
-        lines_per_document: lines of a document.
-        document_start: a regular expression.
-        cleaning: steps of `pipeline.corpora.cleaning.STEPS`, in this order.
-        language: a code such as `zh`.
+        name: name of the declaration, for `corpus_spec`.
+        title: description of the corpus.
+        url: source of the corpus.
+        licence: licence of the corpus.
+        files: globs of file names, without suffixes of compressions; all files by default.
+        reader: one of `pipeline.corpora.readers.READERS`, for files whose format the content does
+            not identify.
+        text_fields: fields of a row that contain its text.
+        documents: separation of the documents in text, one of `DOCUMENTS`. Blank lines separate
+            documents; `lines_per_document` lines are a document; a line that matches
+            `document_start` begins a document; each file is a document.
+        lines_per_document: number of lines of a document.
+        document_start: regular expression that matches the beginning of a document's first line.
+        cleaning: steps of `pipeline.corpora.cleaning.STEPS`, in order.
+        language: language code, for example `zh`.
         segmenter: one of `pipeline.tokenizers.segmenters.SEGMENTERS`.
     """
 
@@ -71,9 +73,11 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             value = getattr(self, key)
             if bool(value) != (self.documents == documents):
                 received = shown(value)
-                raise ValueError(f"{key}: expected {expected} and only there, received {received}")
+                raise ValueError(
+                    f"{key}: expected {expected}, and no value otherwise, received {received}"
+                )
         try:
-            # Of bytes, as lines are when they are looked for.
+            # The reader matches the expression with lines of bytes.
             re.compile(self.document_start.encode("utf-8"))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
             received = f"{shown(self.document_start)} ({error})"
@@ -81,7 +85,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(message) from error
 
     def with_documents(self, separation: str) -> "CorpusSpec":
-        """Returns the declaration with one of `SEPARATIONS`."""
+        """Returns the declaration with another separation, one of `SEPARATIONS`."""
         return msgspec.structs.replace(
             self,
             documents=separation,
@@ -96,20 +100,20 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One corpus of a run: its location, its declaration and its weight.
+    """A corpus of a run: its location, declaration and weight.
 
     Attributes:
-        input_dir: a file, a directory or a glob; or the directory of TensorFlow datasets; or
-            a dataset of the Hugging Face hub.
-        corpus_spec: the name of a declaration, or the path of a `.yaml` file.
-        hf_split: the split of a dataset of the hub; `input_dir` may then be its id alone.
-        tfds_name: a TensorFlow dataset, `name[/config][:version]`.
-        tfds_split: its split; `train` by default.
-        text_fields: instead of the declaration's.
-        segmenter: instead of the declaration's.
-        documents: instead of the declaration's; `lines` are documents of one line each.
+        input_dir: a file, a directory, a glob or a dataset of the Hugging Face hub. With
+            `tfds_name`, the directory of TensorFlow datasets.
+        corpus_spec: name of a declaration, or path of a `.yaml` file.
+        hf_split: split of a dataset of the hub. `input_dir` may then be the dataset's id.
+        tfds_name: TensorFlow dataset, `name[/config][:version]`.
+        tfds_split: split of the TensorFlow dataset; `train` by default.
+        text_fields: replaces the declaration's text fields.
+        segmenter: replaces the declaration's segmenter.
+        documents: replaces the declaration's separation; with `lines`, each line is a document.
         weight: a document has `weight · dupe_factor` masked copies, on average.
-        name: its name in the manifest; by default that of the declaration or the dataset.
+        name: name in the manifest; by default that of the declaration or the dataset.
     """
 
     input_dir: str | None = None
@@ -125,35 +129,35 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         if self.input_dir is None and self.tfds_name is None:
-            raise ValueError("input_dir: expected it or tfds_name, received neither")
+            raise ValueError("input_dir: either input_dir or tfds_name is required")
         if self.corpus_spec is not None and self.tfds_name is not None:
-            raise ValueError("tfds_name: expected it or corpus_spec, received both")
+            raise ValueError("tfds_name: cannot be combined with corpus_spec")
         if self.hf_split is not None and self.tfds_name is not None:
-            raise ValueError("hf_split: expected it or tfds_name, received both")
+            raise ValueError("hf_split: cannot be combined with tfds_name")
         if self.tfds_split is not None and self.tfds_name is None:
-            raise ValueError("tfds_split: expected tfds_name with it, received none")
+            raise ValueError("tfds_split: requires tfds_name")
         if self.documents is not None:
             declarations.expect_one_of("documents", self.documents, SEPARATIONS)
             if self.tfds_name is not None:
                 raise ValueError(
-                    "documents: expected none with tfds_name, whose rows are documents"
+                    "documents: cannot be combined with tfds_name, whose examples are documents"
                 )
         if self.input_dir is not None:
             declarations.expect_path("input_dir", self.input_dir)
 
     @property
     def files(self) -> str | None:
-        """The file, folder or glob that is read; None for a dataset of TensorFlow or the hub."""
+        """The file, folder or glob to read; None for a dataset of TensorFlow or the hub."""
         return None if self.tfds_name is not None or self.is_hub else self.input_dir
 
     @property
     def is_hub(self) -> bool:
-        """Whether it is a dataset of the Hugging Face hub."""
+        """Whether this is a dataset of the Hugging Face hub."""
         return self.hf_split is not None or (self.input_dir or "").startswith("hf://")
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """The name of the corpus; empty if it has none."""
         if self.name is not None:
             return self.name
         if self.corpus_spec is not None:
@@ -170,10 +174,10 @@ def load_spec(name: str) -> CorpusSpec:
     """Loads a declaration.
 
     Args:
-        name: one of `names()`, or the path of a `.yaml` file of the same form.
+        name: one of `names()`, or the path of a `.yaml` file with the same keys.
 
     Raises:
-        ValueError: it does not exist, or is invalid; names the key.
+        ValueError: the declaration does not exist, or is invalid. The message names the key.
     """
     path = declarations.find_declaration(FOLDER, name)
     values = declarations.load_mapping(path) | {"name": path.stem}
@@ -181,21 +185,21 @@ def load_spec(name: str) -> CorpusSpec:
 
 
 def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
-    """Loads a mixture: `corpora:`, a list of `CorpusSource`s.
+    """Loads a mixture: a YAML file with the key `corpora`, a list of `CorpusSource`s.
 
-    A relative `input_dir` or `corpus_spec` file is relative to the mixture's directory.
+    A relative path of `input_dir` or of a `corpus_spec` file is relative to the mixture's folder.
 
     Args:
-        path: the file: text, or whatever has `read_text` and `parent` as a `pathlib.Path`.
+        path: path of the file, as text or as an object with the interface of `pathlib.Path`.
 
     Raises:
-        ValueError: it is invalid; names the file and the key.
+        ValueError: the mixture is invalid. The message names the file and the key.
     """
     path = pathlib.Path(path) if isinstance(path, str) else path
     content = declarations.load_mapping(path)
     entries = content.get(_MIXTURE_KEY)
     if set(content) != {_MIXTURE_KEY} or not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected the one key {_MIXTURE_KEY} with a list of corpora")
+        raise ValueError(f"{path}: expected a single key {_MIXTURE_KEY} with a list of corpora")
     sources = []
     for number, entry in enumerate(entries, 1):
         for key in ("input_dir", "corpus_spec") if isinstance(entry, dict) else ():
@@ -206,15 +210,15 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
                 and not is_id
                 and (key == "input_dir" or value.endswith((".yaml", ".yml")))
             ):
-                entry[key] = _beside(path.parent, value)
+                entry[key] = _resolve(path.parent, value)
         sources.append(declarations.build(CorpusSource, entry, f"{path}, corpus {number}"))
     return tuple(sources)
 
 
-def _beside(folder: Any, value: str) -> str:
-    """Returns a path that is relative to a folder; one that is not stays."""
+def _resolve(folder: Any, value: str) -> str:
+    """Returns a path in which a relative one starts at a folder. URLs are not changed."""
     if "://" in value:
         return value
-    # Unchanged if there is no such user.
+    # `~USER` is not changed if there is no such user.
     local = pathlib.Path(os.path.expanduser(value))
     return str(local if local.is_absolute() else folder / str(local))

@@ -1,4 +1,4 @@
-"""Declarations: YAML files that become frozen msgspec structs; keys and types are checked."""
+"""Loads YAML declarations as frozen msgspec structs, and checks their keys and types."""
 
 import os
 import pathlib
@@ -11,14 +11,14 @@ import msgspec
 # A list of at least one word.
 Words = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
-# A declaration is a page, a mixture of a thousand corpora some dozens; more would take long.
+# Enough for a mixture of about a thousand corpora. Parsing a larger file would take long.
 _MAX_BYTES = 2**17
-# Of a path, and of each part of it, in bytes.
+# Maximum lengths of a path and of each of its components, in bytes.
 _MAX_PATH, _MAX_NAME = 4096, 255
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200
-# A message of msgspec: the fact, and the path of the value that it is about.
-_REFUSAL = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
+# A message of msgspec: the problem, and the path of the invalid value.
+_MESSAGE = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 
 
 def shown(value: Any) -> str:
@@ -27,10 +27,10 @@ def shown(value: Any) -> str:
 
 
 def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Checks a word.
+    """Checks that a word is one of the allowed words.
 
     Raises:
-        ValueError: it is not among the allowed ones; names the key.
+        ValueError: it is not. The message names the key.
     """
     if value not in allowed:
         raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {shown(value)}")
@@ -40,7 +40,7 @@ def expect_path(key: str, value: str) -> None:
     """Checks that a text can name a file, a folder or a glob.
 
     Raises:
-        ValueError: it is longer than any system allows; names the key.
+        ValueError: the text is longer than any system allows. The message names the key.
     """
     content = value.encode("utf-8", "surrogatepass")
     if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
@@ -53,13 +53,17 @@ def known_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the file of a declaration, by its name in a folder or the path of a `.yaml` file.
+    """Returns the file of a declaration.
+
+    Args:
+        folder: folder of the known declarations.
+        name: name of a known declaration, or path of a `.yaml` file.
 
     Raises:
         ValueError: there is no such file.
     """
     names = known_names(folder)
-    # A name may be longer than any file's.
+    # `isfile` also accepts a text that is longer than a path may be.
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return pathlib.Path(name)
     if name not in names:
@@ -72,12 +76,12 @@ def load_mapping(path: Any) -> dict[str, Any]:
     """Reads a YAML file of keys and values.
 
     Args:
-        path: the file: a `pathlib.Path`, or whatever else has its `read_text`.
+        path: path of the file, a `pathlib.Path` or an object with its interface.
 
     Raises:
-        ValueError: it cannot be read, or is not a mapping; names the file.
+        ValueError: the file cannot be read, or is not a mapping. The message names the file.
     """
-    # Tools that read no declaration run where PyYAML is not installed.
+    # PyYAML is imported here, because tools without declarations must run without it.
     import yaml
 
     from data_specs.yaml_loader import Loader
@@ -89,7 +93,7 @@ def load_mapping(path: Any) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    # ValueError: an invalid number or date, or a UnicodeDecodeError.
+    # An invalid number or date is a ValueError, and so is a UnicodeDecodeError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -98,10 +102,15 @@ def load_mapping(path: Any) -> dict[str, Any]:
 
 
 def build(kind: type, values: Any, where: str) -> Any:
-    """Returns a struct of a class, made of a mapping; `where` is its source, for messages.
+    """Converts a mapping to a struct.
+
+    Args:
+        kind: class of the struct.
+        values: the mapping.
+        where: source of the mapping, for messages.
 
     Raises:
-        ValueError: a key or a value is invalid; names the source and the key.
+        ValueError: a key or a value is invalid. The message names the source and the key.
     """
     try:
         return msgspec.convert(values, kind)
@@ -112,10 +121,11 @@ def build(kind: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected valid Unicode, received {received}") from error
 
 
-def _describe(refusal: str, kind: type) -> str:
-    fact, key = _REFUSAL.fullmatch(refusal).groups()
-    # Backticks mark settings in our own messages.
-    fact = " ".join(fact.replace("`", "'").split())[:300]
-    if "unknown field" in fact and not key:
-        fact = f"{fact}, expected fields of {', '.join(kind.__struct_fields__)}"
-    return f"{key}: {fact}" if key else fact
+def _describe(message: str, kind: type) -> str:
+    """Returns a message of msgspec in the form of the project's messages."""
+    problem, key = _MESSAGE.fullmatch(message).groups()
+    # Backticks mark settings in the project's messages.
+    problem = " ".join(problem.replace("`", "'").split())[:300]
+    if "unknown field" in problem and not key:
+        problem = f"{problem}, expected fields of {', '.join(kind.__struct_fields__)}"
+    return f"{key}: {problem}" if key else problem

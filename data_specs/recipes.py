@@ -1,4 +1,4 @@
-"""Published recipes: flags of `run_distill`, one file each in `recipes/`."""
+"""Published recipes: flagfiles of `run_distill`, one for each recipe, in `recipes/`."""
 
 import pathlib
 
@@ -11,10 +11,10 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> pathlib.Path:
-    """Returns the flagfile of a recipe, by its name.
+    """Returns the flagfile of a recipe.
 
     Raises:
-        ValueError: there is no such recipe; names those that there are.
+        ValueError: there is no such recipe. The message lists the known ones.
     """
     if name not in names():
         raise ValueError(f"expected one of {', '.join(names())}, received {name!r}")

@@ -1,18 +1,28 @@
-"""The record schemas: the only place where a feature's name is a string.
+"""Schemas of the records. Names of features are string literals only in this module.
 
-A record is a `tf.train.Example` in which every feature is one bytes value: a little-endian array,
-unpadded, holding real masked positions only. Shapes use these letters: S segments, L tokens, W
-beginnings of words, P masked positions, K top-k, T cached temperatures, G groups of teacher layers,
-D the teacher's hidden size, E the width of the teacher's output table, N blocks of a head state,
-Y bytes of a head state, Z compressed bytes, C outputs of a task's head (two for each token, starts
-before ends, where it tells spans).
+A record is a `tf.train.Example`. Each feature is a single bytes value: an unpadded, little-endian
+array. Arrays over masked positions have only real positions. The letters of shapes are:
+
+    S: segments
+    L: tokens
+    W: word starts
+    P: masked positions
+    K: top-k
+    T: cached temperatures
+    G: groups of teacher layers
+    D: hidden size of the teacher
+    E: width of the teacher's output table
+    N: blocks of a head state
+    Y: bytes of a head state
+    Z: compressed bytes
+    C: outputs of a task's head. A head for spans has two for each token; all starts come first.
 """
 
 import dataclasses
 
 import numpy as np
 
-# How an embedding is made of the last hidden states: the first, or their mean over tokens.
+# Pooling of the last hidden states to an embedding: the first state, or the mean over tokens.
 POOLINGS = ("cls", "mean")
 # Stands for `id_dtype(vocab_size)` in a feature's declaration.
 ID_DTYPE = "id"
@@ -36,7 +46,7 @@ HEAD_STATES = "head_states"
 HEAD_SCALES = "head_scales"
 TEACHER_LOGITS = "teacher_logits"
 
-# Names that a batch has beside those of a record: BERT's own.
+# Names of BERT's inputs that only a batch has.
 INPUT_MASK = "input_mask"
 SEGMENT_IDS = "segment_ids"
 MASKED_LM_WEIGHTS = "masked_lm_weights"
@@ -49,13 +59,13 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One feature of a record.
+    """A feature of a record.
 
     Attributes:
-        name: its key in the `tf.train.Example`.
-        dtype: a NumPy dtype string (little-endian), or `ID_DTYPE`.
-        shape: the array's dimensions, one letter each, row-major.
-        meaning: one sentence for people.
+        name: key in the `tf.train.Example`.
+        dtype: NumPy dtype string (little-endian), or `ID_DTYPE`.
+        shape: dimensions of the array, one letter each, in row-major order.
+        meaning: one sentence that describes the feature.
     """
 
     name: str
@@ -64,7 +74,7 @@ class Feature:
     meaning: str
 
     def numpy_dtype(self, vocab_size: int) -> np.dtype:
-        """Returns the dtype for a vocabulary of this size."""
+        """Returns the NumPy dtype for a vocabulary size."""
         return id_dtype(vocab_size) if self.dtype == ID_DTYPE else np.dtype(self.dtype)
 
 
@@ -81,7 +91,7 @@ MASKED_EXAMPLE_FEATURES: tuple[Feature, ...] = (
     Feature(MASKED_LM_IDS, ID_DTYPE, ("P",), "The true token at each masked position."),
 )
 
-# The top-k, by how it is encoded. Bytes Z are compressed: zlib (RFC 1950).
+# The features of the top-k, keyed by its encoding. Bytes Z are compressed with zlib (RFC 1950).
 TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
     "float16": (
         Feature(
@@ -98,14 +108,15 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
         Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest."),
     ),
 }
-# Where fewer than K ids are kept at some positions; the arrays then have as many.
+# A record has this feature if some positions have fewer than K ids. The arrays then contain
+# exactly these ids.
 TOPK_COUNTS_FEATURE = Feature(TOPK_COUNTS, "<u2", ("P",), "Number of ids at each position.")
 
-# What every teacher cache holds.
+# A feature of every teacher cache.
 LABEL_FEATURE = Feature(
     LABEL_LOG_PROBS, "<f2", ("P",), "The teacher's log-probability of the label, T=1."
 )
-# And beside the top-k.
+# Features of a teacher cache that accompany the top-k.
 MASS_FEATURES: tuple[Feature, ...] = (
     Feature(
         LOG_TAIL_MASSES,
@@ -115,8 +126,8 @@ MASS_FEATURES: tuple[Feature, ...] = (
     ),
     LABEL_FEATURE,
 )
-# In place of the top-k and its tails: what is multiplied with the teacher's output table, by the
-# bits of a number. All are rotated, see `pipeline.storage.codecs.states`.
+# Features that replace the top-k and its tails: the input of the teacher's output table, keyed by
+# the bits of a number. It is rotated, see `pipeline.storage.codecs.states`.
 _HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest number of each block.")
 HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
     16: (Feature(HEAD_STATES, "<f2", ("P", "E"), "The rotated input of the output table."),),
@@ -129,10 +140,10 @@ HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
         _HEAD_SCALES,
     ),
 }
-# Of a cache in float16.
+# The features of a teacher cache with the encoding float16.
 TEACHER_CACHE_FEATURES = MASKED_EXAMPLE_FEATURES + TOPK_FEATURES["float16"] + MASS_FEATURES
 
-# What a teacher cache may hold beside these, by how it is encoded.
+# Optional features of a teacher cache, keyed by the encoding of hidden states.
 HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
     "float16": (
         Feature(HIDDEN_STATES, "<f2", ("P", "G", "D"), "Mean hidden state of each layer group."),
@@ -148,7 +159,7 @@ HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
     ),
 }
 
-# Once for each example, where a teacher cache holds it.
+# Optional feature of a teacher cache, once for each example.
 EMBEDDING_FEATURE = Feature(EMBEDDING, "<f2", ("D",), "Pooled last hidden state, without masks.")
 
 UNMASKED_WINDOW_FEATURES: tuple[Feature, ...] = (
@@ -168,7 +179,7 @@ UNMASKED_WINDOWS = "unmasked_windows"
 TEACHER_CACHE = "teacher_cache"
 TASK_LOGITS = "task_logits"
 
-# What a directory of each kind holds, by the manifest's `kind`.
+# The features in a shard directory, keyed by the manifest's `kind`.
 FEATURES: dict[str, tuple[Feature, ...]] = {
     MASKED_EXAMPLES: MASKED_EXAMPLE_FEATURES,
     UNMASKED_WINDOWS: UNMASKED_WINDOW_FEATURES,

@@ -1,4 +1,4 @@
-"""Prepares a corpus: masks it a fixed number of ways and writes masked examples.
+"""Prepares a corpus: masks each document a fixed number of times and writes masked examples.
 
 With --masking=dynamic it writes unmasked windows, which run_distill masks anew in each epoch.
 
@@ -29,11 +29,11 @@ def _create(values: absl_flags.FlagValues) -> None:
     sources = flags.read_config(values, CorpusSettings).sources()
     ray = running.choose_runner(values)
     if ray is not None and values["max_workers"].present:
-        expected = "unset with `runner`=ray, which runs a job for each `cpus_per_job` processors"
+        expected = "unset with `runner`=ray, which runs one job per `cpus_per_job` processors"
         raise InputError(Setting("max_workers"), expected, values.max_workers)
     config = flags.read_config(values, MaskedExamplesConfig, corpora=sources, ray=ray)
     if ray is None and config.max_workers > 1:
-        # The server of processes imports while this process does.
+        # The server of worker processes imports these modules while this process imports its own.
         local.prepare("pipeline.commands.running", "pipeline.masking.masked_examples")
     if any(source.tfds_name is not None for source in sources):
         running.import_quietly("tensorflow_datasets", "tensorflow")

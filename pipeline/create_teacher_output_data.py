@@ -27,20 +27,20 @@ def _create(values: absl_flags.FlagValues) -> None:
     running.join_processes(values)
     if config.ray is None:
         devices = running.choose_backend(values)
-        chosen = running.choose_compute_dtype(values, devices)
-        config = dataclasses.replace(config, compute_dtype=chosen)
+        policy = running.choose_compute_dtype(values, devices)
+        config = dataclasses.replace(config, compute_dtype=policy)
     elif config.compute_dtype == AUTO:
         expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
         raise InputError(Setting("compute_dtype"), expected, AUTO)
     else:
-        # The jobs use the devices, not this process.
+        # Only the jobs use the devices, so this process initialises none.
         running.import_backend(values)
 
     from pipeline.teacher import capture, summary
 
     manifest = capture.create_teacher_cache(config)
     if manifest is None:
-        print(f"task {config.task_index} of {config.num_tasks} is done; others still have shards")
+        print(f"task {config.task_index} of {config.num_tasks} is done; others are not")
         return
     print("\n".join(summary.describe(manifest)))
     for line in summary.describe_mass(config.output_dir, manifest):

@@ -1,4 +1,4 @@
-"""Distils a student: trains it from a teacher cache, without the teacher.
+"""Distills a student: trains it from a teacher cache, without the teacher.
 
 run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_dir=STUDENT
 """
@@ -20,18 +20,18 @@ define_flags = FLAGS.define
 
 
 def read_config(values: absl_flags.FlagValues) -> DistillConfig:
-    """Returns what parsed flags ask for.
+    """Returns the config of parsed flags.
 
     Args:
-        values: of `define_flags`; `--compute_dtype=auto` stays as it is.
+        values: parsed flags of `define_flags`. `--compute_dtype=auto` is not resolved here.
 
     Raises:
-        InputError: settings that do not go together.
+        InputError: settings contradict each other.
     """
     changes = shrink(flags.read_values(values, DistillConfig)) if values.run_local else {}
     if changes:
-        described = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-        print(f"--run_local: {described}", file=sys.stderr)
+        changed_values = ", ".join(f"{name}={value:g}" for name, value in changes.items())
+        print(f"--run_local: {changed_values}", file=sys.stderr)
     student = flags.build_config(values, StudentConfig)
     return flags.read_config(values, DistillConfig, student=student, **changes)
 
@@ -40,16 +40,16 @@ def _distill(values: absl_flags.FlagValues) -> None:
     config = read_config(values)
     running.join_processes(values)
     devices = running.choose_backend(values, "tensorflow")
-    chosen = running.choose_compute_dtype(values, devices)
-    config = dataclasses.replace(config, compute_dtype=chosen)
+    policy = running.choose_compute_dtype(values, devices)
+    config = dataclasses.replace(config, compute_dtype=policy)
 
     from pipeline.distill import replicas, training
 
-    found = replicas.find_replicas(config.distribution)
-    if found.distributed:
-        print(f"process {found.process} of {found.num_processes}", file=sys.stderr)
+    process = replicas.find_replicas(config.distribution)
+    if process.distributed:
+        print(f"process {process.process} of {process.num_processes}", file=sys.stderr)
     report = training.distill(config)
-    if not found.writes:
+    if not process.writes:
         return
     print("\n".join(training.describe(report)))
     if config.do_train:

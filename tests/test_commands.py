@@ -72,7 +72,7 @@ def test_help_may_be_cut_short() -> None:
     result = subprocess.run(
         command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.startswith("Distils a student") and not result.stderr
+    assert result.stdout.startswith("Distills a student") and not result.stderr
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -1,10 +1,9 @@
-"""Running commands and other tools from a tool, as one would type it, step by step."""
+"""Runs commands and other tools as the steps of a tool, and prints them as command lines."""
 
 import collections
 import concurrent.futures
 import ctypes
 import dataclasses
-import importlib
 import multiprocessing
 import shlex
 import signal
@@ -29,10 +28,14 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a tool, done when the file it leaves is there.
+    """A step of a tool.
 
-    Steps of one `kind` take about equally long: from those that are made follows how long those
-    to come take.
+    Attributes:
+        title: description of the step.
+        result: file that the step writes last. The step is done if it exists.
+        make: function that runs the step.
+        kind: steps of the same kind take about the same time. The time left is estimated from
+            finished steps of each kind. None for a step of unknown duration.
     """
 
     title: str
@@ -41,35 +44,35 @@ class Step:
     kind: str | None = None
 
 
-def make_steps(steps: Sequence[Step], begun: float, num_more: int = 0) -> None:
-    """Makes the steps whose result is not there.
+def make_steps(steps: Sequence[Step], start: float, num_more: int = 0) -> None:
+    """Runs the steps that are not done.
 
     Args:
-        steps: in order.
-        begun: when the program began, on the monotonic clock.
-        num_more: steps that follow these.
+        steps: the steps, in order.
+        start: start time of the program, on the monotonic clock.
+        num_more: number of steps that follow these.
     """
     seconds: dict[str | None, list[float]] = collections.defaultdict(list)
     for number, step in enumerate(steps, 1):
         done = " (done before)" if step.result.is_file() else ""
-        left = time_left(steps[number - 1 :], seconds)
-        show_step(number, len(steps) + num_more, f"{step.title}{done}", begun, left)
+        seconds_left = time_left(steps[number - 1 :], seconds)
+        show_step(number, len(steps) + num_more, f"{step.title}{done}", start, seconds_left)
         if not done:
-            step_begun = time.monotonic()
+            step_start = time.monotonic()
             step.make()
-            seconds[step.kind].append(time.monotonic() - step_begun)
+            seconds[step.kind].append(time.monotonic() - step_start)
 
 
 def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float]]) -> float | None:
     """Returns the seconds that the steps without a result will take.
 
     Args:
-        steps: those to come.
-        seconds: of steps that were made, by kind.
+        steps: the steps, also those that are done.
+        seconds: durations of finished steps, keyed by kind.
 
     Returns:
-        the sum over the steps of the mean of their kind; None where a step has no kind, or one
-        of which none was made.
+        the sum of the mean durations of the steps' kinds. None if a step has no kind, or if no
+        step of its kind is finished.
     """
     kinds = [step.kind for step in steps if not step.result.is_file()]
     if any(kind is None or not seconds.get(kind) for kind in kinds):
@@ -78,12 +81,12 @@ def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float
 
 
 def show_step(
-    number: int, num_steps: int, title: str, begun: float, left: float | None = None
+    number: int, num_steps: int, title: str, start: float, seconds_left: float | None = None
 ) -> None:
-    """Prints which step begins, after how many minutes, and how many are left if that is known."""
-    minutes = f"{(time.monotonic() - begun) / 60:.1f} min"
-    if left is not None:
-        minutes += f", about {left / 60:.0f} min left"
+    """Prints the number and title of a step, the minutes so far, and those left if known."""
+    minutes = f"{(time.monotonic() - start) / 60:.1f} min"
+    if seconds_left is not None:
+        minutes += f", about {seconds_left / 60:.0f} min left"
     print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
 
 
@@ -99,10 +102,10 @@ def _begin(*modules: str) -> None:
 
 
 class SeparateProcess:
-    """A process that calls functions, and with its end returns all memory, that of a GPU included.
+    """A process that calls functions. Closing it frees all its memory, also that of a GPU.
 
     Args:
-        imports: modules that the process imports first, and quietly.
+        imports: modules that the process imports at its start, without output.
     """
 
     def __init__(self, imports: Sequence[str] = ()) -> None:
@@ -110,7 +113,10 @@ class SeparateProcess:
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls a function, which must be picklable as its arguments and its result."""
+        """Calls a function in the process.
+
+        The function, its arguments and its result must be picklable.
+        """
         if self._pool is None:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 1,
@@ -121,25 +127,25 @@ class SeparateProcess:
         return self._pool.submit(function, *arguments).result()
 
     def close(self) -> None:
-        """Ends the process; the next call begins another one."""
+        """Ends the process. The next call starts another one."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
 
 def claim_directory(
-    work: Location, settings: dict[str, Any], contents: str, way_out: str = "choose another"
+    work: Location, settings: dict[str, Any], contents: str, hint: str = "choose another"
 ) -> None:
-    """Makes the directory of a tool's run, or recognises it as that of the same run.
+    """Makes the directory of a tool's run, or checks that it belongs to the same run.
 
     Args:
         work: the directory, from the setting `work`.
-        settings: those that decide what is in it, as JSON values.
-        contents: the run, for people.
-        way_out: what the user can do.
+        settings: settings that decide its contents, as JSON values.
+        contents: description of the run, for messages.
+        hint: a correction that the user can make, for messages.
 
     Raises:
-        InputError: it holds another run, or other files.
+        InputError: the directory contains another run, or other files.
     """
     path = work.make_directory() / _SETTINGS_FILE
     names = (item.name for item in work.iterdir())
@@ -148,66 +154,51 @@ def claim_directory(
         raise InputError(
             Setting("work"),
             "an empty folder or that of an earlier run",
-            f"{work}, which holds {present[0]!r}",
-            hint=way_out,
+            f"{work}, which contains {present[0]!r}",
+            hint=hint,
         )
     recorded = path.read_json() if path.is_file() else settings
     if recorded != settings:
         difference = manifests.describe_difference(recorded, settings)
         raise InputError(
-            Setting("work"), received=f"{work} holds {contents}: {difference}", hint=way_out
+            Setting("work"), received=f"{work} contains {contents}: {difference}", hint=hint
         )
     path.write_json(settings)
 
 
 def run_command(command: str, *arguments: str, **settings: object) -> None:
-    """Runs a command in a process of its own, after showing how one would type it.
+    """Prints the command line of a command, and runs it in a separate process.
 
     Args:
-        command: `create_pretraining_data`, `create_teacher_output_data` or
-            `run_distill`.
-        *arguments: flags as one would type them.
-        **settings: its flags, by name; None for what it does by itself.
+        command: `create_pretraining_data`, `create_teacher_output_data` or `run_distill`.
+        *arguments: flags in the syntax of the command line.
+        **settings: values of flags, keyed by name; None for the default.
 
     Raises:
-        SystemExit: it failed, and has said why; with its status.
+        SystemExit: the command failed. It has printed the error, and its status is passed on.
     """
-    _run(f"pipeline.{command}", command, [*arguments, *_typed(settings)])
+    _run(f"pipeline.{command}", command, [*arguments, *_flags(settings)])
 
 
-def run_tool(tool: str, *, process: SeparateProcess | None = None, **settings: object) -> None:
-    """Runs another tool likewise.
+def run_tool(tool: str, **settings: object) -> None:
+    """Prints the command line of another tool, and runs it in a separate process.
 
     Args:
-        tool: the name of its module.
-        process: runs it, in place of a process of its own, which would import all once more.
-        **settings: its flags, by name.
+        tool: name of the tool's module.
+        **settings: values of flags, keyed by name; None for the default.
 
     Raises:
-        SystemExit: it failed, and has said why; with its status.
+        SystemExit: the tool failed. It has printed the error, and its status is passed on.
     """
-    module, shown, typed = f"tools.{tool}", f"offline_distill {tool}", _typed(settings)
-    if process is None:
-        _run(module, shown, typed)
-        return
-    print(f"$ {shown} {shlex.join(typed)}", flush=True)
-    if status := process.call(_call_main, module, [tool, *typed]):
-        raise SystemExit(status)
+    _run(f"tools.{tool}", f"offline_distill {tool}", _flags(settings))
 
 
-def _call_main(module: str, argv: Sequence[str]) -> int:
-    return importlib.import_module(module).main(argv)
-
-
-def _typed(settings: dict[str, object]) -> list[str]:
+def _flags(settings: dict[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
 
-def _run(module: str, shown: str, typed: list[str]) -> None:
-    print(f"$ {shown} {shlex.join(typed)}", flush=True)
-    # A command that outlives a killed tool would hold the lock of its directory.
-    status = subprocess.run(
-        [sys.executable, "-m", module, *typed], check=False, preexec_fn=_end_with_parent
-    ).returncode
+def _run(module: str, shown_name: str, flags: list[str]) -> None:
+    print(f"$ {shown_name} {shlex.join(flags)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", module, *flags], check=False).returncode
     if status:
         raise SystemExit(status)

@@ -1,8 +1,8 @@
-"""Tells what a corpus holds before it is prepared: formats, fields, scripts, lengths, duplicates.
+"""Describes a corpus before it is prepared: formats, fields, scripts, lengths and duplicates.
 
 offline_distill inspect_corpus --input_dir=CORPUS --vocab_file=vocab.txt
 
-A sample of each corpus is read. Nothing is made of it.
+It reads only a sample of each corpus.
 """
 
 import dataclasses
@@ -24,32 +24,35 @@ if TYPE_CHECKING:
     from data_specs.corpora import CorpusSource
     from tools.corpus_analysis.corpus_sample import CorpusSample, Layout
 
-_MOST_PROBLEMS = 5
-# Of the letters, for a script to be shown.
-_LEAST_SHARE = 0.0001
+_MAX_SHOWN_PROBLEMS = 5
+# Scripts with a smaller share of the letters are not shown.
+_MIN_SHOWN_SHARE = 0.0001
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectCorpusConfig(Settings):
-    """The settings of this tool besides those of the corpora; its flags are generated from them."""
+    """Settings of this tool, except for those of the corpora."""
 
     vocab_file: Location | None = setting(
         None,
-        "Vocabulary whose share of unknown tokens is reported: as for create_pretraining_data.",
+        "Vocabulary for counts of tokens and the share of unknown ones, in the same forms as for "
+        "create_pretraining_data.",
         hub_files=hub_id.TOKENIZER,
     )
     do_lower_case: bool | None = setting(
-        None, "Whether to lower-case text; by default as for create_pretraining_data."
+        None, "Whether to lower-case text. The default is that of create_pretraining_data."
     )
-    sample: int = setting(10_000, "Documents of each corpus to read, about.", low=1)
+    sample: int = setting(
+        10_000, "Approximate number of documents to read from each corpus.", low=1
+    )
     output: Location | None = setting(None, "New JSON file for the report.")
 
 
 def inspect_corpora(
     sources: Sequence["CorpusSource"], config: InspectCorpusConfig
 ) -> list["CorpusSample"]:
-    """Reads a sample of each corpus."""
-    # The readers of all formats are imported only now that there is something to read.
+    """Reads a sample of each corpus and returns its measurements."""
+    # The readers of all formats are imported here, so that errors in flags are reported quickly.
     from pipeline.tokenizers.loading import load_tokenizer
     from tools.corpus_analysis import corpus_sample
 
@@ -61,7 +64,7 @@ def inspect_corpora(
 
 
 def describe(sample: "CorpusSample") -> Iterator[str]:
-    """Yields the lines on a corpus."""
+    """Yields the lines of the report on a corpus."""
     yield f"corpus      {sample.name}: {_files(sample.files)}, {sample.bytes:,} bytes"
     yield (
         f"sample      {sample.documents:,} documents, {sample.sampled_bytes:,} bytes of "
@@ -69,7 +72,7 @@ def describe(sample: "CorpusSample") -> Iterator[str]:
     )
     for layout in sample.layouts:
         yield from _describe_layout(layout)
-    for problem in sample.problems[:_MOST_PROBLEMS]:
+    for problem in sample.problems[:_MAX_SHOWN_PROBLEMS]:
         yield f"problem     {show_settings(problem, '--{}'.format)}"
     if sample.documents > sample.bad:
         yield from _describe_documents(sample)
@@ -79,11 +82,11 @@ def _describe_documents(sample: "CorpusSample") -> Iterator[str]:
     about = "about " if sample.sampled_bytes < sample.bytes else ""
     yield f"documents   {about}{sample.scaled(sample.documents):,}"
     yield f"characters  {about}{sample.scaled(sample.characters):,}"
-    yield f"skipped     {sample.bad:,} unreadable, {sample.short:,} short ones of the sample"
+    yield f"skipped     {sample.bad:,} invalid and {sample.short:,} short documents of the sample"
     others = sample.documents - sample.bad - sample.short
     yield f"duplicates  {sample.duplicates / max(1, others):.2%} of the {others:,} others"
     shares = [
-        f"{name} {share:.2%}" for name, share in sample.scripts.items() if share > _LEAST_SHARE
+        f"{name} {share:.2%}" for name, share in sample.scripts.items() if share > _MIN_SHOWN_SHARE
     ]
     yield f"scripts     {', '.join(shares) or 'none'} of the letters"
     if sample.tokens is not None:
@@ -105,10 +108,10 @@ def _describe_layout(layout: "Layout") -> Iterator[str]:
         yield f"          {mark} {field.name.ljust(widths[0])}  {kind}  {field.example}"
     if layout.missing:
         is_likely = not set(layout.missing) & set(layout.text_fields)
-        way_out = f"set --text_fields={','.join(layout.text_fields)}"
+        hint = f"set --text_fields={','.join(layout.text_fields)}"
         yield (
             f"            no field {' or '.join(layout.missing)}: "
-            f"{way_out if is_likely else 'none holds text'}"
+            f"{hint if is_likely else 'no field contains text'}"
         )
 
 
@@ -136,7 +139,7 @@ def _inspect(values: absl_flags.FlagValues) -> None:
     if any(source.tfds_name is not None for source in sources):
         running.import_quietly("tensorflow_datasets", "tensorflow")
     samples = inspect_corpora(sources, config)
-    # A terminal that knows no Chinese still shows the rest.
+    # A terminal that cannot show some characters shows their escapes instead.
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n\n".join("\n".join(describe(sample)) for sample in samples))
     if config.output is not None:

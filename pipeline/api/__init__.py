@@ -1,6 +1,8 @@
-"""Offline distillation in Python: `import offline_distill`; in a clone `from pipeline import api`.
+"""Python API of offline distillation: `import offline_distill`.
 
-Masks a corpus, captures a teacher and distils a student, as the three commands do:
+In a clone of the repository, use `from pipeline import api`.
+
+The functions prepare a corpus, capture a teacher and distill a student, as the three commands do:
 
     import offline_distill as od
 
@@ -14,19 +16,20 @@ Masks a corpus, captures a teacher and distils a student, as the three commands 
     start = od.StudentConfig(init_from="teacher", student_layers=2)
     metrics = od.distill(od.DistillConfig(student=start, input_dir="cache", output_dir="student"))
 
-Reads a cache:
+`open_cache` reads a teacher cache:
 
     cache = od.open_cache("cache")
     for example in cache.examples("eval"):
         probabilities, rest = example.targets.probabilities(temperature=1.0, k=3)
 
-Fields of the config classes have the names, defaults and ranges of the commands' flags; a model
-of the hub is downloaded by the function that gets the config. A value
-that the user can correct raises `InputError`. Keras computes with the framework that the
-environment variable KERAS_BACKEND names. Set it before the first call.
+The fields of the config classes have the names, defaults and ranges of the commands' flags. A
+function downloads the models of the hub that its config names. Invalid values raise `InputError`.
 
-Importing this package imports nothing heavy. It is the only package of `pipeline` that imports
-from `tools`, inside `verify` and `merge`: it presents both to callers from outside.
+The environment variable KERAS_BACKEND selects the framework that Keras computes with. Set it
+before the first call.
+
+Importing this package imports no large package. It is the only package of `pipeline` that imports
+from `tools`, in `verify` and `merge`, because it offers both packages to callers.
 """
 
 import dataclasses
@@ -85,7 +88,10 @@ def __dir__() -> list[str]:
 
 
 def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
-    """Masks a corpus into masked examples, or finishes an interrupted run; returns the manifest.
+    """Prepares a corpus: writes masked examples or unmasked windows, or resumes such a run.
+
+    Returns:
+        the manifest of the output directory.
 
     Example:
         corpus = CorpusSource(input_dir="corpus", text_fields=("title", "content"))
@@ -100,10 +106,10 @@ def create_pretraining_data(config: "MaskedExamplesConfig") -> "Manifest":
 
 
 def create_teacher_output_data(config: "TeacherCacheConfig") -> "Manifest | None":
-    """Runs the teacher once over masked examples, or finishes an interrupted run.
+    """Captures a teacher: runs it once over masked examples, or resumes such a run.
 
     Returns:
-        the manifest of the teacher cache; None where other tasks still have shards to write.
+        the manifest of the teacher cache; None if other tasks still have shards to write.
 
     Example:
         config = TeacherCacheConfig(
@@ -120,7 +126,7 @@ def distill(config: "DistillConfig") -> Mapping[str, float]:
     """Trains and evaluates a student, or resumes an interrupted run.
 
     Returns:
-        the metrics of the last evaluation, by name.
+        the metrics of the last evaluation, keyed by name.
 
     Example:
         start = StudentConfig(init_from="teacher", student_layers=3)
@@ -151,7 +157,7 @@ def open_cache(path: str) -> "Cache":
 
 
 def load_model(path: str) -> "MaskedLM":
-    """Loads a masked language model, such as a student, as a Keras model.
+    """Loads a masked language model, for example a student, as a Keras model.
 
     Args:
         path: a model directory in Hugging Face's or Google's BERT layout, or a model of the
@@ -174,7 +180,7 @@ def verify(path: str) -> Mapping[str, Sequence[str]]:
     """Checks every byte and every record of a directory of shards.
 
     Returns:
-        the problems, by the name of the file; empty for a sound directory.
+        the problems, keyed by the name of the file; empty if there are none.
 
     Raises:
         InputError: the manifest is missing or damaged.
@@ -196,8 +202,8 @@ def merge(paths: Sequence[str], output: str, **settings: Any) -> "Manifest":
 
     Args:
         paths: the teacher caches.
-        output: directory for the merged cache: empty, or of an interrupted run.
-        **settings: further fields of `tools.merge_caches.MergeConfig`.
+        output: directory for the merged cache: empty, or that of an interrupted run.
+        **settings: other fields of `tools.merge_caches.MergeConfig`.
 
     Returns:
         the manifest of the merged cache.
@@ -211,19 +217,19 @@ def merge(paths: Sequence[str], output: str, **settings: Any) -> "Manifest":
 
 
 def _downloaded(config: Any) -> Any:
-    """Returns a config with directories in place of models of the hub."""
+    """Returns a config in which models of the hub are replaced by their directories."""
     from pipeline.hub import models
 
     return models.downloaded(config)
 
 
 def _with_compute_dtype(config: Any) -> Any:
-    """Returns a config whose `compute_dtype` is not left to the machine."""
+    """Returns a config in which a `compute_dtype` of `auto` is resolved."""
     from pipeline.base import compute_dtype
 
     if config.compute_dtype != compute_dtype.AUTO:
         return config
     import keras
 
-    chosen, _ = compute_dtype.detect(keras.distribution.list_devices())
-    return dataclasses.replace(config, compute_dtype=chosen)
+    policy, _ = compute_dtype.detect(keras.distribution.list_devices())
+    return dataclasses.replace(config, compute_dtype=policy)

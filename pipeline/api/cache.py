@@ -1,4 +1,4 @@
-"""A directory of shards as an object: typed records, and TensorFlow datasets of batches."""
+"""Reads a shard directory as typed records, or as a TensorFlow dataset of batches."""
 
 import dataclasses
 import functools
@@ -28,9 +28,9 @@ class CachedExample(MaskedExample):
     """A masked example with the teacher targets of its masked positions.
 
     Attributes:
-        targets: None in a directory of masked examples.
-        embedding: float32 [D], the teacher's of the text before masking; None where none is
-            cached.
+        targets: the teacher targets; None in a directory of masked examples.
+        embedding: float32 [D], the teacher's embedding of the text before masking; None if the
+            cache has none.
     """
 
     targets: TeacherTargets | None = dataclasses.field(default=None, kw_only=True)
@@ -44,13 +44,15 @@ class Cache:
         path: the directory, on this machine or in a bucket.
 
     Attributes:
-        directory: its location.
-        manifest: its manifest: splits, vocabulary, settings.
+        directory: location of the directory.
+        manifest: the manifest, with splits, vocabulary and settings.
 
     Raises:
-        InputError: there is no such directory, or it is not complete.
+        InputError: the directory does not exist, or is not complete.
 
-    Example: the teacher's three most probable tokens at the masked positions of one example.
+    Example:
+        This prints the teacher's three most probable tokens at the masked positions of an
+        example:
 
         cache = Cache("cache")
         example = next(cache.examples("eval"))
@@ -65,13 +67,13 @@ class Cache:
         self.manifest: Manifest = self._input.manifest
 
     def examples(self, split: str) -> Iterator[CachedExample | Window]:
-        """Yields the records of a split in their stored order.
+        """Yields the records of a split in stored order.
 
         Args:
             split: "train" or "eval".
 
         Raises:
-            InputError: there is no such split, or a file or a record is damaged.
+            InputError: the split does not exist, or a file or a record is damaged.
         """
         kind = Window if self.manifest.kind == UNMASKED_WINDOWS else CachedExample
         for shard in self._shards(split):
@@ -83,12 +85,14 @@ class Cache:
                     raise InputError(path, received=f"broken record {index}: {error}") from error
 
     def dataset(self, split: str, *, batch_size: int, seed: int | None = None) -> "tf.data.Dataset":
-        """Returns batches of padded tensors; `pipeline.storage.reader.parse_batch` names them.
+        """Returns a dataset of batches of padded tensors.
+
+        For the names of the tensors, see `pipeline.storage.reader.parse_batch`.
 
         Args:
             split: "train" or "eval".
-            batch_size: examples in a batch.
-            seed: of an endless shuffled order; None for the stored order, once.
+            batch_size: number of examples in a batch.
+            seed: seed of an endless, shuffled dataset; None for one epoch in stored order.
 
         Example:
             for batch in Cache("cache").dataset("train", batch_size=32, seed=1).take(10):
@@ -108,7 +112,7 @@ class Cache:
         )
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """Returns the tokens that ids stand for."""
+        """Returns the tokens of token ids."""
         return [self._tokenizer.vocab[index] for index in ids]
 
     def _shards(self, split: str) -> tuple[ShardInfo, ...]:

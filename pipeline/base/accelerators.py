@@ -1,9 +1,11 @@
 """Peak compute, memory and bandwidth of accelerators, as their makers state them.
 
-Sources: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e (a chip: peak compute in
-bfloat16, HBM capacity and bandwidth); NVIDIA's data sheets of H200, H100, A100, L40S,
-L4, V100 and T4 (Tensor cores without sparsity; bfloat16, or float16 for the last two,
-which have no bfloat16).
+Sources:
+    TPU: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. The figures are those of a chip:
+        peak compute in bfloat16, HBM capacity and bandwidth.
+    GPU: NVIDIA's data sheets of H200, H100, A100, L40S, L4, V100 and T4. The figures are those
+        of the Tensor cores without sparsity, in bfloat16. V100 and T4 have no bfloat16; theirs
+        are in float16.
 """
 
 import dataclasses
@@ -12,13 +14,13 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One chip.
+    """An accelerator chip.
 
     Attributes:
-        name: for people.
-        peak_flops: multiplications and additions a second in 16 bits, dense.
-        memory_gb: of its own memory, 10⁹ bytes.
-        bandwidth: bytes a second between it and that memory.
+        name: display name.
+        peak_flops: dense 16-bit multiplications and additions per second.
+        memory_gb: device memory, in units of 10⁹ bytes.
+        bandwidth: memory bandwidth, in bytes per second.
     """
 
     name: str
@@ -27,14 +29,14 @@ class Accelerator:
     bandwidth: float
 
 
-# By the first part of a topology's name.
+# Keyed by the first part of a topology's name, for example `v5e` of `v5e-8`.
 TPUS: Mapping[str, Accelerator] = {
     "v4": Accelerator("TPU v4", 275e12, 32, 1200e9),
     "v5e": Accelerator("TPU v5e", 197e12, 16, 819e9),
     "v5p": Accelerator("TPU v5p", 459e12, 95, 2765e9),
     "v6e": Accelerator("TPU v6e", 918e12, 32, 1640e9),
 }
-# By JAX's `device_kind`, which is the whole name of a TPU.
+# Keys of `TPUS` for each `device_kind` of JAX.
 _TPU_KINDS: Mapping[str, str] = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -44,7 +46,7 @@ _TPU_KINDS: Mapping[str, str] = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-# By words of the `device_kind` of a GPU; the first entry whose words are all in it applies.
+# Words of a GPU's `device_kind`. The first entry whose words all occur in it applies.
 _GPUS: tuple[tuple[tuple[str, ...], Accelerator], ...] = (
     (("H200",), Accelerator("H200 SXM", 989e12, 141, 4800e9)),
     (("H100", "PCIe"), Accelerator("H100 PCIe", 756e12, 80, 2000e9)),
@@ -60,15 +62,15 @@ _GPUS: tuple[tuple[tuple[str, ...], Accelerator], ...] = (
 
 
 def find_accelerator(device_kind: str) -> Accelerator | None:
-    """Returns the chip that JAX or TensorFlow names; None for one that is not known here.
+    """Returns the chip that JAX or TensorFlow names; None for an unknown chip.
 
     Args:
-        device_kind: such as `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
+        device_kind: for example `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
     """
     if device_kind in _TPU_KINDS:
         return TPUS[_TPU_KINDS[device_kind]]
     words = device_kind.replace("-", " ").split()
-    for wanted, accelerator in _GPUS:
-        if all(word in words for word in wanted):
+    for required_words, accelerator in _GPUS:
+        if all(word in words for word in required_words):
             return accelerator
     return None

@@ -7,13 +7,13 @@ from typing import Any
 
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 
-# What `--distribution` takes.
+# Values of `--distribution`.
 ALONE = "none"
 DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
-# Heartbeat and shutdown timeout.
-_PATIENCE_SECONDS = 100
-# The environment variable for `coordinator_address`, which JAX reads, too.
+# Timeout of heartbeats and of the shutdown.
+_TIMEOUT_SECONDS = 100
+# The environment variable for `coordinator_address`, which JAX reads itself.
 _ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
 # Below it, in the key-value store that joined processes share, each that failed has an entry.
 _FAILURES = "offline_distill/failures"
@@ -22,27 +22,29 @@ _FAILURES = "offline_distill/failures"
 def join(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Joins the processes of a run; call it before anything asks for devices.
+    """Joins the processes of a run. Call it before any code asks JAX for devices.
 
-    What is None is found by JAX itself on a Cloud TPU pod, under Slurm and under Open MPI;
-    where it finds nothing, this process is alone. With `num_processes` 1 nothing is looked for.
+    JAX detects arguments that are None on Cloud TPU pods, Slurm and Open MPI. Where it detects
+    no cluster, this process runs alone. `num_processes` 1 skips the detection.
 
     Raises:
-        InputError: the address is none, something is missing, or the others cannot be reached.
+        InputError: the address is malformed, an argument is missing, or the other processes
+            cannot be reached.
     """
     if num_processes == 1:
         return
-    setting, named = Setting("coordinator_address"), os.environ.get(_ADDRESS_VARIABLE)
-    address = coordinator_address or named
+    setting = Setting("coordinator_address")
+    address_variable = os.environ.get(_ADDRESS_VARIABLE)
+    address = coordinator_address or address_variable
     if address and not address.rpartition(":")[2].isdigit():
         raise InputError(setting, "HOST:PORT of process 0", f"{address!r}")
-    given = {
+    arguments = {
         "`coordinator_address`": coordinator_address,
-        _ADDRESS_VARIABLE: named,
+        _ADDRESS_VARIABLE: address_variable,
         "`num_processes`": num_processes,
         "`process_id`": process_id,
     }
-    told = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    passed = " ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
     import jax
 
     try:
@@ -50,18 +52,18 @@ def join(
             coordinator_address,
             num_processes,
             process_id,
-            heartbeat_timeout_seconds=_PATIENCE_SECONDS,
-            shutdown_timeout_seconds=_PATIENCE_SECONDS,
+            heartbeat_timeout_seconds=_TIMEOUT_SECONDS,
+            shutdown_timeout_seconds=_TIMEOUT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         expected, received = None, f"the other processes cannot be joined ({error})"
         if isinstance(error, ValueError):
-            if not told and str(error).startswith("coordinator_address"):
-                # It says so where nothing tells of others.
+            if not passed and str(error).startswith("coordinator_address"):
+                # JAX raises this error where it detects no cluster.
                 return
             expected = "set together with `num_processes` and `process_id`"
-            received = f"{told or 'none'} ({error})"
-        hint = "`num_processes`=1 for a process that is alone"
+            received = f"{passed or 'none'} ({error})"
+        hint = "set `num_processes`=1 to run one process alone"
         raise InputError(setting, expected, received, hint) from error
 
 

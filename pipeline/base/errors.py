@@ -1,11 +1,11 @@
-"""Errors that the user can correct, with fields that a command turns into one line."""
+"""Errors that the user can correct. Commands format their fields as one line."""
 
 import contextlib
 import re
 from collections.abc import Callable, Iterator
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
-# A command with settings, such as "run_distill `student`='my model' `freeze`=encoder".
+# A command with settings, for example "run_distill `student`='my model' `freeze`=encoder".
 _COMMAND_LINE = re.compile(
     r"\b(?:create_\w+_data|run_distill|offline_distill \w+)"
     r"(?: `[a-z][a-z0-9_]*`(?:=(?:'[^']*'|[^\s;])+)?)+"
@@ -21,20 +21,20 @@ class Setting(str):
 class InputError(ValueError):
     """An error the user can correct: a setting, a file or the environment.
 
-    The commands print it as one line `error: …` and exit with status 1, without a
-    traceback. Any other exception is a defect of the program.
+    The commands print it as one line `error: …`, without a traceback, and exit with status 1.
+    Any other exception is a defect of the program.
 
-    Texts name a setting in backticks, as in "at most `num_train_steps`=100", so that a
-    command can show it as the flag that it is there.
+    Texts name a setting in backticks, as in "at most `num_train_steps`=100". A command shows
+    such a setting as its flag.
 
     Attributes:
-        subject: what is wrong: a `Setting`, or the text of a location, a place in a file, an
-            environment variable; None where the message needs none.
-        expected: what would be right, as a phrase that follows "must be" (for a setting) or
-            "expected"; None where only facts are stated.
-        received: what was there instead, or, without `expected`, what is wrong.
-        hint: what to do.
-        setting: the setting whose value the subject is, or is found in; None if unknown.
+        subject: the faulty value or file: a `Setting`, or the text of a location, a position in
+            a file or an environment variable. None if the message needs no subject.
+        expected: the correct value, as a phrase after "must be" (for a setting) or "expected".
+            None if the message only states facts.
+        received: the actual value; without `expected`, a statement of the problem.
+        hint: a correction that the user can make.
+        setting: the setting whose value names or contains the subject; None if unknown.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class InputError(ValueError):
         hint: str | None = None,
     ) -> None:
         super().__init__(subject, expected, received, hint)
-        # A location knows which setting named it.
+        # A location records the setting whose value it is.
         setting = getattr(subject, "setting", None)
         self.setting = None if setting is None else Setting(setting)
         self.subject = subject if subject is None or isinstance(subject, Setting) else str(subject)
@@ -58,19 +58,20 @@ class InputError(ValueError):
 
 
 class DivergedError(InputError):
-    """Training came to a loss that is no finite number."""
+    """The training loss is not a finite number."""
 
 
 class InterruptedRunError(InputError):
-    """A run was cut short from outside; the same command continues it."""
+    """A run was interrupted from outside. Re-running the command resumes it."""
 
 
 class StoppedRunError(Exception):
-    """A run was asked to stop by a signal, and did so in order.
+    """A run stopped cleanly after a signal.
 
     Args:
-        message: one line that says what to do next.
-        signal_number: of the signal; the commands exit with 128 more, as shells do.
+        message: one line that tells the user what to do next.
+        signal_number: number of the signal. The commands exit with 128 + `signal_number`, as
+            shells do.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -80,9 +81,10 @@ class StoppedRunError(Exception):
 
 @contextlib.contextmanager
 def naming_setting(name: str) -> Iterator[None]:
-    """Adds to an `InputError` of the block the setting whose value the block reads.
+    """Adds a setting to an `InputError` that is raised while the block reads its value.
 
-    Without a subject, the setting is the subject. An error that names a setting stays as it is.
+    The setting becomes the subject of an error without one. An error that already names a
+    setting is not changed.
     """
     try:
         yield
@@ -95,11 +97,11 @@ def naming_setting(name: str) -> Iterator[None]:
 
 
 def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
-    """Returns the one line that states an error: the only place that words one.
+    """Returns an error's message in one line. No other function formats errors.
 
     Args:
-        error: its fields.
-        show_setting: how a setting's name is shown, such as `"--{}".format` in a command.
+        error: the error to describe.
+        show_setting: formats a setting's name, for example `"--{}".format` in a command.
 
     Example:
         `describe(InputError(Setting("batch"), "at least 1", 0), str)` is
@@ -116,14 +118,14 @@ def describe(error: InputError, show_setting: Callable[[str], str]) -> str:
         requirement = f"{requirement} {error.expected}"
         received = requirement if received is None else f"{requirement}, {actual} {received}"
     facts = "; ".join(str(text) for text in (received, error.hint) if text is not None)
-    parts = (subject, show_settings(facts, show_setting))
-    return " ".join(": ".join(part for part in parts if part).split())
+    texts = (subject, show_settings(facts, show_setting))
+    return " ".join(": ".join(text for text in texts if text).split())
 
 
 def show_settings(text: str, show_setting: Callable[[str], str]) -> str:
-    """Returns a text with the settings that it names in backticks as `show_setting` shows them.
+    """Returns a text in which `show_setting` formats each setting in backticks.
 
-    Behind the name of a command they are its flags, whoever shows them.
+    Settings that follow the name of a command are always shown as flags.
     """
     text = _COMMAND_LINE.sub(lambda match: _SETTING_NAME.sub(r"--\1", match[0]), text)
     return _SETTING_NAME.sub(lambda match: show_setting(match[1]), text)

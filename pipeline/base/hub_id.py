@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: their names in a user's text, and their folders in its cache."""
+"""Models of the Hugging Face hub: their ids in a user's text, and their folders in its cache."""
 
 import dataclasses
 import os
@@ -8,21 +8,20 @@ import urllib.parse
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 
-# The files that a setting's model is downloaded for: all that a model is read from, or those of
-# its tokenizer alone.
+# The files to download for a setting: those of the model, or only those of its tokenizer.
 MODEL = "model"
 TOKENIZER = "tokenizer"
 
 _PART = r"\w(?:[\w.\-]*\w)?"
 _ID = re.compile(rf"(?:{_PART}/)?{_PART}", re.ASCII)
 _MAX_ID = 96
-# Names of branches, tags and commits, as far as they are harmless in a path.
+# Names of branches, tags and commits that are safe in a path.
 _REVISION = re.compile(r"\w[\w.\-+/]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _URL = re.compile(r"(hf|https?)://(.*)", re.DOTALL)
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-# Of the hub's first models, whose names have no organization, all encoders have a hyphen. Other
-# single words are folders.
+# Ids without an organization belong to the hub's first models. All encoders among them have a
+# hyphen, so any other single word is read as a folder.
 _LEGACY_ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+")
 _FILE_SUFFIXES = (
     *(".bin", ".ckpt", ".h5", ".index", ".json", ".model", ".safetensors", ".spm"),
@@ -34,12 +33,12 @@ _SNAPSHOTS = "snapshots"
 
 @dataclasses.dataclass(frozen=True)
 class HubModel:
-    """A model of the hub, as a user names it or as it lies in the hub's cache.
+    """A model of the hub that a user names or that is stored in the hub's cache.
 
     Attributes:
-        id: such as `hfl/chinese-roberta-wwm-ext-large`.
+        id: for example `hfl/chinese-roberta-wwm-ext-large`.
         revision: a branch, tag or commit; None for the default branch.
-        setting: the setting whose value it is, which errors name.
+        setting: the setting whose value this is; errors name it.
     """
 
     id: str
@@ -51,15 +50,15 @@ class HubModel:
 
 
 def is_commit(text: str) -> bool:
-    """Returns whether a text is the whole hash of a commit."""
+    """Returns whether a text is the full hash of a commit."""
     return _COMMIT.fullmatch(text) is not None
 
 
 def parse(text: str, setting: str | None = None) -> HubModel | None:
     """Returns the model of the hub that a user's text names; None for a path.
 
-    An id is `ORG/NAME` or `ORG/NAME@REVISION`, if nothing on this machine has that path.
-    `hf://ORG/NAME` and the URL of a model's page always name the hub.
+    `ORG/NAME` and `ORG/NAME@REVISION` are ids, unless that path exists on this machine.
+    `hf://ORG/NAME` and the URL of a model's page always name a model of the hub.
 
     Raises:
         InputError: a URL that names no model of the hub.
@@ -77,14 +76,14 @@ def parse(text: str, setting: str | None = None) -> HubModel | None:
 
 
 def snapshot_folder(cache: Location, model: HubModel, commit: str) -> Location:
-    """Returns the folder of a model's files at a commit, in the hub's cache."""
+    """Returns the folder in the hub's cache for a model's files at a commit."""
     return cache / f"{_FOLDER}{model.id.replace('/', '--')}" / _SNAPSHOTS / commit
 
 
 def snapshot_of(path: Location) -> HubModel | None:
-    """Returns the model, with its commit as revision, that lies in a folder of the hub's cache.
+    """Returns the model that a folder of the hub's cache contains; None for any other folder.
 
-    None for any other folder.
+    The model's revision is the commit of the folder.
     """
     folder, name, commit = ("", "", "", *path.parts)[-3:]
     if name != _SNAPSHOTS or not folder.startswith(_FOLDER) or not is_commit(commit):
@@ -93,7 +92,7 @@ def snapshot_of(path: Location) -> HubModel | None:
 
 
 def name_of(path: Location) -> str:
-    """Returns the name of a model directory for people; in the hub's cache, the model's id."""
+    """Returns the display name of a model directory: in the hub's cache, the model's id."""
     snapshot = snapshot_of(path)
     return path.name if snapshot is None else snapshot.id
 
@@ -114,12 +113,12 @@ def _looks_like_id(name: str) -> bool:
 
 
 def _read_page(url: str) -> str:
-    """Returns `ORG/NAME` or `ORG/NAME@REVISION` of the URL of a page of the hub; else ""."""
+    """Returns the id in the URL of a hub page: `ORG/NAME`, `ORG/NAME@REVISION`; "" if none."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    parts = urllib.parse.urlsplit(url)
+    page = urllib.parse.urlsplit(url)
     if endpoint and url.startswith(f"{endpoint}/"):
-        parts = urllib.parse.urlsplit(url.removeprefix(endpoint))
-    elif parts.hostname not in _HOSTS:
+        page = urllib.parse.urlsplit(url.removeprefix(endpoint))
+    elif page.hostname not in _HOSTS:
         return ""
-    name, tree, revision = parts.path.strip("/").partition("/tree/")
+    name, tree, revision = page.path.strip("/").partition("/tree/")
     return f"{name}@{urllib.parse.unquote(revision)}" if tree else name

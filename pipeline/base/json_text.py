@@ -1,4 +1,4 @@
-"""JSON from outside: no deeper, and with no longer numbers, than what uses it can bear."""
+"""Reads, checks and writes JSON, with limits for nesting and for the length of numbers."""
 
 import contextlib
 import json
@@ -10,28 +10,29 @@ import msgspec
 from pipeline.base.errors import InputError
 
 Kind = TypeVar("Kind")
-# How a pattern's texts are called in messages.
+# Names for the texts that match a pattern, for messages. Keyed by msgspec's name for the type.
 _PHRASES: dict[str, str] = {}
 
 
 def matching(pattern: str, phrase: str) -> msgspec.Meta:
-    """Returns a constraint of whole texts, such as `Annotated[str, matching("[0-9]+", "digits")]`.
+    """Returns a constraint on a whole text. Messages call a matching text `phrase`.
 
-    Messages call such a text `phrase`.
+    Example:
+        `Annotated[str, matching("[0-9]+", "digits")]`
     """
     whole = rf"^(?:{pattern})\Z"
     _PHRASES[f"str matching regex {whole!r}"] = phrase
     return msgspec.Meta(pattern=whole)
 
 
-# Python gives up at some hundreds of levels, wherever it happens to be then.
+# Far below Python's recursion limit, which depends on the depth of the caller.
 MAX_DEPTH = 64
-# A whole number of more digits has no float.
+# Every integer of so many digits can be converted to a float.
 MAX_DIGITS = 300
-_MAX_SHOWN = 200
+_MAX_SHOWN_CHARACTERS = 200
 
 
-def _whole_number(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         expected = f"expected numbers of at most {MAX_DIGITS} digits"
         raise ValueError(f"{expected}, received one of {len(digits)}")
@@ -39,28 +40,31 @@ def _whole_number(digits: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Returns how a value is written in a message: in one line, and not for ever."""
+    """Returns a value as one line of limited length, for messages."""
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    if len(text) <= _MAX_SHOWN_CHARACTERS:
+        return text
+    return f"{text[:_MAX_SHOWN_CHARACTERS]}…"
 
 
 def dump(value: Any) -> bytes:
-    """Returns JSON with sorted keys and a final newline: equal values, equal bytes."""
+    """Returns JSON with sorted keys and a final newline. Equal values give equal bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     return (text + "\n").encode("utf-8")
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole_number)
+_DECODER = json.JSONDecoder(parse_int=_parse_integer)
 
 
 def load(content: bytes | str) -> Any:
     """Reads a JSON value.
 
     Args:
-        content: UTF-8, with or without a byte order mark, or text.
+        content: text, or bytes in UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, nested too deeply, or has too long a number.
+        ValueError: the content is not UTF-8, not JSON, is nested too deeply, or has a number of
+            too many digits.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     with contextlib.suppress(RecursionError):
@@ -71,51 +75,51 @@ def load(content: bytes | str) -> Any:
 
 
 def convert(value: Any, kind: type[Kind], where: object) -> Kind:
-    """Makes an object of a JSON value, checking types and bounds.
+    """Converts a JSON value to a typed object, and checks types and bounds.
 
     Args:
-        value: as `load` returns it.
-        kind: a dataclass or a `msgspec.Struct` whose annotations are the checks.
-        where: what was read, such as a location; the subject of errors.
+        value: a value that `load` returned.
+        kind: a dataclass or a `msgspec.Struct`. Its annotations state types and bounds.
+        where: the source of the value, for example a location. It is the subject of errors.
 
     Raises:
-        InputError: a field is missing, unknown or invalid; its subject ends in the field's path.
+        InputError: a field is missing, unknown or invalid. The subject ends in the field's path.
 
     Example:
-        of {"seed": -1}, whose `seed` must be at least 0, the error's subject is
-        "manifest.json: seed", it expected "int >= 0" and received "-1".
+        `seed` must be at least 0. For {"seed": -1} in manifest.json, the error has the subject
+        "manifest.json: seed", the expected value "int >= 0" and the received value "-1".
     """
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        # Such as "Expected `int` >= 0 - at `$.splits[...][0].bytes`".
-        problem, _, place = str(error).replace("`", "").partition(" - at ")
-        place = place.rpartition("$")[2].removeprefix(".")
+        # For example "Expected `int` >= 0 - at `$.splits[...][0].bytes`".
+        problem, _, field_path = str(error).replace("`", "").partition(" - at ")
+        field_path = field_path.rpartition("$")[2].removeprefix(".")
         expected, received = None, shown(problem)[1:-1]
         if problem.startswith("Expected "):
-            expected, _, got = problem.removeprefix("Expected ").partition(", got ")
+            expected, _, actual_type = problem.removeprefix("Expected ").partition(", got ")
             expected = _PHRASES.get(expected, expected)
-            received = _shown_at(value, place, got or None)
-        refusal = InputError(where, expected, received)
-        if place:
-            refusal.subject = f"{refusal.subject}: {place}"
-        raise refusal from error
+            received = _shown_at(value, field_path, actual_type or None)
+        input_error = InputError(where, expected, received)
+        if field_path:
+            input_error.subject = f"{input_error.subject}: {field_path}"
+        raise input_error from error
     except UnicodeEncodeError as error:
-        # Of a key that no field has: msgspec compares keys as UTF-8.
+        # msgspec encodes an unknown key as UTF-8 to compare it with the fields' names.
         raise InputError(where, "text that UTF-8 can encode", shown(error.object)) from error
 
 
-def _shown_at(value: Any, place: str, otherwise: str | None) -> str | None:
-    """Returns how the value at a path is shown; `otherwise` where the path leaves keys open."""
-    for name, index in re.findall(r"(\w+)|\[(\d+|\.\.\.)\]", place):
+def _shown_at(value: Any, field_path: str, default: str | None) -> str | None:
+    """Returns the shown value at a path; `default` if msgspec's path omits a key as `[...]`."""
+    for name, index in re.findall(r"(\w+)|\[(\d+|\.\.\.)\]", field_path):
         if index == "...":
-            return otherwise
+            return default
         value = value[name] if name else value[int(index)]
     return shown(value)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Returns whether brackets are nested in more than so many levels."""
+    """Returns whether brackets are nested more than `levels` deep."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     inner = [item for item in items if isinstance(item, dict | list)]
     return any(levels == 1 or _is_deeper(item, levels - 1) for item in inner)

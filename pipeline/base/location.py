@@ -1,12 +1,12 @@
-"""Locations: files and folders on this machine or in a bucket; a file appears whole or not at all.
+"""Files and folders on this machine or in a bucket. Files are written atomically.
 
-`Location.parse` turns a user's text into a `LocalLocation`, which is a `pathlib` path, or for
-`gs://…` and `s3://…` into a `BucketLocation` with as much of the same interface, through
-fsspec. `memory://…` is a store within this process, for tests.
+`Location.parse` turns a user's text into a location. A path becomes a `LocalLocation`, which is
+a `pathlib` path. `gs://…` and `s3://…` become a `BucketLocation`, which implements the used part
+of the same interface with fsspec. `memory://…` is a store in this process, for tests.
 
-A store makes an object appear whole or not at all, and has neither folders nor locks. Of two
-processes that write the same object the last wins, and as jobs are deterministic both write the
-same bytes. fsspec and the packages behind it are imported when a first object is looked at.
+A store writes objects atomically, but has neither folders nor locks. If two processes write the
+same object, the last one wins. Jobs are deterministic, so both write the same bytes. fsspec and
+its packages are imported when the first object is accessed.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ from pipeline.base.local_mirror import (
     reserve_room,
 )
 
-# A JSON file of ours is a few kilobytes a shard; a larger one is not ours.
+# The project's JSON files take a few kilobytes per shard. A larger file is not one of them.
 MAX_JSON_BYTES = 256 * 2**20
-# What fsspec needs for each kind of store.
+# The package that fsspec needs for each kind of store.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec", "hf": "huggingface_hub"}
-# Those that a user's text may name: datasets of the hub are only read, and only as corpora.
+# Schemes of a user's text. `hf` is left out: datasets of the hub are only read, as corpora.
 _SCHEMES = ("gs", "s3", "memory")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
-# What a first request asks for ahead: fsspec's own 50 MB are much for a worker.
+# Size of the first read-ahead request. fsspec's default of 50 MB is large for a worker.
 _BLOCK_BYTES = 8 * 2**20
 _BUFFER_BYTES = 2**18
-# How stores name the version of an object.
-_VERSIONS = ("ETag", "etag", "generation", "created")
-# Packages whose errors say something of the store, of the network or of credentials.
+# Keys under which stores return the version of an object.
+_VERSION_KEYS = ("ETag", "etag", "generation", "created")
+# Packages whose errors concern the store, the network or credentials.
 _STORE_PACKAGES = frozenset(
     (
         *("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpcore", "httpx"),
@@ -62,12 +62,13 @@ _STORE_PACKAGES = frozenset(
 class Location:
     """A file or folder: a `LocalLocation` or a `BucketLocation`.
 
-    Both have these of `pathlib.Path`: `/`, `name`, `stem`, `suffix`, `parts`, `parent`,
-    `with_name`, `relative_to`, `is_relative_to`, `resolve`, `absolute`, `is_file`, `is_dir`,
-    `exists`, `stat`, `iterdir`, `glob`, `open`, `read_bytes`, `read_text`, `unlink`, `mkdir`.
+    Both implement these members of `pathlib.Path`: `/`, `name`, `stem`, `suffix`, `parts`,
+    `parent`, `with_name`, `relative_to`, `is_relative_to`, `resolve`, `absolute`, `is_file`,
+    `is_dir`, `exists`, `stat`, `iterdir`, `glob`, `open`, `read_bytes`, `read_text`, `unlink`,
+    `mkdir`.
 
     Attributes:
-        setting: the setting whose value this is, which errors name; None for others.
+        setting: the setting whose value this is, for error messages; None for other locations.
     """
 
     setting: str | None = None
@@ -77,11 +78,11 @@ class Location:
         """Returns the location that a user's text names.
 
         Args:
-            path: a path of this machine, or a URL of a bucket.
-            setting: the setting whose value it is.
+            path: a path on this machine, or the URL of a bucket.
+            setting: the setting whose value `path` is.
 
         Raises:
-            InputError: a URL of another kind than gs:// and s3://.
+            InputError: a URL whose scheme is neither gs:// nor s3://.
         """
         if isinstance(path, Location):
             return path
@@ -93,30 +94,30 @@ class Location:
 
     @staticmethod
     def of_variable(name: str) -> "Location | None":
-        """Returns the location that an environment variable names; None where it is not set.
+        """Returns the location that an environment variable names; None if it is not set.
 
         Raises:
-            InputError: a URL of another kind than gs:// and s3://.
+            InputError: a URL whose scheme is neither gs:// nor s3://.
         """
         text = os.environ.get(name)
         return Location.parse(text) if text else None
 
     @property
     def is_local(self) -> bool:
-        """Whether this is of this machine."""
+        """Whether this location is on this machine."""
         return isinstance(self, LocalLocation)
 
     def is_inside(self, folder: "Location") -> bool:
-        """Returns whether this is below a folder, or the folder; symbolic links are followed."""
+        """Returns whether this is a folder or below it; symbolic links are resolved."""
         path, folder = self.resolve(), folder.resolve()
         return isinstance(folder, type(path)) and path.is_relative_to(folder)
 
     def temporary(self) -> "Location":
-        """Returns the hidden name beside this one under which it is written."""
+        """Returns the hidden path in the same folder under which this file is written."""
         return self.with_name(f".{self.name}.tmp")
 
     def own_temporary(self) -> "Location":
-        """Returns a hidden name beside this one that no other process has."""
+        """Returns a hidden path in the same folder that no other process uses."""
         return self.with_name(f".{self.name}.{secrets.token_hex(4)}.tmp")
 
     def write_json(self, value: Any) -> None:
@@ -124,10 +125,10 @@ class Location:
         self.write_whole(json_text.dump(value))
 
     def read_json(self) -> dict[str, Any]:
-        """Reads a JSON object, with or without a byte order mark before it.
+        """Reads a JSON object. The file may start with a byte order mark.
 
         Raises:
-            InputError: the file is missing, too large, too deeply nested, or no JSON object.
+            InputError: the file is missing, too large, too deeply nested, or not a JSON object.
         """
         value = self.read_json_value()
         if not isinstance(value, dict):
@@ -138,7 +139,7 @@ class Location:
         """Reads JSON of any type.
 
         Raises:
-            InputError: the file is missing, too large, too deeply nested, or no JSON.
+            InputError: the file is missing, too large, too deeply nested, or not JSON.
         """
         if not self.is_file():
             raise InputError(self, received="no such file")
@@ -148,37 +149,37 @@ class Location:
         except ValueError as error:
             raise InputError(self, received=f"not JSON ({error})") from error
 
-    def read_limited(self, most: int) -> bytes:
-        """Reads a whole file of at most `most` bytes.
+    def read_limited(self, max_bytes: int) -> bytes:
+        """Reads a whole file of limited size.
 
         Raises:
-            InputError: it is larger.
+            InputError: the file is larger than `max_bytes`.
         """
         size = self.stat().st_size
-        if size > most:
-            raise InputError(self, f"at most {most} bytes", size)
+        if size > max_bytes:
+            raise InputError(self, f"at most {max_bytes} bytes", size)
         return self.read_bytes()
 
     def sha256(self) -> str:
-        """Returns the SHA-256 of the bytes in hexadecimal; of an object's, of its mirror."""
+        """Returns the SHA-256 of the content in hexadecimal. An object is mirrored first."""
         with self.mirrored() as copy, open(copy, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def mirror(self) -> "LocalLocation":
-        """Returns a file of this machine with this content; see `mirror_all`."""
+        """Returns a file on this machine with the same content; see `mirror_all`."""
         return mirror_all([self])[0]
 
     @contextlib.contextmanager
     def mirrored(self) -> Iterator["LocalLocation"]:
-        """Yields a file of this machine with this content, which stays while the block runs."""
+        """Yields a file on this machine with the same content, which is kept during the block."""
         with hold_mirrors([self]) as copies:
             yield copies[0]
 
     def make_directory(self) -> "Location":
-        """Makes this folder and its parents; buckets have none, and need none.
+        """Makes this folder and its parents. Does nothing in a bucket, which has no folders.
 
         Raises:
-            InputError: it cannot be made, or a file has that name.
+            InputError: the folder cannot be made, or a file has that name.
         """
         try:
             self.mkdir(parents=True, exist_ok=True)
@@ -187,24 +188,24 @@ class Location:
         return self
 
     def expect_empty(self) -> None:
-        """Checks that this folder is not there or empty, but for temporaries of a killed run.
+        """Checks that this folder is missing or empty, except for temporaries of a killed run.
 
         Raises:
-            InputError: it holds something, or a file has that name.
+            InputError: the folder is not empty, or a file has that name.
         """
         if self.exists() and not self.is_dir():
             raise InputError(self, "a folder", "a file")
         names = (item.name for item in self.iterdir()) if self.is_dir() else ()
         present = sorted(name for name in names if not name.endswith(".tmp"))
         if present:
-            received, hint = f"one that holds {present[0]!r}", "nothing is overwritten"
+            received, hint = f"one that contains {present[0]!r}", "nothing is overwritten"
             raise InputError(self, "a new or an empty folder", received, hint)
 
     def expect_absent(self) -> None:
-        """Checks that this file can be written: it is not there, its folder is.
+        """Checks that this file does not exist and that its folder does.
 
         Raises:
-            InputError: something has that name, or there is no such folder.
+            InputError: a file or folder has that name, or the parent folder is missing.
         """
         if self.exists():
             raise InputError(self, "a new file", "one that exists", hint="nothing is overwritten")
@@ -212,17 +213,17 @@ class Location:
             raise InputError(self, f"an existing folder {self.parent}", "none")
 
     def expect_local(self) -> "Location":
-        """Returns this location if it is of this machine.
+        """Returns this location if it is on this machine.
 
         Raises:
             InputError: it is in a bucket.
         """
         if not self.is_local:
-            raise InputError(self, "a path of this machine", "one in a bucket")
+            raise InputError(self, "a path on this machine", "one in a bucket")
         return self
 
     def remove_temporaries(self, names: Collection[str]) -> None:
-        """Removes from this folder what killed processes left of files of these names."""
+        """Removes from this folder the temporaries that killed processes left for `names`."""
         for path in self.glob(".*.tmp"):
             name = path.name.removeprefix(".").removesuffix(".tmp")
             if name in names or name.rpartition(".")[0] in names:
@@ -232,17 +233,17 @@ class Location:
     def stage_directory(self, *, last: str) -> Iterator["LocalLocation"]:
         """Yields a hidden folder, whose files move into this one when the block succeeds.
 
-        For a bucket it is a folder of this machine, whose files are uploaded. When the block
-        raises, it is removed with all that is in it.
+        For a bucket, the hidden folder is on this machine and its files are uploaded. When the
+        block raises, the hidden folder is removed with its contents.
 
         Args:
-            last: the file that moves last, without which the others count for nothing.
+            last: name of the file that moves last. The other files are ignored without it.
 
         Yields:
             the hidden folder, to be filled with files inside the block.
 
         Raises:
-            InputError: meanwhile this folder has got a file of the same name.
+            InputError: a file of the same name has appeared in this folder in the meantime.
         """
         stage = self._make_stage()
         try:
@@ -259,7 +260,7 @@ class Location:
 
 
 class LocalLocation(Location, pathlib.PosixPath):
-    """A file or folder of this machine."""
+    """A file or folder on this machine."""
 
     def __truediv__(self, name: str | os.PathLike[str]) -> "LocalLocation":
         path = super().__truediv__(name)
@@ -268,35 +269,36 @@ class LocalLocation(Location, pathlib.PosixPath):
         return path
 
     def find(self) -> dict["LocalLocation", int]:
-        """Returns files with their sizes: this one, all below this folder, or a glob's matches."""
+        """Returns the size of each file: this one, all below this folder, or a glob's matches."""
         if self.is_dir():
             walk = os.walk(self)
             paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]
-            # A pipe would be waited for; a link to nothing is told when it is read.
+            # Opening a pipe would block, so pipes are left out. A broken link is not: reading
+            # it raises an error that names it.
             paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
         else:
-            # A name is no pattern, whatever characters are in it.
+            # The name of an existing file is never a pattern, even if it contains `*`.
             matches = [self] if self.is_file() else glob.glob(str(self), recursive=True)
             paths = [path for path in matches if os.path.isfile(path)]
         sizes = ((path, os.path.getsize(path) if os.path.exists(path) else 0) for path in paths)
         return {LocalLocation(path): size for path, size in sizes}
 
     def sync_directory(self) -> None:
-        """Waits until the names in this folder are on its disk."""
+        """Waits until the names in this folder are on the disk."""
         _sync(self)
 
     @contextlib.contextmanager
     def atomic_write(
         self, *, temporary: "LocalLocation | None" = None
     ) -> Iterator["LocalLocation"]:
-        """Yields a temporary path of this machine that becomes this file when the block succeeds.
+        """Yields a temporary path on this machine that becomes this file when the block succeeds.
 
-        The content is on the disk before the name changes, so that after a crash at any
-        moment the file is either absent (or as it was before) or whole; an object is uploaded
-        then. When the block raises, the temporary file is removed.
+        The content is on the disk before the file is renamed. After a crash at any moment, the
+        file is either whole or unchanged. An object is uploaded at the end of the block. When
+        the block raises, the temporary file is removed.
 
         Args:
-            temporary: the name to write under; `temporary()` by default.
+            temporary: the path to write to; `temporary()` by default.
 
         Yields:
             the hidden path, to be written and closed inside the block.
@@ -309,7 +311,7 @@ class LocalLocation(Location, pathlib.PosixPath):
         with lock as descriptor, _removing_on_error(temporary, named=self):
             mode = os.fstat(descriptor).st_mode
             yield temporary
-            # Some libraries put a file of their own there, readable by its owner only.
+            # Some libraries replace the file by one that only its owner can read.
             temporary.chmod(mode)
             _sync(temporary)
             os.replace(temporary, self)
@@ -317,42 +319,43 @@ class LocalLocation(Location, pathlib.PosixPath):
 
     @contextlib.contextmanager
     def stage(self) -> Iterator["LocalLocation"]:
-        """Yields a path whose content `publish` gives its final name, if anyone does.
+        """Yields a path to which the block writes a file. `publish` can rename it later.
 
-        This is a name of `own_temporary`, which is no other process's and needs no lock: of
-        several that write the same file, on several machines, one is published. When the
-        block raises, the file is removed.
+        This location is one of `own_temporary`. No other process uses it, so it needs no lock.
+        Several processes, also on several machines, may stage the same file; one of them is
+        published. When the block raises, the file is removed.
 
         Yields:
-            this path, or for an object one of this machine, to be written and closed inside.
+            this path, or for an object a path on this machine, to be written and closed inside
+            the block.
         """
         with _removing_on_error(self, named=self):
             yield self
             _sync(self)
 
     def publish(self, path: "LocalLocation") -> None:
-        """Gives this file, such as one that `stage` made, its final name."""
+        """Renames this file, for example one that `stage` wrote, to its final path."""
         path.take(self)
         path.parent.sync_directory()
 
     def take(self, file: "LocalLocation") -> None:
-        """Gives a file of this machine this name."""
+        """Moves a file on this machine to this path."""
         os.replace(file, self)
 
     @contextlib.contextmanager
     def locked(self, busy_message: str | None = None) -> Iterator[int]:
-        """Opens this temporary file, which a killed process may have left, and holds its lock.
+        """Opens and locks this temporary file, which a killed process may have left.
 
-        Two live processes that wrote the same one would publish a mixture. If `busy_message`
-        is given, the second process fails with it; else it waits for the first.
+        The lock prevents two processes from writing to the same file at once. The second
+        process waits for the first, or fails with `busy_message` if it is given.
 
         Raises:
-            InterruptedRunError: another process holds it, and `busy_message` is given.
+            InterruptedRunError: another process holds the lock, and `busy_message` is given.
         """
         try:
             descriptor = self.open_locked(fcntl.LOCK_EX | (fcntl.LOCK_NB if busy_message else 0))
         except BlockingIOError as error:
-            hint = "wait for it to end"
+            hint = "wait until it ends"
             raise InterruptedRunError(None, received=busy_message, hint=hint) from error
         try:
             yield descriptor
@@ -360,16 +363,16 @@ class LocalLocation(Location, pathlib.PosixPath):
             os.close(descriptor)
 
     def open_locked(self, kind: int) -> int:
-        """Opens this file, which is made if it is not there, and locks it.
+        """Opens and locks this file. A missing file is created.
 
         Args:
-            kind: of the lock, as `fcntl.flock` takes it.
+            kind: operation of `fcntl.flock`.
 
         Returns:
-            a descriptor; closing it ends the lock.
+            a descriptor. Closing it releases the lock.
 
         Raises:
-            BlockingIOError: another process holds it, and `kind` says not to wait.
+            BlockingIOError: another process holds the lock, and `kind` has LOCK_NB.
         """
         while True:
             descriptor = os.open(self, os.O_RDWR | os.O_CREAT, 0o666)
@@ -378,45 +381,47 @@ class LocalLocation(Location, pathlib.PosixPath):
             except BaseException:
                 os.close(descriptor)
                 raise
-            # Otherwise the lock's holder has meanwhile renamed or removed the file.
-            if self._is_named(descriptor):
+            # The previous holder of the lock may have renamed or removed the file.
+            if self._is_open_as(descriptor):
                 return descriptor
             os.close(descriptor)
 
-    def _is_named(self, descriptor: int) -> bool:
+    def _is_open_as(self, descriptor: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), self.stat())
         return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps this folder to this process while the block runs; a killed one lets go of it.
+        """Locks this folder for this process during the block, or until the process is killed.
 
-        A hidden file there is locked, as folders cannot be everywhere; in a bucket nothing can.
+        The lock is on a hidden file in the folder, as not every system can lock a folder. A
+        folder in a bucket cannot be locked.
 
         Raises:
-            InterruptedRunError: another process keeps it.
+            InterruptedRunError: another process holds the lock.
         """
         prefix = f"`{self.setting}`: " if self.setting else ""
         path = self / LOCK
-        with path.locked(f"{prefix}another process is at work in {self}"):
+        with path.locked(f"{prefix}another process is writing to {self}"):
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
 
     def write_whole(self, content: bytes) -> None:
-        """Writes a whole file atomically; several processes may write the same one at once."""
+        """Writes a whole file atomically. Several processes may write the same file at once."""
         with self.atomic_write(temporary=self.own_temporary()) as temporary:
             temporary.write_bytes(content)
 
     def write_new(self, content: bytes) -> bool:
-        """Writes a whole file where there is none.
+        """Writes a whole file unless it exists.
 
-        In a bucket, and without links, the last of several that do so at the same moment wins.
+        If several processes write the same new file at once, the first one wins. In a bucket,
+        or on a file system without hard links, the last one wins.
 
         Returns:
-            False where there was one, which stays.
+            False if the file existed; it is not changed.
         """
         temporary = self.own_temporary()
         with temporary.stage():
@@ -433,20 +438,22 @@ class LocalLocation(Location, pathlib.PosixPath):
         return True
 
     def forget_mirror(self) -> None:
-        """Removes what `mirror` made of an object; a file of this machine stays.
+        """Removes the copy that `mirror` made of an object. A file on this machine is kept.
 
-        Call it when no process of this machine reads the mirror any more.
+        Call it when no process on this machine reads the copy any more.
 
         Raises:
             OSError: there is no such object, or the store does not answer.
         """
 
     def scratch(self, name: str) -> "LocalLocation":
-        """Returns where files lie that only an unfinished run in this directory needs.
+        """Returns the folder for scratch files of an unfinished run in this directory.
+
+        For a directory in a bucket, it is a folder on this machine that depends only on the
+        directory and `name`. A resumed run therefore finds its files again.
 
         Args:
-            name: of the folder, which is not made. For a directory in a bucket it is a folder
-                of this machine that belongs to it, in which the same command finds them again.
+            name: name of the folder, which is not made.
         """
         return self / name
 
@@ -467,9 +474,9 @@ def _sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _removing_on_error(file: LocalLocation, *, named: LocalLocation) -> Iterator[None]:
-    """Removes a file when the block that writes it raises; an OSError gets a name if it has none.
+    """Removes a file when the block that writes it raises.
 
-    A full disk says so without saying where.
+    An `OSError` without a file name, for example that of a full disk, gets the name of `named`.
     """
     try:
         yield
@@ -482,11 +489,11 @@ def _removing_on_error(file: LocalLocation, *, named: LocalLocation) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class ObjectInfo:
-    """What a store says of an object.
+    """Metadata of an object in a store.
 
     Attributes:
-        st_size: its bytes, named as in `os.stat_result`.
-        version: changes when the object does.
+        st_size: size in bytes, named as in `os.stat_result`.
+        version: a text that changes whenever the object changes.
     """
 
     st_size: int
@@ -495,15 +502,16 @@ class ObjectInfo:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BucketLocation(Location):
-    """An object, or a folder of objects: as much of `pathlib.Path` as is used here.
+    """An object or a folder of objects, with the used part of the interface of `pathlib.Path`.
 
-    What the store refuses is an OSError that names the object. An object that is not
-    there is told apart from a store that does not answer, which fsspec's `isfile` and
-    `exists` do not do: a directory that is not seen would be taken for a new one.
+    Errors of the store become an `OSError` that names the object. A missing object and a store
+    that does not answer are distinct errors. fsspec's `isfile` and `exists` return False for
+    both, so that an existing directory could be taken for a new one.
 
     Attributes:
-        scheme: `gs`, `s3`, or `hf` of a corpus.
-        key: the bucket, and the name in it.
+        scheme: `gs`, `s3`, or for a corpus `hf`.
+        key: the bucket, followed by the object's name.
+        setting: see `Location`.
     """
 
     scheme: str
@@ -519,7 +527,7 @@ class BucketLocation(Location):
         """
         url = f"{scheme}://{key}"
         if scheme not in _SCHEMES:
-            raise InputError(url, "a path of this machine, gs://… or s3://…", f"{scheme}://")
+            raise InputError(url, "a path on this machine, gs://… or s3://…", f"{scheme}://")
         path = pathlib.PurePosixPath(key.lstrip("/"))
         if not path.name or ".." in path.parts:
             raise InputError(url, f"{scheme}://BUCKET/NAME")
@@ -531,10 +539,15 @@ class BucketLocation(Location):
     def __truediv__(self, name: str) -> "BucketLocation":
         return dataclasses.replace(self, key=self.key / name)
 
-    name, stem, suffix, parts = (
+    name, stem, suffix = (
         property(operator.attrgetter(f"key.{name}"), doc="See `pathlib.PurePath`.")
-        for name in ("name", "stem", "suffix", "parts")
+        for name in ("name", "stem", "suffix")
     )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `pathlib.PurePath`."""
+        return self.key.parts
 
     @property
     def parent(self) -> "BucketLocation":
@@ -546,96 +559,99 @@ class BucketLocation(Location):
         return dataclasses.replace(self, key=self.key.with_name(name))
 
     def resolve(self) -> "BucketLocation":
-        """Returns the path: it is absolute."""
+        """Returns this location, which is always absolute."""
         return self
 
     absolute = resolve
 
     def is_relative_to(self, other: object) -> bool:
-        """Returns whether this is below another path, or the same."""
+        """Returns whether this is another location or below it."""
         same_store = isinstance(other, BucketLocation) and other.scheme == self.scheme
         return same_store and self.key.is_relative_to(other.key)
 
     def relative_to(self, folder: "BucketLocation") -> pathlib.PurePosixPath:
-        """Returns the name of an object below a folder."""
+        """Returns this object's path relative to a folder."""
         return self.key.relative_to(folder.key)
 
-    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Returns what a method of fsspec's file system gives for this object."""
+    def _call_store(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Calls a method of fsspec's file system for this object, and returns its result."""
         with _store_errors(self):
             return getattr(_store(self.scheme), method)(str(self), *arguments, **options)
 
     def _kind(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            return self._ask("info")["type"]
+            return self._call_store("info")["type"]
         return None
 
     def is_file(self) -> bool:
-        """Returns whether there is such an object."""
+        """Returns whether this object exists."""
         return self._kind() == "file"
 
     def is_dir(self) -> bool:
-        """Returns whether there are objects below this name."""
+        """Returns whether any object is below this name."""
         return self._kind() == "directory"
 
     def exists(self) -> bool:
-        """Returns whether there is such an object, or one below this name."""
+        """Returns whether this object or any object below this name exists."""
         return self._kind() is not None
 
     def stat(self) -> ObjectInfo:
-        """Returns size and version of the object."""
-        info = self._ask("info")
-        versions = [str(info[name]) for name in _VERSIONS if info.get(name)]
+        """Returns the size and version of the object."""
+        info = self._call_store("info")
+        versions = [str(info[name]) for name in _VERSION_KEYS if info.get(name)]
         return ObjectInfo(info["size"], " ".join(versions))
 
     def iterdir(self) -> Iterator["BucketLocation"]:
-        """Yields what is directly below this name, by name."""
-        found = self._ask("ls", detail=False)
-        names = {name.rstrip("/").rpartition("/")[2] for name in found}
+        """Yields the objects and folders directly below this name, sorted by name."""
+        keys = self._call_store("ls", detail=False)
+        names = {key.rstrip("/").rpartition("/")[2] for key in keys}
         # Some tools leave an empty object that stands for the folder.
-        marker = {self.name} if any(name.endswith("/") for name in found) else set()
+        marker = {self.name} if any(key.endswith("/") for key in keys) else set()
         yield from (self / name for name in sorted(names - marker))
 
     def glob(self, pattern: str) -> Iterator["BucketLocation"]:
-        """Yields the objects below this name that match, part by part, in no special order."""
-        wanted = pathlib.PurePosixPath(pattern).parts
+        """Yields the objects below this name that match a pattern, in no particular order.
+
+        Each component of the relative path must match the pattern's component.
+        """
+        patterns = pathlib.PurePosixPath(pattern).parts
         for path in self.find() if self.is_dir() else ():
-            parts = path.relative_to(self).parts
-            if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+            names = path.relative_to(self).parts
+            if len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns)):
                 yield path
 
     def find(self) -> dict["BucketLocation", int]:
-        """Returns objects with their sizes: this one, all below its name, or matches of a glob."""
+        """Returns the size of each object: this one, all below it, or a glob's matches."""
         kind = self._kind()
         if kind == "file":
             return {self: self.stat().st_size}
-        found: dict[str, Any] = {}
-        # Some stores miss the folder in which a glob looks.
+        infos: dict[str, Any] = {}
+        # Some stores raise an error if the folder of a pattern does not exist.
         with contextlib.suppress(FileNotFoundError):
-            found = self._ask("glob" if kind is None else "find", detail=True)
+            infos = self._call_store("glob" if kind is None else "find", detail=True)
         # A name that ends with a slash stands for a folder.
         return {
             BucketLocation(self.scheme, pathlib.PurePosixPath(name.lstrip("/"))): info["size"]
-            for name, info in found.items()
+            for name, info in infos.items()
             if info["type"] == "file" and not name.endswith("/")
         }
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Opens the object to be read; it comes in blocks."""
-        info, file = self.stat(), self._ask("open", mode, block_size=_BLOCK_BYTES)
+        """Opens the object for reading in blocks."""
+        info, file = self.stat(), self._call_store("open", mode, block_size=_BLOCK_BYTES)
         return io.BufferedReader(_Reader(self, info, file), _BUFFER_BYTES)
 
     def read_bytes(self) -> bytes:
         """Returns the content."""
-        return self._ask("cat_file")
+        return self._call_store("cat_file")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the content as text."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
-        """Writes the object whole."""
-        self._ask("pipe_file", content)
+        """Writes the whole object."""
+        self._call_store("pipe_file", content)
 
     write_whole = write_bytes
 
@@ -663,7 +679,7 @@ class BucketLocation(Location):
         yield
 
     def sync_directory(self) -> None:
-        """Does nothing: an object's name is there when its content is."""
+        """Does nothing: an object's name appears together with its content."""
 
     def forget_mirror(self) -> None:
         """See `LocalLocation.forget_mirror`."""
@@ -678,25 +694,25 @@ class BucketLocation(Location):
         return LocalLocation(make_upload_folder())
 
     def take(self, source: pathlib.Path) -> None:
-        """Makes the object from a file of this machine; it appears when all bytes are there."""
+        """Uploads a file of this machine as this object, atomically."""
         with _store_errors(self):
             _store(self.scheme).put_file(str(source), str(self))
 
     def download(self, target: pathlib.Path) -> None:
-        """Copies the object to a file of this machine.
+        """Copies the object to a file on this machine.
 
         Raises:
-            OSError: not all bytes came, or the object changed meanwhile.
+            OSError: the copy is incomplete, or the object changed during the download.
         """
         before = self.stat()
-        self._ask("get_file", str(target))
+        self._call_store("get_file", str(target))
         received = target.stat().st_size
         if received != before.st_size or self.stat() != before:
-            reason = f"expected {before.st_size} bytes that stay the same, received {received}"
+            reason = f"expected {before.st_size} unchanged bytes, received {received}"
             raise OSError(errno.EIO, reason, str(self))
 
     def publish(self, target: "BucketLocation") -> None:
-        """Copies the object within its store, where the copy appears whole, and deletes it."""
+        """Renames the object within its store: copies it atomically, and deletes the original."""
         with _store_errors(target):
             _store(self.scheme).cp_file(str(self), str(target))
         self.unlink(missing_ok=True)
@@ -704,17 +720,17 @@ class BucketLocation(Location):
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes the object."""
         try:
-            self._ask("rm_file")
+            self._call_store("rm_file")
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing: a folder is there when something is in it."""
+        """Does nothing: a store has no folders."""
 
 
 class _Reader(io.RawIOBase):
-    """An object that is being read, whose errors name it; `file` is as fsspec opened it."""
+    """A file that fsspec opened. Errors name the object, and a truncated read raises one."""
 
     def __init__(self, path: BucketLocation, info: ObjectInfo, file: BinaryIO) -> None:
         super().__init__()
@@ -728,7 +744,8 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:
         with _store_errors(self._path):
             content = self._file.read(len(buffer))
-        # Blocks come one by one: those of a shorter object end early, and without an error.
+        # fsspec reads block by block. If the object was replaced by a shorter one, the blocks
+        # end early without an error.
         if len(buffer) and not content:
             is_whole = self._file.tell() >= self._info.st_size
             if not is_whole or self._path.stat() != self._info:
@@ -749,13 +766,13 @@ class _Reader(io.RawIOBase):
 
 
 def _store(scheme: str) -> Any:
-    """Returns fsspec's file system, which sees what other processes write meanwhile."""
-    # It takes a moment, which nobody else should wait for.
+    """Returns fsspec's file system, without a cache that would hide other processes' writes."""
+    # The import is slow, and most commands use no bucket.
     import fsspec
 
-    # Objects of the kind that gcsfs appends to would be seen before they are whole.
+    # gcsfs appends to objects of this experimental kind. They are visible before they are whole.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # Some write whole tracebacks there of what they raise as well.
+    # Some packages also log the whole traceback of an error that they raise.
     logging.getLogger(_PACKAGES[scheme]).setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)
@@ -767,52 +784,53 @@ def _store(scheme: str) -> Any:
 
 @contextlib.contextmanager
 def _store_errors(path: BucketLocation) -> Iterator[None]:
-    """Makes whatever a store's package raises in the block an OSError that names the object."""
+    """Converts the errors of a store's package to an `OSError` that names the object."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         package = type(error).__module__.partition(".")[0]
-        # Some packages raise plain ones for an answer or a setting that they do not understand.
-        is_plain = isinstance(error, OSError | ValueError | RuntimeError)
-        if not (is_plain or package in _STORE_PACKAGES) or _is_of_this_machine(error):
+        # Some packages raise built-in errors for an unexpected response or setting.
+        is_builtin = isinstance(error, OSError | ValueError | RuntimeError)
+        if not (is_builtin or package in _STORE_PACKAGES) or _is_local_error(error):
             raise
         number, reason = _describe(error)
         raise OSError(number, reason, str(path)) from error
 
 
-def _is_of_this_machine(error: Exception) -> bool:
-    """Returns whether an error is of the disk to which an object is copied."""
+def _is_local_error(error: Exception) -> bool:
+    """Returns whether an error is one of this machine's disk, to which an object is copied."""
     return isinstance(error, OSError) and (
         error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
     )
 
 
 def _describe(error: Exception) -> tuple[int, str]:
-    """Returns number and text of the OSError that stands for an error."""
-    said = re.sub(r"\[Errno -?\d+\] ", "", str(error))
-    text = " ".join(said.split()) or type(error).__name__
+    """Returns the error number and the text of the `OSError` that replaces an error."""
+    message = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+    text = " ".join(message.split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        # Some say the name again, some that there is no such bucket.
+        # A message of one word only repeats the object's name. A longer one states a reason, for
+        # example a missing bucket.
         return errno.ENOENT, text if " " in text else "no such object"
     if isinstance(error, FileExistsError):
         return errno.EEXIST, text
-    refused = ("credentials", "forbidden", "anonymous", "unauthorized")
-    if isinstance(error, PermissionError) or any(word in text.lower() for word in refused):
+    refusal_words = ("credentials", "forbidden", "anonymous", "unauthorized")
+    if isinstance(error, PermissionError) or any(word in text.lower() for word in refusal_words):
         return errno.EACCES, f"no permission, or no credentials ({text})"
     return errno.EIO, f"the store does not answer as expected ({text})"
 
 
 def mirror_all(locations: Sequence[Location]) -> tuple[LocalLocation, ...]:
-    """Returns files of this machine with the content, and the names, of files or objects.
+    """Returns files on this machine with the names and the content of files or objects.
 
-    Objects are copied once, into one folder, whose name says which versions of them: of one that
-    changed the next call makes another copy. Copies stay until this process ends. Files of this
-    machine stay where they are.
+    Objects are copied once, into one folder. The folder's name depends on the objects' versions,
+    so that a changed object is copied again. Copies are kept until this process ends. Files on
+    this machine are returned as they are.
 
     Args:
-        locations: all of this machine, or all objects of one folder.
+        locations: all on this machine, or all objects of one folder.
 
     Raises:
         OSError: there is no such object, or it cannot be copied whole.
@@ -832,9 +850,9 @@ def mirror_all(locations: Sequence[Location]) -> tuple[LocalLocation, ...]:
 
 @contextlib.contextmanager
 def hold_mirrors(locations: Sequence[Location]) -> Iterator[tuple[LocalLocation, ...]]:
-    """Yields files of this machine with the content of each location.
+    """Yields a file on this machine with the content of each location.
 
-    Copies of objects stay while the block runs; later ones may take their room.
+    Copies of objects are kept during the block. Later copies may replace them.
 
     Raises:
         OSError: there is no such object, or it cannot be copied whole.
@@ -851,10 +869,10 @@ def hold_mirrors(locations: Sequence[Location]) -> Iterator[tuple[LocalLocation,
 
 
 def prefetch_mirrors(locations: Sequence[Location]) -> contextlib.ExitStack:
-    """Copies objects before they are used, as far as the local mirror has room for them.
+    """Copies objects before they are used, until the local mirror has no more room.
 
     Returns:
-        what keeps the copies until it is closed.
+        a context that keeps the copies until it is closed.
     """
     with contextlib.ExitStack() as stack:
         for location in locations:
@@ -866,17 +884,17 @@ def prefetch_mirrors(locations: Sequence[Location]) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
-# Locks of the copies that stay until this process ends, by their folder.
+# Descriptors of the locks of copies that are kept until this process ends, keyed by folder.
 _held_by_process: dict[LocalLocation, int] = {}
 
 
 class _MirroredObjects:
-    """Copies of these versions of objects, in one folder of this machine.
+    """Copies of the current versions of objects, in one folder on this machine.
 
     Attributes:
-        folder: where they are.
-        copies: the files in it, one for each object.
-        size: their bytes.
+        folder: the folder of the copies.
+        copies: the files in the folder, one for each object.
+        size: total size of the objects in bytes.
     """
 
     def __init__(self, objects: Sequence[BucketLocation]) -> None:
@@ -890,17 +908,17 @@ class _MirroredObjects:
         self.copies = tuple(self.folder / path.name for path in objects)
 
     def is_whole(self) -> bool:
-        """Returns whether all copies are there."""
+        """Returns whether all copies exist."""
         return all(copy.is_file() for copy in self.copies)
 
     def hold(self, *, required: bool = True) -> int | None:
-        """Copies what is not there; returns the descriptor of a lock under which it stays.
+        """Copies the missing files, and locks the folder against removal.
 
         Args:
-            required: whether to copy also where copies in use leave too little room.
+            required: whether to copy even if copies in use leave too little room.
 
         Returns:
-            None if it was not copied, for want of room.
+            the descriptor of the lock; None if the mirror has no room for the copies.
         """
         descriptor = self._open_use_lock()
         try:
@@ -921,7 +939,11 @@ class _MirroredObjects:
                 return (self.folder / USE_LOCK).open_locked(fcntl.LOCK_SH)
 
     def _copy(self, required: bool) -> bool:
-        """Copies what is not there; others that want the same copies wait meanwhile."""
+        """Copies the missing files. Other processes that need the same copies wait.
+
+        Returns:
+            whether all copies exist; False if the mirror has no room for them.
+        """
         with (self.folder / LOCK).locked() as descriptor:
             if self.is_whole():
                 return True

@@ -1,8 +1,8 @@
-"""Keeping freed memory in the process, where the allocator of the system can.
+"""Configures glibc's allocator to keep freed memory in the process.
 
-A training step frees large tensors and the next step allocates them anew. By default glibc
-returns them to the system, which clears every page again at its next use. On two cores that
-took a tenth to a quarter of the processor time of a student's step.
+A training step frees large tensors, and the next step allocates them again. By default glibc
+returns them to the system, which clears every page at its next use. On two cores, clearing took
+a tenth to a quarter of the processor time of a student's step.
 """
 
 import ctypes
@@ -11,42 +11,43 @@ import os
 
 # The parameters of mallopt(3), by their names in <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# No block is a mapping of its own, which ends with the block, and the heap never shrinks.
-_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
-# The arenas of further threads map each block of more than 64 MiB, whatever `_KEPT` says.
+# Every block is allocated in the heap, and the heap never shrinks. A separate mapping would be
+# returned to the system as soon as its block is freed.
+_KEEP_FREED = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
+# Other threads' arenas map each block of more than 64 MiB separately, despite `_KEEP_FREED`.
 _ONE_ARENA = {_M_ARENA_MAX: 1}
-# Beginnings of variables by which the user chooses: settings of glibc, or another allocator.
-_USER_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
+# Prefixes of environment variables with the user's choice: glibc settings or another allocator.
+_USER_PREFIXES = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
 
 
 @functools.cache
 def keep_freed(backend: str | None) -> str:
-    """Sets the allocator of this process, before Keras's backend is imported.
+    """Configures the allocator of this process. Call it before Keras's backend is imported.
 
-    The block for all temporary values of a step on JAX, of several hundred MiB, would leave
-    gaps in a single arena: its peak memory grew by 17%.
+    On JAX several arenas stay allowed. A JAX step allocates its temporary values as one block
+    of several hundred MiB, which fragments a single arena: peak memory grew by 17%.
 
     Args:
-        backend: the one to be imported; None for none.
+        backend: Keras's backend that will be imported; None if none will be.
 
     Returns:
-        what becomes of freed memory, for people.
+        a line for the user on the handling of freed memory.
     """
-    chosen = [name for name in os.environ if name.startswith(_USER_VARIABLES)]
-    if chosen:
-        return f"freed memory: as {' and '.join(sorted(chosen))} say"
+    user_variables = [name for name in os.environ if name.startswith(_USER_PREFIXES)]
+    if user_variables:
+        return f"freed memory: set by {' and '.join(sorted(user_variables))}"
     if not _is_glibc():
-        return "freed memory: as the system has it"
+        return "freed memory: system default"
     mallopt = ctypes.CDLL(None).mallopt
-    settings = _KEPT if backend == "jax" else _KEPT | _ONE_ARENA
+    settings = _KEEP_FREED if backend == "jax" else _KEEP_FREED | _ONE_ARENA
     for parameter, value in settings.items():
         mallopt(parameter, value)
-    return "freed memory: kept"
+    return "freed memory: kept in the process"
 
 
 def _is_glibc() -> bool:
     try:
         return bool(os.confstr("CS_GNU_LIBC_VERSION"))
-    # No such function, no such name, or one that the system has no value for.
+    # Not every system has the function, the name or a value for the name.
     except (AttributeError, ValueError, OSError):
         return False

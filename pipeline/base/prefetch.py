@@ -1,4 +1,4 @@
-"""Items made in a thread while earlier ones are used."""
+"""Prefetching: a thread makes the next items while earlier ones are used."""
 
 import contextlib
 import queue
@@ -8,47 +8,48 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# How often a thread with a full queue looks whether anyone still wants its items.
-_PATIENCE = 0.1
+# Interval at which a thread with a full queue checks whether its items are still needed.
+_POLL_SECONDS = 0.1
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """Yields items in their order; a thread makes the next ones meanwhile.
+    """Yields items in order while a thread makes the next ones.
 
-    It saves the time in which one side waits for a device, or computes without Python's lock.
+    The two sides overlap while one of them waits for a device or runs without Python's global
+    interpreter lock.
 
     Args:
-        items: iterated over in the thread, from the first `next` on.
-        depth: at most so many items wait to be used; one more is being made.
+        items: an iterable. The thread starts to iterate over it at the first `next`.
+        depth: maximum number of finished items that wait. One more may be in the making.
 
     Raises:
-        Exception: what `items` raised, after the items before it.
+        Exception: the exception that `items` raised, after the items before it.
     """
-    made: queue.Queue[tuple[bool, Item | BaseException | None]] = queue.Queue(depth)
-    unwanted = threading.Event()
+    results: queue.Queue[tuple[bool, Item | BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
 
     def put(is_item: bool, value: Item | BaseException | None) -> None:
-        while not unwanted.is_set():
+        while not stopped.is_set():
             with contextlib.suppress(queue.Full):
-                made.put((is_item, value), timeout=_PATIENCE)
+                results.put((is_item, value), timeout=_POLL_SECONDS)
                 return
 
-    def make() -> None:
+    def make_items() -> None:
         try:
             for item in items:
                 put(True, item)
-                if unwanted.is_set():
+                if stopped.is_set():
                     return
             put(False, None)
-        # Whatever it is, it is raised again where the items are used.
+        # The consumer raises every exception again, even KeyboardInterrupt.
         except BaseException as error:
             put(False, error)
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=make_items, daemon=True)
     thread.start()
     try:
         while True:
-            is_item, value = made.get()
+            is_item, value = results.get()
             if is_item:
                 yield value
             elif value is None:
@@ -56,5 +57,5 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
             else:
                 raise value
     finally:
-        unwanted.set()
+        stopped.set()
         thread.join()

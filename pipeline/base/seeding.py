@@ -1,7 +1,7 @@
-"""Random streams keyed by what they are for, never by the order of use.
+"""Keyed random generators: random numbers that do not depend on the order of their use.
 
-Every stream is a function of (seed, purpose, key …), so that the same document
-gets the same masks whichever process handles it, and whenever.
+Each generator is a function of (seed, purpose, key …). A document therefore gets the same masks
+in every process and at any time.
 """
 
 import hashlib
@@ -12,36 +12,37 @@ import numpy as np
 KeyPart = bytes | str | int
 
 
-def _encode(part: KeyPart) -> bytes:
-    if isinstance(part, bytes):
-        return b"b" + part
-    if isinstance(part, str):
-        return b"s" + part.encode("utf-8")
-    return b"i%d" % part
+def _encode(key_part: KeyPart) -> bytes:
+    if isinstance(key_part, bytes):
+        return b"b" + key_part
+    if isinstance(key_part, str):
+        return b"s" + key_part.encode("utf-8")
+    return b"i%d" % key_part
 
 
-def digest(*parts: KeyPart) -> bytes:
-    """Returns 16 bytes that depend on every part and on where each one ends.
+def digest(*key: KeyPart) -> bytes:
+    """Returns 16 bytes that depend on every key part and on its length.
 
     Example:
         `digest("ab", "c") != digest("a", "bc")`
     """
-    encoded = [_encode(part) for part in parts]
-    message = b"".join(len(part).to_bytes(8, "little") + part for part in encoded)
+    encoded = [_encode(key_part) for key_part in key]
+    message = b"".join(len(content).to_bytes(8, "little") + content for content in encoded)
     return hashlib.blake2b(message, digest_size=16).digest()
 
 
 def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
-    """Returns the random stream of (seed, purpose, key).
+    """Returns the random generator of (seed, purpose, key).
 
     Args:
         seed: the user's seed.
-        purpose: what the numbers decide, for example `"mask"`: two purposes never share numbers.
-        *key: what they decide it for, for example the document and the copy.
+        purpose: the decision that the numbers make, for example `"mask"`. Two purposes never
+            share numbers.
+        *key: the object of the decision, for example a document and the number of its copy.
 
     Returns:
-        a generator over Philox, a counter-based generator whose 128-bit key is
-        the digest of the arguments (Salmon et al., 2011).
+        a generator over Philox, a counter-based generator (Salmon et al., 2011). Its 128-bit
+        key is the digest of the arguments.
     """
     key_bits = int.from_bytes(digest(seed, purpose, *key), "little")
     return np.random.Generator(np.random.Philox(key=key_bits))
@@ -50,19 +51,22 @@ def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
 def streams(
     seed: int, purpose: str, keys: Iterable[tuple[KeyPart, ...]]
 ) -> Iterator[np.random.Generator]:
-    """Yields the random stream of (seed, purpose, key) for each of many keys.
+    """Yields the random generator of (seed, purpose, key) for each of many keys.
 
-    It is one generator that begins anew: a stream ends where the next one is asked
-    for. That takes a third of the time of as many calls of `stream`.
+    It yields the same object each time, with a new state. Use a generator only until the next
+    one is requested. This takes a third of the time of separate calls of `stream`.
 
-    Arguments are those of `stream`.
+    Args:
+        seed: see `stream`.
+        purpose: see `stream`.
+        keys: the keys, as tuples of key parts.
     """
-    bits = np.random.Philox(key=0)
-    random, state = np.random.Generator(bits), bits.state
+    bit_generator = np.random.Philox(key=0)
+    rng, state = np.random.Generator(bit_generator), bit_generator.state
     for key in keys:
         state["state"]["key"] = np.frombuffer(digest(seed, purpose, *key), "<u8")
-        bits.state = state
-        yield random
+        bit_generator.state = state
+        yield rng
 
 
 def hash64(seed: int, purpose: str, *key: KeyPart) -> int:

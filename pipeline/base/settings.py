@@ -1,6 +1,7 @@
-"""Settings: fields of frozen dataclasses that declare their default, range and help once.
+"""Settings: fields of frozen dataclasses that declare their default, range and help text.
 
-Flags, `--help`, range checks, run configurations and the README's tables are made from these.
+Flags, `--help`, range checks, run configurations and the README's tables are generated from
+these declarations.
 """
 
 import dataclasses
@@ -22,24 +23,24 @@ _DECLARATION = "declaration"
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a setting's field declares besides its default.
+    """The declaration of a setting, except for its default.
 
-    A range and choices hold for each item of a tuple.
+    The range and the choices apply to each item of a tuple.
 
     Attributes:
-        help: one sentence on what it does, for `--help`.
-        low: the least value; None without a bound.
-        high: the largest value; None without a bound.
-        choices: the only values; None where others are allowed.
-        decides_output: whether the run configuration on disk holds it, so that a run with
-            another value needs another output directory.
-        omit_default: whether the run configuration leaves out the default value, so that
-            directories from before the setting existed are still recognised.
+        help: effect, units and constraints of the setting, for `--help`.
+        low: smallest value; None for no bound.
+        high: largest value; None for no bound.
+        choices: allowed values; None if any value is allowed.
+        decides_output: whether the setting is part of the run configuration on disk. A run with
+            another value then needs another output directory.
+        omit_default: whether the run configuration leaves out the default value. Directories
+            from before the setting existed are then still recognised.
         parse: turns text into the value, or raises an `InputError` without a subject.
-        aliases: other names of its flag.
-        hub_files: of a location that may be a model of the hub, which files it is needed for:
-            `hub_id.MODEL` or `hub_id.TOKENIZER`. Such a model is a `HubModel` until
-            `pipeline.hub.models.downloaded` puts its directory in its place.
+        aliases: other names of the flag.
+        hub_files: for a location that may be a model of the hub, the files to download:
+            `hub_id.MODEL` or `hub_id.TOKENIZER`. The value is a `HubModel` until
+            `pipeline.hub.models.downloaded` replaces it by the downloaded directory.
     """
 
     help: str
@@ -67,12 +68,12 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# A setting that leaves the output as it is, or that the run configuration holds in another form.
+# A setting that does not change the output, or that the run configuration stores in another form.
 unrecorded = functools.partial(setting, decides_output=False)
 
 
 def declaration_of(field: dataclasses.Field) -> Declaration | None:
-    """Returns what a field declares; None for a field that is no setting."""
+    """Returns the declaration of a field; None for a field that is not a setting."""
     return field.metadata.get(_DECLARATION)
 
 
@@ -99,10 +100,10 @@ def is_required(field: dataclasses.Field) -> bool:
 class Settings:
     """Base of the config dataclasses: parses text and locations, and checks declared ranges.
 
-    A subclass with a `__post_init__` of its own calls this one first.
+    A subclass that defines `__post_init__` calls this one first.
 
     Raises:
-        InputError: a value out of its range, or none of the choices; the subject is the field.
+        InputError: a value is out of range or not one of the choices. The subject is the field.
     """
 
     def __post_init__(self) -> None:
@@ -112,8 +113,8 @@ class Settings:
                 object.__setattr__(self, field.name, _with_locations(field, value))
 
     def absolute(self) -> Self:
-        """Returns these settings with absolute locations: worker processes begin elsewhere."""
-        # As text, so that the setting of each stays known.
+        """Returns these settings with absolute locations, for workers in other directories."""
+        # Parsing the text again records the setting in each location.
         changes = {
             field.name: str(value.absolute())
             for field in dataclasses.fields(self)
@@ -122,35 +123,35 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
     def hub_models(self) -> dict[str, dict[str, str]]:
-        """Returns the id and the commit of each model that lies in the hub's cache.
+        """Returns the id and the commit of each setting's model in the hub's cache.
 
-        By field name, those of nested settings included.
+        The keys are names of fields, including those of nested settings.
         """
-        found = {}
+        models = {}
         for field in dataclasses.fields(self):
             value, declaration = getattr(self, field.name), declaration_of(field)
             if isinstance(value, Settings):
-                found |= value.hub_models()
+                models |= value.hub_models()
             elif declaration is not None and declaration.hub_files and isinstance(value, Location):
                 snapshot = hub_id.snapshot_of(value)
                 if snapshot is not None:
-                    found[field.name] = {"id": snapshot.id, "commit": snapshot.revision}
-        return found
+                    models[field.name] = {"id": snapshot.id, "commit": snapshot.revision}
+        return models
 
     def decisive(self) -> dict[str, Any]:
-        """Returns the settings that the run configuration holds, by field name."""
-        found = {}
+        """Returns the settings of the run configuration, keyed by field name."""
+        values = {}
         for field in dataclasses.fields(self):
             declaration, value = declaration_of(field), getattr(self, field.name)
             if declaration is None or not declaration.decides_output:
                 continue
             if not (declaration.omit_default and value == default_value(field)):
-                found[field.name] = value
-        return found
+                values[field.name] = value
+        return values
 
 
 def _with_locations(field: dataclasses.Field, value: Any) -> Any:
-    """Returns a setting's value with text parsed where it names locations."""
+    """Returns a setting's value. Texts that name locations are parsed."""
     if value is None:
         return None
     kind, declaration = value_type(field), declaration_of(field)
@@ -164,9 +165,14 @@ def _with_locations(field: dataclasses.Field, value: Any) -> Any:
 
 
 def parse_model(value: Any, setting: str | None = None) -> Location | HubModel:
-    """Returns the directory or file, or the model of the hub, that a user's text names.
+    """Returns the location or the model of the hub that a user's text names.
 
-    Arguments and errors are those of `Location.parse`; a parsed value stays as it is.
+    Args:
+        value: text, or a value that is already parsed, which is returned as it is.
+        setting: see `Location.parse`.
+
+    Raises:
+        InputError: the text is a URL that names neither a location nor a model of the hub.
     """
     if isinstance(value, HubModel):
         return value
@@ -175,10 +181,10 @@ def parse_model(value: Any, setting: str | None = None) -> Location | HubModel:
 
 
 def read_value(field: dataclasses.Field, value: Any) -> Any:
-    """Returns a setting's value, parsed where it is text of a field that parses text.
+    """Returns a setting's checked value. Text is parsed if the field declares `parse`.
 
     Raises:
-        InputError: it cannot be parsed, or is not in the declared range.
+        InputError: the value cannot be parsed, or is not in the declared range.
     """
     declaration = declaration_of(field)
     if declaration is None or value is None:
@@ -209,7 +215,7 @@ def _check(field: dataclasses.Field, declaration: Declaration, value: Any) -> No
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Parses words separated by commas; spaces around them do not count."""
+    """Parses words separated by commas. Spaces around them are removed."""
     words = (word.strip() for word in text.split(","))
     return tuple(word for word in words if word)
 
@@ -218,27 +224,27 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     """Parses numbers separated by commas.
 
     Raises:
-        InputError: a part is no number.
+        InputError: an item is not a finite number.
     """
     try:
-        parsed = tuple(float(part) for part in text.split(","))
+        parsed = tuple(float(item) for item in text.split(","))
     except ValueError:
         parsed = (math.nan,)
     if not all(map(math.isfinite, parsed)):
-        raise InputError(None, "numbers such as 1,2", f"{text!r}")
+        raise InputError(None, "numbers separated by commas, for example 1,2", f"{text!r}")
     return parsed
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """Parses integers above 0 separated by commas, and returns each once, ascending.
+    """Parses integers above 0 separated by commas, sorts them and removes duplicates.
 
     Raises:
-        InputError: a part is no such number.
+        InputError: an item is not an integer above 0.
     """
     try:
-        counts = {int(part) for part in text.split(",")}
+        counts = {int(item) for item in text.split(",")}
     except ValueError:
         counts = set()
     if not counts or min(counts) < 1:
-        raise InputError(None, "integers above 0 such as 1,5", f"{text!r}")
+        raise InputError(None, "integers above 0, for example 1,5", f"{text!r}")
     return tuple(sorted(counts))

@@ -1,4 +1,4 @@
-"""Streams of bytes that are looked at before they are read."""
+"""Peeking at the first bytes of a binary stream that may not be seekable."""
 
 import io
 from typing import BinaryIO
@@ -7,7 +7,7 @@ _BUFFER_BYTES = 2**18
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream that cannot go back, with the bytes that were read from it before the rest."""
+    """A stream that is not seekable, preceded by the bytes that were already read from it."""
 
     def __init__(self, start: bytes, stream: BinaryIO) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ def buffered(raw: io.RawIOBase) -> BinaryIO:
 
 
 def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
-    """Returns the first bytes of a stream, and a stream that begins with them."""
+    """Returns the first bytes of a stream, and a stream that still begins with them."""
     start = stream.read(size)
     if stream.seekable():
         stream.seek(0)

@@ -1,4 +1,4 @@
-"""Encodings of text: UTF-16 and UTF-32 are read, others are named in errors."""
+"""Text encodings: converts UTF-16 and UTF-32 to UTF-8, and guesses others for error messages."""
 
 import codecs
 import io
@@ -9,27 +9,27 @@ from typing import BinaryIO
 from pipeline.base import streams
 from pipeline.base.errors import InputError
 
-# Bytes of a file that decide what it is read as.
+# Number of bytes at the start of a file from which its encoding is detected.
 _START_BYTES = 2**16
 _BLOCK_BYTES = 2**16
-# UTF-32's little-endian mark begins with UTF-16's.
+# UTF-32 stands first, because its little-endian mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Decoded: halves of surrogate pairs stay, so that only the document that has one is invalid.
+# Unpaired surrogates are kept, so that only the document that contains one is invalid.
 _ERRORS = "surrogatepass"
-# The characters that text in UTF-16 consists of, and one of those that such text always has.
+# Common characters of text in UTF-16, and separators of which such text has at least one.
 _USUAL = re.compile("[\t\n\r -~\u00a0-\u04ff\u2010-\u203f\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]")
 _SEPARATOR = re.compile("[\n\r \u3000-\u3002\uff0c]")
-# The least share of a sample's characters that are usual in text.
-_LEAST_USUAL = 0.95
-# Fewer bytes beyond ASCII tell no encoding.
-_FEWEST_BYTES = 6
+# Minimum share of common characters in a sample of text.
+_MIN_USUAL_SHARE = 0.95
+# Fewer non-ASCII bytes do not identify an encoding.
+_MIN_HIGH_BYTES = 6
 
-# A byte beyond ASCII with the next one, as double-byte encodings have characters.
+# A non-ASCII byte and its successor: a character of a double-byte encoding.
 _PAIR = re.compile(rb"[\x80-\xff].", re.DOTALL)
 _CYRILLIC = re.compile("[а-яё]")
 _HIGH = re.compile(rb"[\x80-\xff]")
@@ -37,17 +37,17 @@ _HIGH_CHARACTER = re.compile("[^\0-\x7f]")
 
 
 def utf8_stream(stream: BinaryIO, origin: object) -> BinaryIO:
-    """Returns a file's bytes as UTF-8 with `\\n` at the ends of lines, if they are text.
+    """Returns a stream of a text file's content in UTF-8 with `\\n` as line end.
 
     UTF-16 and UTF-32 with a byte order mark are converted, and so are files whose lines all end
-    with `\\r`. Other bytes stay as they are: UTF-8 is checked where documents are decoded.
+    with `\\r`. Other bytes are not changed. UTF-8 is checked later, when documents are decoded.
 
     Args:
-        stream: at its begin.
+        stream: the file's bytes, from the beginning.
         origin: the file, for messages.
 
     Raises:
-        InputError: the file is UTF-16 without a mark.
+        InputError: the file is UTF-16 without a byte order mark.
     """
     start, stream = streams.peek(stream, _START_BYTES)
     mark, encoding = next(
@@ -59,23 +59,23 @@ def utf8_stream(stream: BinaryIO, origin: object) -> BinaryIO:
     decoded = (
         start if encoding is None else start.decode(encoding, "ignore").encode("utf-8", "ignore")
     )
-    has_old_ends = b"\r" in decoded and b"\n" not in decoded.rstrip(b"\r\n")
-    if encoding is None and not has_old_ends:
+    has_cr_ends = b"\r" in decoded and b"\n" not in decoded.rstrip(b"\r\n")
+    if encoding is None and not has_cr_ends:
         return stream
     stream.read(len(mark))
-    return streams.buffered(_Converted(stream, origin, encoding, has_old_ends))
+    return streams.buffered(_Converted(stream, origin, encoding, has_cr_ends))
 
 
 class _Converted(io.RawIOBase):
-    """A stream of bytes as UTF-8 with `\\n` at the ends of lines."""
+    """A stream that is converted to UTF-8 with `\\n` as line end."""
 
     def __init__(
-        self, stream: BinaryIO, origin: object, encoding: str | None, has_old_ends: bool
+        self, stream: BinaryIO, origin: object, encoding: str | None, has_cr_ends: bool
     ) -> None:
         super().__init__()
         self._stream, self._origin = stream, origin
-        self._encoding, self._has_old_ends = encoding, has_old_ends
-        self._left = b""
+        self._encoding, self._has_cr_ends = encoding, has_cr_ends
+        self._unread = b""
         self._decoder = None
         if encoding is not None:
             self._decoder = codecs.getincrementaldecoder(encoding)(_ERRORS)
@@ -85,11 +85,11 @@ class _Converted(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         block = b"x"
-        while not self._left and block:
+        while not self._unread and block:
             block = self._stream.read(_BLOCK_BYTES)
-            self._left = self._convert(block)
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
+            self._unread = self._convert(block)
+        size = min(len(buffer), len(self._unread))
+        buffer[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
 
     def _convert(self, block: bytes) -> bytes:
@@ -97,20 +97,20 @@ class _Converted(io.RawIOBase):
             try:
                 block = self._decoder.decode(block, final=not block).encode("utf-8", _ERRORS)
             except UnicodeError as error:
-                expected = f"{self._encoding} as its first bytes say"
+                expected = f"{self._encoding} text, as in its byte order mark"
                 raise InputError(self._origin, expected, error) from error
-        return block.replace(b"\r", b"\n") if self._has_old_ends else block
+        return block.replace(b"\r", b"\n") if self._has_cr_ends else block
 
 
 def _unmarked_utf16(start: bytes) -> str | None:
-    """Returns the byte order of the first bytes of a file in UTF-16 without a mark."""
+    """Returns the encoding's name if a file starts with UTF-16 without a mark; else None."""
     if b"\0" not in start and _is_utf8(start):
         return None
     for name in ("utf-16-le", "utf-16-be"):
-        # A character may be cut off at the end.
+        # The incremental decoder ignores an incomplete character at the end.
         text = codecs.getincrementaldecoder(name)("replace").decode(start)
-        usual = len(_USUAL.findall(text))
-        if _SEPARATOR.search(text) and usual >= _LEAST_USUAL * len(text):
+        num_usual = len(_USUAL.findall(text))
+        if _SEPARATOR.search(text) and num_usual >= _MIN_USUAL_SHARE * len(text):
             return name
     return None
 
@@ -124,7 +124,7 @@ def _is_utf8(start: bytes) -> bool:
 
 
 def not_utf8(content: bytes, error: UnicodeDecodeError, origin: object) -> InputError:
-    """Returns the error of text that is not UTF-8, which names the encoding where it is clear."""
+    """Returns the error for text that is not UTF-8. It names the likely encoding, if any."""
     begin = max((content.rfind(bytes([byte]), 0, error.start) for byte in b"\n ,."), default=-1)
     name = guess_encoding(content[begin + 1 :][:_START_BYTES])
     received = f"byte 0x{content[error.start]:02x}"
@@ -135,51 +135,53 @@ def not_utf8(content: bytes, error: UnicodeDecodeError, origin: object) -> Input
 
 
 def conversion_hint(name: str) -> str:
-    """Returns what to do with a file in an encoding."""
+    """Returns the hint to convert a file from an encoding to UTF-8."""
     return f"convert the file, for example with iconv -f {name} -t utf-8"
 
 
 def guess_encoding(content: bytes) -> str | None:
-    """Returns the likely encoding of text that is not UTF-8; None where it is not clear.
+    """Returns the likely encoding of text that is not UTF-8; None if it is unclear.
 
-    Example: `"fermé".encode("latin-1")` is `windows-1252`.
+    Example:
+        For `"fermé".encode("latin-1")`, it is `windows-1252`.
     """
     repaired, num_high = content.decode("utf-8", "replace"), len(_HIGH.findall(content))
     if 4 * repaired.count("\ufffd") <= len(_HIGH_CHARACTER.findall(repaired)):
-        # UTF-8 with some damage.
+        # Most of the text decodes, so it is UTF-8 with some damaged bytes.
         return None
-    # A letter with an accent stands among letters of ASCII.
+    # In Western European text, letters with an accent are rare among ASCII letters.
     if 3 * num_high <= len(content) - num_high:
         return "windows-1252" if _decodes(content, "windows-1252") else None
-    for name, share, least in _GUESSES if num_high >= _FEWEST_BYTES else ():
-        if share(content) >= least and _decodes(content, name):
+    for name, measure_share, min_share in _GUESSES if num_high >= _MIN_HIGH_BYTES else ():
+        if measure_share(content) >= min_share and _decodes(content, name):
             return name
     return None
 
 
 def _share_of_pairs(pattern: bytes) -> Callable[[bytes], float]:
-    """Returns a measure: the share of a text's pairs of bytes that match."""
+    """Returns a function that measures the share of a text's byte pairs that match."""
     expected = re.compile(pattern)
 
-    def share(content: bytes) -> float:
+    def measure(content: bytes) -> float:
         pairs = _PAIR.findall(content)
         return sum(expected.match(pair) is not None for pair in pairs) / max(1, len(pairs))
 
-    return share
+    return measure
 
 
 def _share_of_cyrillic(encoding: str) -> Callable[[bytes], float]:
-    """Returns a measure: the share of small Cyrillic letters among bytes beyond ASCII."""
+    """Returns a function that measures lowercase Cyrillic letters per non-ASCII byte."""
 
-    def share(content: bytes) -> float:
+    def measure(content: bytes) -> float:
         letters = _CYRILLIC.findall(content.decode(encoding, "replace"))
         return len(letters) / len(_HIGH.findall(content))
 
-    return share
+    return measure
 
 
-# Encodings with a measure of how well each explains bytes beyond ASCII, and its least value.
-# Chinese ones: the common half of their characters, and punctuation. Others: their own letters.
+# Encodings, each with the share of non-ASCII bytes that it explains, and the minimum share. For
+# Chinese encodings the patterns match the common half of the characters, and punctuation. For
+# the others they match the letters of the language.
 _GUESSES: tuple[tuple[str, Callable[[bytes], float], float], ...] = (
     ("windows-1251", _share_of_cyrillic("windows-1251"), 0.85),
     ("koi8-r", _share_of_cyrillic("koi8-r"), 0.85),
@@ -194,7 +196,7 @@ _GUESSES: tuple[tuple[str, Callable[[bytes], float], float], ...] = (
 
 def _decodes(content: bytes, encoding: str) -> bool:
     try:
-        # A cut may have parted a character.
+        # The incremental decoder ignores an incomplete character at the end.
         codecs.getincrementaldecoder(encoding)().decode(content)
     except UnicodeDecodeError:
         return False

@@ -1,7 +1,7 @@
-"""Flags, generated from the fields of config dataclasses.
+"""Flags that are generated from the fields of config dataclasses.
 
-A setting is declared once, as a field (`pipeline.base.settings.setting`). Its flag has the
-field's name, default, range and help, and its text is parsed and checked by the field.
+A setting is declared as a field with `pipeline.base.settings.setting`. Its flag has the field's
+name, default, range and help. The field also parses and checks the flag's text.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ Config = TypeVar("Config", bound=Settings)
 
 @dataclasses.dataclass(frozen=True)
 class FlagDescription:
-    """A flag as `--help` and the README's tables show it.
+    """The texts of a flag in `--help` and in the README's tables.
 
     Attributes:
         name: the field's name.
-        default: as text; "required" for a field without one, empty for None.
-        constraint: its choices or its range; empty without one.
-        help: names other settings as their flags.
+        default: the default as text; "required" for a field without one, empty for None.
+        constraint: the choices or the range; empty if there are none.
+        help: the help text, in which other settings are written as flags.
     """
 
     name: str
@@ -47,12 +47,13 @@ class FlagDescription:
 class FlagSet:
     """The flags of a command.
 
-    A field without a declaration has no flag: see `read_config`. One without a default is required.
+    A field without a declaration has no flag; `read_config` takes its value as an argument. The
+    flag of a field without a default is required.
 
     Attributes:
-        configs: the config dataclasses, whose fields have different names.
-        leave_out: names of fields that the command has no flag for.
-        defaults: defaults that depend on the machine, by field name.
+        configs: config dataclasses. No two of their fields have the same name.
+        leave_out: names of fields for which the command has no flag.
+        defaults: defaults that depend on the machine, keyed by field name.
     """
 
     configs: tuple[type[Settings], ...]
@@ -65,7 +66,7 @@ class FlagSet:
         return [field for field in fields if field.name not in self.leave_out]
 
     def define(self) -> flags.FlagValues:
-        """Returns the flags, to be parsed by `running.run`."""
+        """Returns the unparsed flags, for `running.run`."""
         values = flags.FlagValues()
         for field in self.fields():
             _define(field, self.defaults.get(field.name, default_value(field)), values)
@@ -85,30 +86,35 @@ def setting_fields(config: type[Settings]) -> list[dataclasses.Field]:
 
 
 def read_values(values: flags.FlagValues, config: type[Settings]) -> dict[str, Any]:
-    """Returns the parsed flags that are settings of a config dataclass, by field name."""
+    """Returns the values of a config dataclass's settings from parsed flags, by field name."""
     names = [field.name for field in setting_fields(config) if field.name in values]
     return {name: values[name].value for name in names}
 
 
 def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
-    """Returns the config that parsed flags ask for; models of the hub are downloaded.
+    """Returns the config for parsed flags, and downloads the models of the hub that it names.
 
     Args:
-        **others: fields that are no flags, and values in place of those of flags.
+        values: the parsed flags.
+        config: the config dataclass.
+        **others: values of fields without a flag, and values that replace those of flags.
 
     Raises:
-        InputError: settings that contradict each other, or a model that cannot be downloaded.
+        InputError: settings contradict each other, or a model cannot be downloaded.
     """
     return models.downloaded(build_config(values, config, **others))
 
 
 def build_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:
-    """Returns a config as `read_config` does, but downloads nothing: it is a part of another."""
+    """Returns a config for parsed flags that becomes a field of another config.
+
+    Unlike `read_config`, it downloads no models.
+    """
     return config(**{**read_values(values, config), **others})
 
 
 def describe_flag(field: dataclasses.Field) -> FlagDescription:
-    """Returns how the flag of a setting is shown."""
+    """Returns the texts of a setting's flag."""
     declaration, value = declaration_of(field), default_value(field)
     default = "required" if is_required(field) else "" if value is None else as_text(value)
     text = show_settings(declaration.help, "--{}".format)
@@ -126,17 +132,17 @@ def _define(field: dataclasses.Field, default: Any, values: flags.FlagValues) ->
 
 
 def _require(names: Collection[str], values: flags.FlagValues) -> None:
-    def nothing_missing(given: dict[str, Any]) -> bool:
-        missing = [f"--{name}" for name in names if given[name] in (None, "")]
+    def check_required(flag_texts: dict[str, Any]) -> bool:
+        missing = [f"--{name}" for name in names if flag_texts[name] in (None, "")]
         if missing:
             raise flags.ValidationError(f"missing: {', '.join(missing)} (see --help)")
         return True
 
-    flags.register_multi_flags_validator(list(names), nothing_missing, flag_values=values)
+    flags.register_multi_flags_validator(list(names), check_required, flag_values=values)
 
 
 class _FieldParser(flags.ArgumentParser):
-    """Parses a flag's text as its field does, and checks the declared range."""
+    """Parses a flag's text with its field, and checks the declared range."""
 
     def __init__(self, field: dataclasses.Field) -> None:
         super().__init__()
@@ -144,7 +150,7 @@ class _FieldParser(flags.ArgumentParser):
         self.syntactic_help = _constraint(declaration_of(field))
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value; a default is one already."""
+        """Returns the value of a text. A default is already a value and returned as it is."""
         if not isinstance(argument, str):
             return argument
         kind = value_type(self._field)
@@ -164,7 +170,7 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def as_text(value: Any) -> str:
-    """Returns a value as one types it."""
+    """Returns a value as text in the syntax of flags."""
     if isinstance(value, Mapping):
         return ",".join(f"{name}={as_text(item)}" for name, item in value.items())
     if isinstance(value, tuple):

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pipeline.commands.running import print_all
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# The commands, in the order in which they are used.
+# The commands, in the order of their use.
 COMMANDS = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
 _HELP = ("-h", "-help", "--help")
 
 
 def find_programs() -> dict[str, pathlib.Path]:
-    """Returns the modules of the commands and of the tools, by name."""
+    """Returns the module files of the commands and the tools, keyed by name."""
     commands = {name: _ROOT / "pipeline" / f"{name}.py" for name in COMMANDS}
     tools = {path.stem: path for path in (_ROOT / "tools").glob("*.py")}
     tools |= {path.parent.name: path for path in (_ROOT / "tools").glob("*/__main__.py")}
-    programs = [name for name in sorted(tools) if "\ndef main(" in tools[name].read_text("utf-8")]
-    return commands | {name: tools[name] for name in programs}
+    runnable = [name for name in sorted(tools) if "\ndef main(" in tools[name].read_text("utf-8")]
+    return commands | {name: tools[name] for name in runnable}
 
 
 def summary(path: pathlib.Path) -> str:
@@ -33,7 +33,7 @@ def summary(path: pathlib.Path) -> str:
 def _overview() -> str:
     programs = find_programs()
     width = max(map(len, programs))
-    lines = ["offline_distill NAME --flags; offline_distill NAME --help lists the flags", ""]
+    lines = ["Usage: offline_distill NAME --flags (offline_distill NAME --help lists them)", ""]
     for name, path in programs.items():
         if name not in COMMANDS and COMMANDS[-1] in lines[-1]:
             lines.append("")
@@ -41,9 +41,11 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, find_programs())
-    hint = f"did you mean {' or '.join(close)}?" if close else "offline_distill --help lists them"
+def _unknown_name_error(name: str) -> str:
+    similar = difflib.get_close_matches(name, find_programs())
+    hint = "offline_distill --help lists all names"
+    if similar:
+        hint = f"did you mean {' or '.join(similar)}?"
     return f"error: unknown command or tool {name!r}; {hint}"
 
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     path = find_programs().get(name)
     if path is None:
-        print(_unknown(name), file=sys.stderr)
+        print(_unknown_name_error(name), file=sys.stderr)
         return 1
     module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
     return importlib.import_module(module).main([name, *arguments[1:]])

@@ -1,4 +1,4 @@
-"""What the commands share: parsing flags, and turning mistakes into one line and exit status 1."""
+"""Runs a command: parses flags, sets up the backend, and reports errors in one line."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY, ProcessSettings
 from pipeline.runners.ray import RayConfig
 
-# It takes a machine's TPU chips from any other framework of the process.
+# This package reserves the TPU chips, so that no other framework of the process can use them.
 _TPU_TENSORFLOW = "tensorflow-tpu"
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -35,51 +35,52 @@ def run(
     """Parses flags and runs a command.
 
     Args:
-        flag_values: the command's flags.
-        command: what to run; it gets the parsed flags.
-        description: printed above the flags by `--help`.
-        argv: program name and arguments; the process's own by default.
+        flag_values: the command's unparsed flags.
+        command: a function that is called with the parsed flags.
+        description: text that `--help` prints above the flags.
+        argv: program name and arguments; `sys.argv` by default.
         with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
-        the exit status: 0, or 1 after one line `error: …` on stderr for whatever the user can mend,
-        or 130 when interrupted, 143 when a run was stopped by SIGTERM and says so.
+        the exit status: 0 for success; 1 for an error that the user can correct, after one line
+        `error: …` on standard error; 130 after an interrupt; 143 after SIGTERM.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
         text = flag_values.get_help(include_special_flags=False)
-        # The name of the module that defines them.
+        # absl prints the name of the module that defines the flags above them.
         text = re.sub(r"^\n?[\w.]+:\n", "", text, flags=re.MULTILINE)
         print_all(f"{description}\nFlags (--flagfile=FILE reads them from a file):\n{text}")
         return 0
-    # Else TensorFlow prints a page of notes on every start.
+    # Without this, TensorFlow prints a page of notes at every start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _parse(flag_values, argv, with_recipes=with_recipes)
-        # Before anything heavy is imported.
+        # The allocator must be configured before the backend is imported.
         memory.keep_freed(flag_values.backend if "backend" in flag_values else None)
         command(flag_values)
     except InputError as error:
         return _fail(describe(error, "--{}".format))
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        file = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
-        return _fail(f"{place}{reason}; what is complete is kept, the same command continues")
+        hint = "complete files are kept; re-run the command to resume"
+        return _fail(f"{file}{reason}; {hint}")
     except StoppedRunError as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted; the same command continues", file=sys.stderr)
+        print(str(interrupt) or "interrupted; re-run the command to resume", file=sys.stderr)
         return 130
     return 0
 
 
 def print_all(text: str) -> None:
-    """Prints to a reader that may stop reading, such as `head`."""
+    """Prints a text. The reader of a pipe may stop reading early, as `head` does."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Else Python tries once more at its end, and complains.
+        # Python flushes standard output again at exit, and would report the error there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -90,14 +91,14 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
         rest = flag_values(argv)[1:]
     except (flags.Error, OSError) as error:
         if isinstance(error.__context__, InputError):
-            # Raised by the field that the flag sets.
+            # The field of the flag raised this error, and absl replaced it.
             raise error.__context__ from None
-        # A validator's message stands behind the flags that it is about.
+        # absl writes the validated flags before a validator's message. They are cut off.
         text = str(error).removeprefix("flag ")
         raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(
-            None, received=f"unexpected argument {rest[0]!r}: the command takes flags only"
+            None, received=f"unexpected argument {rest[0]!r}: the command accepts only flags"
         )
 
 
@@ -125,11 +126,11 @@ def _fail(message: str) -> int:
 
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """What is said on stderr inside the block goes nowhere, that of native code included."""
+    """Discards standard error during the block, including output of native code."""
     sys.stderr.flush()
     original = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as discarded:
+        os.dup2(discarded.fileno(), 2)
         try:
             yield
         finally:
@@ -138,9 +139,9 @@ def silenced_stderr() -> Iterator[None]:
 
 
 def import_quietly(*modules: str) -> None:
-    """Imports modules; what is said on stderr meanwhile goes nowhere.
+    """Imports modules and discards their output on standard error.
 
-    TensorFlow's native code greets there before any setting can silence it.
+    TensorFlow's native code prints lines there that no setting suppresses.
     """
     with silenced_stderr():
         for module in modules:
@@ -148,18 +149,18 @@ def import_quietly(*modules: str) -> None:
 
 
 def _expect_chips_for_jax() -> None:
-    """Refuses TensorFlow's build for TPUs, which would take the chips as soon as it is imported."""
+    """Refuses TensorFlow's build for TPUs, which reserves the chips when it is imported."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version(_TPU_TENSORFLOW)
         hint = f"pip uninstall {_TPU_TENSORFLOW}, then pip install tensorflow"
-        expected = "TensorFlow's build for CPUs or GPUs, as JAX computes"
-        raise InputError(Setting("backend"), expected, _TPU_TENSORFLOW, hint)
+        received = f"the package {_TPU_TENSORFLOW} would reserve the TPU chips that JAX needs"
+        raise InputError(Setting("backend"), received=received, hint=hint)
 
 
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
-    """Sets Keras's backend and imports it and further modules; no device is asked for.
+    """Sets Keras's backend, and imports Keras and further modules.
 
-    Keras must not have been imported before.
+    No device is initialised. Keras must not have been imported before.
     """
     if values.backend == "jax":
         _expect_chips_for_jax()
@@ -175,30 +176,39 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
-    """Sets Keras's backend, imports it, says what it computes on, and returns those devices.
+    """Sets Keras's backend, imports it, and prints and returns its devices.
 
-    Arguments are those of `import_backend`; the devices are Keras's names.
+    Args:
+        values: see `import_backend`.
+        *modules: see `import_backend`.
+
+    Returns:
+        Keras's names of the devices.
     """
     import_backend(values, *modules)
     return show_devices(values.backend)
 
 
 def show_devices(backend: str) -> list[str]:
-    """Says what the imported backend computes on and in which memory; returns the devices."""
+    """Prints the devices of the imported backend and the handling of freed memory.
+
+    Returns:
+        Keras's names of the devices.
+    """
     devices = importlib.import_module("keras.distribution").list_devices()
-    memory_kept = memory.keep_freed(backend)
-    print(f"computing with {backend} on {', '.join(devices)}; {memory_kept}", file=sys.stderr)
+    memory_note = memory.keep_freed(backend)
+    print(f"computing with {backend} on {', '.join(devices)}; {memory_note}", file=sys.stderr)
     return devices
 
 
 def join_processes(values: flags.FlagValues) -> None:
-    """Joins the other processes, if there are any, before devices are asked for.
+    """Joins the other processes, if there are any. Call it before devices are initialised.
 
     Args:
-        values: of flags among which are `BackendSettings`, `ProcessSettings` and `distribution`.
+        values: parsed flags of `BackendSettings`, `ProcessSettings` and `distribution`.
 
     Raises:
-        InputError: settings that do not go together, or the others cannot be reached.
+        InputError: settings contradict each other, or the other processes cannot be reached.
     """
     settings = read_values(values, ProcessSettings)
     if values.distribution != distribution.DATA_PARALLEL:
@@ -210,16 +220,16 @@ def join_processes(values: flags.FlagValues) -> None:
     if values.backend != "jax":
         expected = f"jax with `distribution`={values.distribution}"
         raise InputError(Setting("backend"), expected, values.backend)
-    # Without JAX, `choose_backend` says so.
+    # If JAX is not installed, `choose_backend` raises the error.
     if importlib.util.find_spec("jax") is not None:
         distribution.join(**settings)
 
 
 def choose_runner(values: flags.FlagValues) -> RayConfig | None:
-    """Returns how jobs run on Ray, which is imported; None where they run on this machine.
+    """Returns the settings of Ray and imports it; None if jobs run on this machine.
 
     Raises:
-        InputError: Ray is not installed, or a flag is for the other runner.
+        InputError: Ray is not installed, or a flag of Ray is set without `runner`=ray.
     """
     if values.runner == RAY:
         config = read_config(values, RayConfig)
@@ -234,12 +244,14 @@ def choose_runner(values: flags.FlagValues) -> RayConfig | None:
 
 
 def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> str:
-    """Returns what to compute in; where `--compute_dtype=auto` leaves it open, says what and why.
+    """Returns the dtype policy. For `--compute_dtype=auto`, prints the choice and its reason.
 
-    `devices` are as `choose_backend` returns them.
+    Args:
+        values: the parsed flags.
+        devices: the devices that `choose_backend` returned.
     """
     if values.compute_dtype != compute_dtype.AUTO:
         return values.compute_dtype
-    chosen, reason = compute_dtype.detect(devices)
-    print(f"--compute_dtype=auto: {chosen}, as {reason}", file=sys.stderr)
-    return chosen
+    policy, reason = compute_dtype.detect(devices)
+    print(f"--compute_dtype=auto: {policy}, as {reason}", file=sys.stderr)
+    return policy

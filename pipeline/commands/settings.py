@@ -1,4 +1,4 @@
-"""Settings that belong to a command, and not to what it makes."""
+"""Settings of the commands that are not settings of their output."""
 
 import dataclasses
 
@@ -23,12 +23,12 @@ class BackendSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RunnerSettings(Settings):
-    """Where jobs run; the settings of Ray itself are those of `RayConfig`."""
+    """The runner of the jobs. `RayConfig` has the settings of Ray itself."""
 
     runner: str = setting(
         LOCAL,
-        "Where the jobs, of at most one shard each, run: on this machine, or on Ray, whose nodes "
-        "must see the same files under the same paths and have the same packages.",
+        "Whether the jobs run on this machine or on Ray. All nodes of Ray must have the same "
+        "packages, and the same files under the same paths. A job makes at most one shard.",
         choices=(LOCAL, RAY),
     )
 
@@ -39,15 +39,15 @@ class CorpusSettings(Settings):
 
     input_dir: str | None = setting(
         None,
-        "The corpus: a file, a directory or a glob, or a dataset of the Hugging Face hub, "
+        "The corpus: a file, a directory, a glob or a dataset of the Hugging Face hub, for example "
         "hf://datasets/ORG/NAME@REVISION/**/*.parquet. Parquet, Arrow, tar and compressed files "
-        "are known by their content; .json, .jsonl, .csv and .tsv by their names; others are "
-        "text, see `documents`. With `tfds_name`: the directory of TensorFlow datasets.",
+        "are recognised by their content; .json, .jsonl, .csv and .tsv by their names. All others "
+        "are text, see `documents`. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(
         None,
-        "Declaration of how the files of `input_dir` are read: "
-        f"{', '.join(known_corpora.names())}, or a .yaml file of the form of those in "
+        "Declared format of the files in `input_dir`: "
+        f"{', '.join(known_corpora.names())}, or a .yaml file such as those in "
         "data_specs/corpora.",
     )
     hf_split: str | None = setting(
@@ -56,47 +56,49 @@ class CorpusSettings(Settings):
         "hf://datasets/ORG/NAME; train by default.",
     )
     tfds_name: str | None = setting(
-        None, "In place of files: a TensorFlow dataset, name[/config][:version]."
+        None, "TensorFlow dataset to read instead of files: name[/config][:version]."
     )
     tfds_split: str | None = setting(
         None, "Requires `tfds_name`. Split of the dataset; train by default."
     )
     text_fields: tuple[str, ...] | None = setting(
         None,
-        "Fields of a row that are its text. By default as `corpus_spec` declares, the only text "
-        "feature of `tfds_name`, or title,content.",
+        "Fields of a row that contain its text. By default the fields that `corpus_spec` "
+        "declares, the only text feature of `tfds_name`, or title,content.",
         parse=parse_words,
         aliases=("params",),
     )
     documents: str | None = setting(
         None,
-        "What separates the documents of a text file: blank_lines, or lines, where each line is "
-        "a document. As `corpus_spec` declares by default, else blank_lines.",
+        "Separation of the documents in a text file: blank_lines, or lines if each line is a "
+        "document. By default as `corpus_spec` declares, otherwise blank_lines.",
         choices=known_corpora.SEPARATIONS,
     )
     segmenter: str | None = setting(
         None,
-        "Segmenter that marks Chinese words; as `corpus_spec` declares by default, else jieba.",
+        "Segmenter that splits Chinese text into words. By default as `corpus_spec` declares, "
+        "otherwise jieba.",
         choices=tuple(SEGMENTERS),
     )
     corpora: Location | None = setting(
-        None, "In place of one corpus: a .yaml file with several corpora and their weights."
+        None, "Mixture of corpora, instead of one: a .yaml file with corpora and their weights."
     )
-    random_next: bool | None = setting(None, "Accepted for old command lines; has no effect.")
+    random_next: bool | None = setting(None, "Accepted for old command lines. Has no effect.")
 
     def sources(self) -> tuple[known_corpora.CorpusSource, ...]:
         """Returns the corpora that the settings name.
 
         Raises:
-            InputError: they name none, both a mixture and a corpus, or an invalid mixture.
+            InputError: the settings name no corpus, both a mixture and a corpus, or an invalid
+                mixture.
         """
         names = ("input_dir", "corpus_spec", "hf_split", "tfds_name", "tfds_split")
         names += ("text_fields", "documents", "segmenter")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.corpora is not None:
-            if given:
-                received = f"`{next(iter(given))}` is given together with it"
-                hint = "write it into the file"
+            if options:
+                received = f"`{next(iter(options))}` cannot be combined with it"
+                hint = "write the setting into the .yaml file"
                 raise InputError(Setting("corpora"), received=received, hint=hint)
             try:
                 return known_corpora.load_mixture(self.corpora)
@@ -107,16 +109,16 @@ class CorpusSettings(Settings):
         if self.text_fields == ():
             raise InputError(Setting("text_fields"), "the names of fields", "none")
         try:
-            return (known_corpora.CorpusSource(**given),)
+            return (known_corpora.CorpusSource(**options),)
         except ValueError as error:
-            # It names the setting first.
+            # The message starts with the name of the setting.
             name, _, text = str(error).partition(": ")
             raise InputError(Setting(name), received=text) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSettings(Settings):
-    """How a process of `run_distill` joins the others."""
+    """Settings with which a process of `run_distill` joins the other processes."""
 
     coordinator_address: str | None = setting(
         None,
@@ -125,7 +127,8 @@ class ProcessSettings(Settings):
     )
     num_processes: int | None = setting(
         None,
-        "Requires `distribution`=data_parallel. Number of processes; 1 joins no others.",
+        "Requires `distribution`=data_parallel. Number of processes. With 1, the process joins no "
+        "others.",
         low=1,
     )
     process_id: int | None = setting(
@@ -135,15 +138,15 @@ class ProcessSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RecipeSettings(Settings):
-    """Ready-made settings of `run_distill`, and how to try them."""
+    """Published recipes of `run_distill`, and a short run to try them."""
 
     recipe: str | None = setting(
         None,
-        f"Published recipe whose flags are read first: {', '.join(recipes.names())}. Flags after "
-        "it replace those of the recipe.",
+        f"Published recipe whose flags are read first: {', '.join(recipes.names())}. Later flags "
+        "replace those of the recipe.",
     )
     run_local: bool = setting(
         False,
-        "Whether to shrink batches, steps and evaluation to a run of minutes, which shows that a "
-        "recipe runs and makes no claim of quality.",
+        "Whether to reduce batch sizes, steps and evaluation, so that a run takes minutes. It "
+        "shows that a recipe runs, not the quality of its student.",
     )

@@ -1,1 +1,1 @@
-"""Corpora: from files to documents."""
+"""Corpora: finds files, recognises their formats and yields documents."""

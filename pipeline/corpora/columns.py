@@ -1,6 +1,6 @@
-"""Tables of Arrow's memory format: text columns become documents.
+"""Converts the text columns of Arrow tables to documents.
 
-The columns are read as bytes, so that a value that is not UTF-8 is the fault of its row alone.
+The columns are read as bytes. A value that is not UTF-8 then makes only its own row invalid.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from pipeline.base.errors import InputError
 from pipeline.corpora import fields
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 
-# What pyarrow raises, whatever is wrong with a file.
+# Exceptions that pyarrow raises for damaged files.
 ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
-_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-# Some writers leave it open whether bytes are text.
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+# Some writers store text as bytes.
+_BYTES_TYPES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
 def _is_one_of(kind: pa.DataType, tests: tuple) -> bool:
@@ -25,42 +25,49 @@ def _is_one_of(kind: pa.DataType, tests: tuple) -> bool:
 
 
 def expect_text(file: CorpusFile, schema: pa.Schema) -> None:
-    """Checks that a table has the text fields that are asked for.
+    """Checks that a table has the text fields of the file's corpus.
 
     Raises:
-        InputError: it lacks one, has it twice, or one is no text.
+        InputError: a text field is missing, occurs twice or is not text.
     """
     spec = file.corpus.spec
-    texts = [field.name for field in schema if _is_one_of(field.type, _TEXTS)]
+    texts = [field.name for field in schema if _is_one_of(field.type, _TEXT_TYPES)]
     if any(schema.names.count(name) != 1 for name in spec.text_fields):
         raise fields.missing_fields(spec, file.path, schema.names, texts)
     for name in spec.text_fields:
         kind = schema.field(name).type
-        if not _is_one_of(kind, _TEXTS + _BYTES):
+        if not _is_one_of(kind, _TEXT_TYPES + _BYTES_TYPES):
             raise fields.no_text(file.path, name, str(kind)[:80], texts)
 
 
 def batch_documents(
-    file: CorpusFile, batch: pa.RecordBatch, cursor: Cursor, place: str = ""
+    file: CorpusFile, batch: pa.RecordBatch, cursor: Cursor, position_prefix: str = ""
 ) -> Iterator[RawDocument]:
-    """Yields a document for each row of a batch: its text fields, joined by newlines."""
+    """Yields a document for each row of a batch: its text fields, joined by newlines.
+
+    Args:
+        file: the file.
+        batch: the rows.
+        cursor: the position of the batch. It is advanced past the batch.
+        position_prefix: text before the row number in the positions of the documents.
+    """
     columns = [_values(batch.column(name)) for name in file.corpus.spec.text_fields]
     for values in zip(*columns, strict=True):
         content = b"\n".join(filter(None, values))
-        row = f"{place}row {cursor.documents}"
-        yield RawDocument(file, cursor.documents, row, content)
+        position = f"{position_prefix}row {cursor.documents}"
+        yield RawDocument(file, cursor.documents, position, content)
         cursor.documents += 1
 
 
 def first_row(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> dict[str, object]:
-    """Returns the fields of a table with their values in its first row."""
+    """Returns the values of a table's first row, keyed by field. Without rows, they are None."""
     rows = (batch.slice(0, 1).to_pylist()[0] for batch in batches if batch.num_rows)
     return dict.fromkeys(schema.names) | next(rows, {})
 
 
 def _values(column: pa.Array) -> list[bytes | None]:
     if pa.types.is_dictionary(column.type):
-        # Its indices are not to be trusted either.
+        # A damaged file may have indices beyond the dictionary.
         column.indices.validate(full=True)
         column = column.dictionary_decode()
     if _is_one_of(column.type, (pa.types.is_string,)):
@@ -73,7 +80,7 @@ def _values(column: pa.Array) -> list[bytes | None]:
     return column.to_pylist()
 
 
-def damaged(file: CorpusFile, kind: str, place: str, error: Exception) -> InputError:
-    """Returns the error of a file that pyarrow cannot read."""
+def damaged(file: CorpusFile, kind: str, position: str, error: Exception) -> InputError:
+    """Returns the error for a file that pyarrow cannot read."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"{file.path}{place}", received=f"not a whole {kind} file ({reason})")
+    return InputError(f"{file.path}{position}", received=f"not a valid {kind} file ({reason})")

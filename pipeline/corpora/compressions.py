@@ -1,7 +1,7 @@
-"""Compressions: one table, which all formats share.
+"""Compression formats, in one table for all corpus formats.
 
-Files are unpacked in bounded memory. A truncated file is an error, never a shorter corpus, and so
-is a file that unpacks to far more than text can.
+Files are decompressed in bounded memory. A truncated file raises an error and never makes the
+corpus shorter. A file whose compression ratio is far above that of text raises an error, too.
 """
 
 import bz2
@@ -17,19 +17,19 @@ import zstandard
 from pipeline.base.errors import InputError
 from pipeline.corpora.documents import CorpusFile
 
-# Text shrinks to a third, a log of equal lines to a hundredth; a file of zeros to a thousandth or
-# less, which takes hours to read and holds nothing.
+# Typical ratios are 3 for text, 100 for a log of equal lines, and 1,000 or more for a file of
+# zeros. Such a file would take hours to read and has no text.
 _MAX_RATIO = 200
-# A short run of equal lines is no bomb: the ratio counts from here on.
-_UNSUSPECTED_BYTES = 256 * 2**20
-# What the decompressor returns at a time.
+# The ratio is checked only above this size. A short run of equal lines is harmless.
+_MIN_CHECKED_BYTES = 256 * 2**20
+# Maximum number of bytes that the decompressor returns at a time.
 _OUTPUT_BYTES = 2**18
 # The largest dictionary of `xz -9` takes 64 MiB.
 _LZMA_MEMORY = 256 * 2**20
 
 
 class _Frame(Protocol):
-    """The decompressor of one frame: a file may be several, one behind the other."""
+    """The decompressor of one frame. A file may consist of several consecutive frames."""
 
     eof: bool
     unused_data: bytes
@@ -38,7 +38,7 @@ class _Frame(Protocol):
 
 
 class _ZlibFrame:
-    """zlib's decompressor with the interface of those of bz2 and lzma."""
+    """zlib's decompressor with the interface of the decompressors of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=31)
@@ -60,7 +60,7 @@ class _ZlibFrame:
 
 
 class _ZstdFrame:
-    """Zstandard's decompressor, which bounds nothing: its input is cut small instead."""
+    """Zstandard's decompressor. It ignores `max_length`, so its input is limited instead."""
 
     needs_input = True
 
@@ -81,14 +81,14 @@ class _ZstdFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """A compression.
+    """A compression format.
 
     Attributes:
-        name: for messages.
-        magics: the first bytes of its files, in any of these forms.
-        suffixes: endings of names, and what stands there instead in the name of the content.
+        name: name for messages.
+        magics: the possible first bytes of a file.
+        suffixes: suffixes of file names, each with its replacement in the name of the content.
         frame: makes the decompressor of a frame.
-        input_bytes: what a decompressor is given at a time.
+        input_bytes: maximum number of bytes that a decompressor is given at a time.
     """
 
     name: str
@@ -102,7 +102,8 @@ COMPRESSIONS = (
     Compression("gzip", (b"\x1f\x8b\x08",), {".gz": "", ".tgz": ".tar"}, _ZlibFrame),
     Compression(
         "bzip2",
-        # The begin of a block, and the end of a file without one; a text may begin with BZh.
+        # The header and the begin of a block, or the end of a file without blocks. The header
+        # alone is not enough, because a text may begin with BZh.
         tuple(
             b"BZh%d%s" % (level, mark)
             for level in range(1, 10)
@@ -119,11 +120,11 @@ COMPRESSIONS = (
     ),
     Compression(
         "zstd",
-        # Of a frame, and of one to be skipped, with which pzstd begins.
+        # The magic of a frame, and those of skippable frames. pzstd starts with a skippable one.
         (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16))),
         {".zst": "", ".zstd": "", ".tzst": ".tar"},
         _ZstdFrame,
-        # 128 KiB come out of 4 bytes at most.
+        # At most 128 KiB are decompressed from 4 bytes.
         input_bytes=2**10,
     ),
 )
@@ -131,43 +132,44 @@ _ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.
 
 
 def split_name(name: str) -> tuple[str, Compression | None]:
-    """Returns the name of what a file holds, and the compression that the file's name tells."""
+    """Returns the name of a file's content, and the compression of the file's suffix."""
     for compression in COMPRESSIONS:
-        for suffix, inner in compression.suffixes.items():
+        for suffix, inner_suffix in compression.suffixes.items():
             if name.endswith(suffix):
-                return name.removesuffix(suffix) + inner, compression
+                return name.removesuffix(suffix) + inner_suffix, compression
     return name, None
 
 
 def find_compression(file: CorpusFile, start: bytes) -> Compression | None:
-    """Returns the compression of a file whose first bytes are `start`.
+    """Returns the compression of a file whose first bytes are `start`; None without one.
 
     Raises:
-        InputError: its name tells another compression than its content.
+        InputError: the file's name has the suffix of a compression, but its content is another.
     """
     for compression in COMPRESSIONS:
         if start.startswith(compression.magics):
             return compression
-    _, named = split_name(file.name)
-    if named is not None and start:
-        raise InputError(file.path, received=f"not a whole {named.name} file (its first bytes)")
+    _, expected = split_name(file.name)
+    if expected is not None and start:
+        received = f"not a valid {expected.name} file (wrong first bytes)"
+        raise InputError(file.path, received=received)
     return None
 
 
 class Unpacked(io.RawIOBase):
-    """The content of a compressed file, from its begin to its end.
+    """A stream of a compressed file's content. It is not seekable.
 
     Args:
         file: the file, for messages.
-        packed: its bytes.
+        compressed: the bytes of the file.
         compression: the compression.
     """
 
-    def __init__(self, file: CorpusFile, packed: BinaryIO, compression: Compression) -> None:
+    def __init__(self, file: CorpusFile, compressed: BinaryIO, compression: Compression) -> None:
         super().__init__()
-        self._file, self._packed, self._compression = file, packed, compression
+        self._file, self._compressed, self._compression = file, compressed, compression
         self._frame = compression.frame()
-        self._is_begun = False
+        self._is_in_frame = False
         self._input, self._output = b"", memoryview(b"")
         self._bytes_in = self._bytes_out = 0
 
@@ -179,54 +181,55 @@ class Unpacked(io.RawIOBase):
         """See `io.RawIOBase`.
 
         Raises:
-            InputError: the file is truncated or damaged, or unpacks to far more than text.
+            InputError: the file is truncated or damaged, or its compression ratio is far above
+                that of text.
         """
-        while not self._output and self._advance():
+        while not self._output and self._decompress_more():
             pass
         size = min(len(buffer), len(self._output))
         buffer[:size] = self._output[:size]
         self._output = self._output[size:]
         return size
 
-    def _advance(self) -> bool:
-        """Unpacks some more; returns whether there is more."""
+    def _decompress_more(self) -> bool:
+        """Decompresses the next input. Returns False at the end of the file."""
         if self._frame.eof:
-            self._next_frame()
-        if not self._input and (not self._is_begun or self._frame.needs_input):
-            self._input = self._packed.read(self._compression.input_bytes)
+            self._start_next_frame()
+        if not self._input and (not self._is_in_frame or self._frame.needs_input):
+            self._input = self._compressed.read(self._compression.input_bytes)
             if not self._input:
-                if self._is_begun:
-                    raise self._not_whole("it ends in the middle: copy or download it again")
+                if self._is_in_frame:
+                    raise self._invalid("it is truncated: copy or download it again")
                 return False
         self._bytes_in += len(self._input)
         try:
             output = self._frame.decompress(self._input, _OUTPUT_BYTES)
         except _ERRORS as error:
-            raise self._not_whole(error) from error
-        self._is_begun, self._input = True, b""
+            raise self._invalid(error) from error
+        self._is_in_frame, self._input = True, b""
         self._bytes_out += len(output)
-        self._expect_text(self._bytes_out)
+        self._check_ratio(self._bytes_out)
         self._output = memoryview(output)
         return True
 
-    def _next_frame(self) -> None:
-        """Goes on behind the end of a frame, over the zeros that fill the block of a tape."""
+    def _start_next_frame(self) -> None:
+        """Starts the next frame, after any zeros with which a tape's block was filled."""
         self._input = self._frame.unused_data
         self._bytes_in -= len(self._input)
         while not self._input.strip(b"\0"):
-            self._input = self._packed.read(self._compression.input_bytes)
+            self._input = self._compressed.read(self._compression.input_bytes)
             if not self._input:
                 break
         self._input = self._input.lstrip(b"\0")
-        self._frame, self._is_begun = self._compression.frame(), False
+        self._frame, self._is_in_frame = self._compression.frame(), False
 
-    def _expect_text(self, unpacked: int) -> None:
-        if unpacked > max(_UNSUSPECTED_BYTES, _MAX_RATIO * self._bytes_in):
-            expected = f"at most {_MAX_RATIO} times its size when it is unpacked"
-            hint = "if that is right, unpack the file first"
-            received = f"more than {unpacked:,} bytes out of {self._bytes_in:,}"
+    def _check_ratio(self, bytes_out: int) -> None:
+        if bytes_out > max(_MIN_CHECKED_BYTES, _MAX_RATIO * self._bytes_in):
+            expected = f"content of at most {_MAX_RATIO} times the compressed size"
+            hint = "if that is right, decompress the file first"
+            received = f"more than {bytes_out:,} bytes from {self._bytes_in:,}"
             raise InputError(self._file.path, expected, received, hint)
 
-    def _not_whole(self, reason: object) -> InputError:
+    def _invalid(self, reason: object) -> InputError:
         name = self._compression.name
-        return InputError(self._file.path, received=f"not a whole {name} file ({reason})")
+        return InputError(self._file.path, received=f"not a valid {name} file ({reason})")

@@ -1,4 +1,4 @@
-"""The content of files: unpacked, and not what no reader reads."""
+"""Opens and decompresses the files of a corpus, and refuses formats that no reader supports."""
 
 import codecs
 import contextlib
@@ -10,13 +10,13 @@ from pipeline.base.errors import InputError
 from pipeline.corpora import compressions
 from pipeline.corpora.documents import CorpusFile
 
-# Enough for every signature, and for the first tag of a page.
+# Enough for every signature and for the first tag of an HTML page.
 START_BYTES = 4096
 _UNPACK = "unpack it first"
 _EXTRACT = "extract its text first, for example with trafilatura"
 _SAVE = "save it as Parquet, JSON lines, CSV or text first"
-# Files that no reader reads: first bytes, description, hint.
-_REFUSED = (
+# Formats that no reader supports: first bytes, description, hint.
+_UNSUPPORTED = (
     (b"WARC/0.", "a WARC file of web pages", _EXTRACT),
     (b"WARC/1.", "a WARC file of web pages", _EXTRACT),
     (b"%PDF-", "a PDF file", _EXTRACT),
@@ -39,7 +39,7 @@ _PAGE_BEGINS = (b"<!doctype html", b"<html")
 
 @contextlib.contextmanager
 def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """Opens a file; errors in the block name it.
+    """Opens a file. Errors in the block name it.
 
     Raises:
         InputError: the file cannot be read.
@@ -52,12 +52,12 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
 
 
 def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """Returns the first bytes of a file's content, and its content, unpacked.
+    """Returns the first bytes of a file's decompressed content, and a stream of all of it.
 
-    The stream itself comes back, at its begin, where nothing has to be unpacked.
+    The stream of an uncompressed file is `stream` itself, at its beginning.
 
     Raises:
-        InputError: no reader reads such a file.
+        InputError: no reader supports the format.
     """
     start, stream = streams.peek(stream, START_BYTES)
     compression = compressions.find_compression(file, start)
@@ -69,11 +69,11 @@ def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
 
 
 def _expect_readable(file: CorpusFile, start: bytes) -> None:
-    """Refuses files that would be read as text and are none."""
-    for magic, description, hint in _REFUSED:
+    """Refuses unsupported formats, which would otherwise be read as text."""
+    for magic, description, hint in _UNSUPPORTED:
         if start.startswith(magic):
             raise InputError(file.path, "a corpus", description, hint)
     beginning = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if beginning.startswith(_PAGE_BEGINS) and "html" not in file.corpus.spec.cleaning:
-        hint = f"{_EXTRACT}, or take a declaration with the cleaning step html (`corpus_spec`)"
+        hint = f"{_EXTRACT}, or set `corpus_spec` to a declaration with the cleaning step html"
         raise InputError(file.path, "a corpus", "an HTML page", hint)

@@ -1,6 +1,6 @@
-"""The corpora of a run: resolved, opened, and cut into blocks of undecoded documents.
+"""Resolves and opens the corpora of a run, and divides them into blocks of raw documents.
 
-The main process cuts, which is cheap; workers decode, clean and tokenise.
+The main process divides the files, which is cheap. Workers decode, clean and tokenise.
 """
 
 import collections
@@ -27,20 +27,20 @@ from pipeline.tokenizers import segmenters
 
 _MIN_BLOCK_BYTES = 2**19
 _MAX_BLOCK_BYTES = 2**23
-# Each document takes memory besides its bytes.
+# A limit for short documents, as each document takes memory in addition to its bytes.
 _MAX_BLOCK_DOCUMENTS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBlock:
-    """Consecutive documents: the unit of work of the first half of prepare.
+    """Consecutive documents that one job masks.
 
     Attributes:
-        index: its number within the corpus.
-        documents: its documents; none before a part of a file is loaded.
-        bytes_read: the bytes of the corpus that have been read from disk.
-        part: the part of a file that the documents are, for a worker to read.
-        start: where the part begins.
+        index: number of the block within the corpus.
+        documents: the documents; empty until `loaded` reads `part`.
+        bytes_read: number of bytes of the corpus that were read from disk so far.
+        part: the part of a file that a worker reads; None if the documents are already read.
+        start: position of the part in its file.
     """
 
     index: int
@@ -70,16 +70,16 @@ class DocumentBlock:
 
 
 def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:
-    """Returns the corpora of a run with all their settings; files are not looked at.
+    """Returns the corpora of a run with all their settings. Files are not opened.
 
     Raises:
-        InputError: an unknown declaration or dataset, or two corpora of one name.
+        InputError: an unknown declaration or dataset, or two corpora with the same name.
     """
     for label, count in Counter(source.label for source in sources).items():
         if count > 1:
             received = f"{label or 'none'!r} {count} times"
-            hint = "add name: to tell them apart"
-            raise InputError(Setting("corpora"), "a name for each corpus", received, hint=hint)
+            hint = "set `name` for each corpus in the file"
+            raise InputError(Setting("corpora"), "corpora of different names", received, hint)
     return tuple(_resolve(source) for source in sources)
 
 
@@ -115,7 +115,7 @@ def _resolve(source: CorpusSource) -> Corpus:
 def _expect_known(
     kind: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
 ) -> None:
-    """Refuses a declaration that names what no table has."""
+    """Checks that each name in a declaration is a key of a table."""
     subject = Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}"
     for name in names:
         if name not in known:
@@ -123,17 +123,21 @@ def _expect_known(
 
 
 def expect_outside(output_dir: Location, sources: Sequence[CorpusSource]) -> None:
-    """Refuses an output directory below a folder all of whose files are read."""
+    """Checks that the output directory is not inside an input folder, whose files are all read."""
     for source in sources:
         if source.files is not None and output_dir.is_inside(Location.parse(source.files)):
-            expected = f"a directory outside `input_dir`={source.files}, all of which is read"
+            expected = f"a directory outside `input_dir`={source.files}, which is read completely"
             raise InputError(Setting("output_dir"), expected, output_dir)
 
 
 def open_corpora(
     sources: Sequence[CorpusSource], corpora: Sequence[Corpus]
 ) -> tuple[CorpusFile, ...]:
-    """Returns the files of all sources, which `corpora` are when resolved.
+    """Returns the files of all corpora.
+
+    Args:
+        sources: the corpora as the user declared them.
+        corpora: the same corpora, as `resolve` returned them.
 
     Raises:
         InputError: a corpus has no files, or all of them are empty.
@@ -146,10 +150,10 @@ def open_corpora(
 
 
 def document_text(document: RawDocument) -> str:
-    """Returns a document's text, cleaned.
+    """Returns a document's text after cleaning.
 
     Raises:
-        InputError: the document cannot be decoded, or lacks a field.
+        InputError: the document cannot be decoded, or a field is missing.
     """
     corpus = document.file.corpus
     text = READERS[corpus.reader].text(document)
@@ -157,7 +161,12 @@ def document_text(document: RawDocument) -> str:
 
 
 def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int) -> Iterator[str]:
-    """Yields the first documents of some files, evenly spread; unreadable ones are left out.
+    """Yields the texts of the first documents of evenly spread files. Invalid ones are left out.
+
+    Args:
+        files: the files.
+        num_files: maximum number of files to read.
+        num_documents: maximum number of documents per file.
 
     Raises:
         InputError: a file cannot be read, or has another format than its name says.
@@ -170,7 +179,7 @@ def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int
 
 
 def ends_at_blank_lines(files: Sequence[CorpusFile]) -> bool:
-    """Returns whether a corpus's first document is text that ends at a blank line.
+    """Returns whether the first document is plain text that a blank line ends.
 
     Raises:
         InputError: a file cannot be read, or has another format than its name says.
@@ -185,44 +194,45 @@ def ends_at_blank_lines(files: Sequence[CorpusFile]) -> bool:
 def read_blocks(
     files: Sequence[CorpusFile], run: Callable[..., Iterator[Any]] | None = None
 ) -> Iterator[DocumentBlock]:
-    """Yields the corpus in blocks of about half a megabyte to 8 MB, or of 65,536 documents.
+    """Yields the corpus in blocks of about 512 KiB to 8 MiB, or of 65,536 documents.
 
-    A large file of a format that can be split gives one block a part. The blocks are the same
-    whoever reads the parts.
+    A large file is split into parts if its format allows it, and each part is a block. The
+    blocks do not depend on which process reads the parts.
 
     Args:
         files: the files.
-        run: runs a function over jobs in workers, which see the files, and returns the results
-            in order; parts of files come as blocks to be loaded. None if all is read here.
+        run: maps a function over jobs in workers that can read the files, and returns the
+            results in order. Blocks of parts are then yielded before they are loaded. None to
+            read all documents in this process.
 
     Raises:
         InputError: a file cannot be read, or has another format than its name says.
     """
     total = sum(file.bytes for file in files)
     block_bytes = min(_MAX_BLOCK_BYTES, max(_MIN_BLOCK_BYTES, total // 256))
-    index = size = done = 0
+    index = size = bytes_done = 0
     documents: list[RawDocument] = []
     for file in files:
-        if parts := _parts(file, block_bytes):
+        if file_parts := _split_file(file, block_bytes):
             if documents:
-                yield DocumentBlock(index, tuple(documents), done)
+                yield DocumentBlock(index, tuple(documents), bytes_done)
                 documents, size, index = [], 0, index + 1
-            for block in _part_blocks(parts, index, done, run):
+            for block in _part_blocks(file_parts, index, bytes_done, run):
                 yield block
                 index += 1
-            done += file.bytes
+            bytes_done += file.bytes
             continue
         for document, bytes_read in READERS[file.corpus.reader].read(file):
             documents.append(document)
             size += len(document.content)
             if size >= block_bytes or len(documents) >= _MAX_BLOCK_DOCUMENTS:
-                yield DocumentBlock(index, tuple(documents), done + bytes_read)
+                yield DocumentBlock(index, tuple(documents), bytes_done + bytes_read)
                 documents, size, index = [], 0, index + 1
-        done += file.bytes
-    yield DocumentBlock(index, tuple(documents), done)
+        bytes_done += file.bytes
+    yield DocumentBlock(index, tuple(documents), bytes_done)
 
 
-def _parts(file: CorpusFile, block_bytes: int) -> list[FilePart]:
+def _split_file(file: CorpusFile, block_bytes: int) -> list[FilePart]:
     """Returns the parts of a large file; none if it is small or cannot be split."""
     if READERS[file.corpus.reader] is not FILES or file.bytes < 2 * block_bytes:
         return []
@@ -230,25 +240,30 @@ def _parts(file: CorpusFile, block_bytes: int) -> list[FilePart]:
 
 
 def _part_blocks(
-    parts: Sequence[FilePart], index: int, done: int, run: Callable[..., Iterator[Any]] | None
+    file_parts: Sequence[FilePart],
+    index: int,
+    bytes_done: int,
+    run: Callable[..., Iterator[Any]] | None,
 ) -> Iterator[DocumentBlock]:
     """Yields the parts of a file as blocks.
 
-    Where a part begins, in documents and lines, only those before it tell: workers count first.
+    The position of a part, in documents and lines, depends on all parts before it. Workers
+    therefore count the documents and lines of each part first.
     """
     cursor = Cursor()
     if run is None:
-        for number, part in enumerate(parts, index):
+        for number, part in enumerate(file_parts, index):
             documents = tuple(FILES.read_part(part, cursor))
-            yield DocumentBlock(number, documents, done + part.bytes_read)
+            yield DocumentBlock(number, documents, bytes_done + part.bytes_read)
         return
-    for number, (part, size) in enumerate(zip(parts, run(_count, parts), strict=True), index):
-        yield DocumentBlock(number, (), done + part.bytes_read, part, cursor)
-        cursor = Cursor(cursor.documents + size.documents, cursor.lines + size.lines)
+    counts = run(_count, file_parts)
+    for number, (part, count) in enumerate(zip(file_parts, counts, strict=True), index):
+        yield DocumentBlock(number, (), bytes_done + part.bytes_read, part, cursor)
+        cursor = Cursor(cursor.documents + count.documents, cursor.lines + count.lines)
 
 
 def _count(part: FilePart) -> Cursor:
-    """Returns how many documents and lines a part has."""
+    """Returns the number of documents and lines of a part."""
     if part.documents is not None:
         return Cursor(part.documents)
     cursor = Cursor()

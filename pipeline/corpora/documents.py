@@ -1,4 +1,4 @@
-"""A corpus, its files, and its documents before they are decoded."""
+"""Data classes for corpora, their files, and their documents before decoding."""
 
 import dataclasses
 from typing import Any
@@ -10,16 +10,16 @@ from pipeline.base.location import Location
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """One corpus of a run, its settings resolved.
+    """A corpus of a run, with its settings resolved.
 
     Attributes:
-        label: its name; empty for the only one.
-        spec: its declaration.
-        reader: the name of its reader in `pipeline.corpora.readers.READERS`.
-        weight: the factor of its number of masked copies.
-        tfds_name: the name of a TensorFlow dataset; None for files.
-        tfds_dir: the directory of TensorFlow datasets; None for their default.
-        split: the split of a dataset; None for the usual one.
+        label: name of the corpus; empty for a single corpus.
+        spec: declaration of the corpus.
+        reader: name of its reader in `pipeline.corpora.readers.READERS`.
+        weight: factor by which the number of masked copies is multiplied.
+        tfds_name: name of a TensorFlow dataset; None for files.
+        tfds_dir: directory of TensorFlow datasets; None for their default.
+        split: split of a dataset; None for the default split.
     """
 
     label: str = ""
@@ -32,10 +32,10 @@ class Corpus:
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the documents."""
-        own = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
+        values = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
         if self.split is not None:
-            own["split"] = self.split
-        return own | self.spec.reading()
+            values["split"] = self.split
+        return values | self.spec.reading()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,11 @@ class CorpusFile:
     """A file of a corpus, a member of a tar archive, or a split of a TensorFlow dataset.
 
     Attributes:
-        path: its location; the archive and the member; the name of a TensorFlow dataset.
-        name: its path below the folder that was given; a split's name.
-        bytes: its size.
-        corpus: the corpus that it is a file of.
-        format: the name of its reader, once its content has been looked at.
+        path: location of a file; archive and name of a member; name of a TensorFlow dataset.
+        name: path of a file relative to the input folder; name of a split.
+        bytes: size in bytes.
+        corpus: the corpus that the file belongs to.
+        format: name of the reader that its content requires; empty until it is detected.
     """
 
     path: Location | str
@@ -58,13 +58,13 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """Its name in keys: files of two corpora may have the same name."""
+        """A name that differs from those of the other corpora's files."""
         return f"{self.corpus.label}/{self.name}" if self.corpus.label else self.name
 
 
 @dataclasses.dataclass
 class Cursor:
-    """The position of a reader in a file: how many documents and lines are behind it."""
+    """The position of a reader in a file: the number of documents and lines before it."""
 
     documents: int = 0
     lines: int = 0
@@ -75,11 +75,11 @@ class FilePart:
     """A part of a large file, which begins and ends between two documents.
 
     Attributes:
-        file: the file, whose format is known.
-        begin: the first byte, or the first row.
-        end: the byte or the row behind the last one.
-        bytes_read: how many bytes of the file have been read at the end of the part.
-        documents: how many documents it has; None where only a reader of it knows.
+        file: the file, with its detected format.
+        begin: offset of the first byte, or number of the first row.
+        end: offset after the last byte, or number after the last row.
+        bytes_read: number of bytes of the file up to the end of the part.
+        documents: number of documents; None if the part must be read to count them.
     """
 
     file: CorpusFile
@@ -91,25 +91,26 @@ class FilePart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A document as its file holds it.
+    """A document as it is stored in its file.
 
     Attributes:
-        file: its file.
-        ordinal: its number within the file, from 0.
-        place: its begin, for messages: `line 12` or `row 3`.
-        content: text, or one JSON object; not yet decoded.
-        split_key: decides its split instead of its content, for the pieces of one long document.
-        fault: why the document cannot be read, if the reader has found that already.
+        file: the file that contains it.
+        ordinal: number of the document within the file, from 0.
+        position: start of the document, for messages, for example `line 12` or `row 3`.
+        content: encoded text, or an encoded JSON object.
+        split_key: decides the split instead of the content. All documents that were cut from one
+            long document have the same key.
+        fault: the error that makes the document invalid; None if the reader found none.
     """
 
     file: CorpusFile
     ordinal: int
-    place: str
+    position: str
     content: bytes
     split_key: bytes | None = None
     fault: InputError | None = None
 
     @property
     def origin(self) -> str:
-        """The file and the place in it, for messages."""
-        return f"{self.file.path}, {self.place}"
+        """The file and the position in it, for messages."""
+        return f"{self.file.path}, {self.position}"

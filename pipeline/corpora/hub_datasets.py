@@ -1,8 +1,9 @@
 """Datasets of the Hugging Face hub as corpora, read through `huggingface_hub`'s file system.
 
 `hf://datasets/ORG/NAME@REVISION/PATTERN` names files of a dataset. Without a pattern, or as
-`ORG/NAME` with `hf_split`, the files are those of a split: as the front matter of the dataset's
-README.md says, else as their names do. All files are of one commit, whatever is pushed meanwhile.
+`ORG/NAME` with `hf_split`, the files of a split are read. The front matter of the dataset's
+README.md assigns files to splits; without it, their names do. All files are read at the commit
+that the revision has at the start, even if the dataset changes during the run.
 """
 
 import dataclasses
@@ -26,24 +27,24 @@ _README = "README.md"
 _MAX_README_BYTES = 2**22
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)\n---", re.DOTALL)
 _DEFAULT = "default"
-# What splits are called in the names of files.
-_SPLITS: Mapping[str, tuple[str, ...]] = {
+# Words in the names of files that stand for a split.
+_SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
     _TRAIN: (_TRAIN, "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-# Seconds for a first answer.
-_ANSWER = 10.0
+_TIMEOUT_SECONDS = 10.0
 
 
 def locate(source: CorpusSource, is_data: Callable[[str], bool]) -> Location:
-    """Returns the location of a source's files; of a dataset of the hub, at one commit.
+    """Returns the location of a source's files. A dataset of the hub is pinned to a commit.
 
     Args:
-        is_data: whether a file's name is that of a corpus, and not of a description.
+        source: the source.
+        is_data: a function that returns whether a file with a given name contains documents.
 
     Raises:
-        InputError: a malformed name, or there is no such dataset, revision or split.
+        InputError: the name is malformed, or the dataset, the revision or the split is missing.
     """
     if not source.is_hub:
         return Location.parse(source.input_dir, _SETTING)
@@ -56,21 +57,22 @@ def locate(source: CorpusSource, is_data: Callable[[str], bool]) -> Location:
     if not pattern:
         return _Split.of(root, source.hf_split or _TRAIN, is_data)
     if source.hf_split is not None:
-        expected = "unset where `input_dir` names the files of a dataset"
+        expected = "unset if `input_dir` names the files of a dataset"
         raise InputError(Setting("hf_split"), expected, source.hf_split)
     return root / pattern
 
 
 def _find_commit(name: str, revision: str | None) -> str:
-    """Returns the commit that a dataset's revision is now."""
+    """Returns the current commit of a dataset's revision."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/datasets/{name}"
+    api = huggingface_hub.HfApi()
     try:
-        info = huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=_ANSWER)
-        # The list of a gated dataset's files is public, the files are not.
-        huggingface_hub.HfApi().auth_check(name, repo_type="dataset")
+        info = api.dataset_info(name, revision=revision, timeout=_TIMEOUT_SECONDS)
+        # A gated dataset's list of files is public, but the files are not.
+        api.auth_check(name, repo_type="dataset")
     except errors.GatedRepoError as error:
         hint = f"accept the terms at {page}, then set HF_TOKEN or run: hf auth login"
         raise InputError(name, "access to this gated dataset", "none", hint) from error
@@ -82,7 +84,7 @@ def _find_commit(name: str, revision: str | None) -> str:
         raise InputError(Setting(_SETTING), expected, revision, f"see {page}/tree/main") from error
     except errors.HFValidationError as error:
         raise InputError(Setting(_SETTING), "the id of a dataset, ORG/NAME", name) from error
-    # Whatever the network does, or HF_HUB_OFFLINE.
+    # Network errors and HF_HUB_OFFLINE raise many kinds of exceptions.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         hint = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
@@ -92,7 +94,7 @@ def _find_commit(name: str, revision: str | None) -> str:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class _Split(BucketLocation):
-    """A dataset, of which the files of a split are found."""
+    """A location of a dataset at which `find` returns only the files of a split."""
 
     sizes: Mapping[BucketLocation, int] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -101,41 +103,44 @@ class _Split(BucketLocation):
         """Returns a split of the dataset at a location.
 
         Raises:
-            InputError: it has no such split, or several configurations.
+            InputError: the dataset has no such split, or several configurations.
         """
         sizes = {str(path.relative_to(root)): (path, size) for path, size in root.find().items()}
         names = sorted(sizes)
         config = _read_config(root / _README) if _README in sizes else {}
-        found = _by_patterns(config, names) or _by_names(
+        splits = _by_patterns(config, names) or _by_names(
             [name for name in names if is_data(name) and _is_below(name, config.get("data_dir"))]
         )
-        if not found.get(split):
-            has = ", ".join(name for name, files in sorted(found.items()) if files) or "none"
-            raise InputError(Setting("hf_split"), f"a split of {root}, which has {has}", split)
-        return cls(root.scheme, root.key, root.setting, dict(sizes[name] for name in found[split]))
+        if not splits.get(split):
+            known = ", ".join(name for name, files in sorted(splits.items()) if files) or "none"
+            raise InputError(Setting("hf_split"), f"a split of {root}, which has {known}", split)
+        files = dict(sizes[name] for name in splits[split])
+        return cls(root.scheme, root.key, root.setting, files)
 
     def is_dir(self) -> bool:
-        """Returns True: it is a folder of files."""
+        """Returns True: a split is a folder of files."""
         return True
 
     def find(self) -> dict[BucketLocation, int]:
-        """Returns the split's files with their sizes."""
+        """Returns the sizes of the split's files."""
         return dict(self.sizes)
 
 
 def _read_config(readme: BucketLocation) -> Mapping[str, Any]:
-    """Returns the one configuration that a dataset's README.md declares, or its default.
+    """Returns the default configuration that a dataset's README.md declares.
+
+    A single configuration is the default. Without one, the result is empty.
 
     Raises:
-        InputError: it declares several.
+        InputError: it declares several configurations and no default.
     """
     match = _FRONT_MATTER.match(readme.read_limited(_MAX_README_BYTES).decode("utf-8", "replace"))
     try:
         content = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:
         raise InputError(readme, received=f"its front matter is not YAML ({error})") from error
-    listed = content.get("configs") if isinstance(content, dict) else None
-    configs = [one for one in listed or () if isinstance(one, dict)] if listed else []
+    entries = content.get("configs") if isinstance(content, dict) else None
+    configs = [entry for entry in entries or () if isinstance(entry, dict)] if entries else []
     if len(configs) <= 1:
         return configs[0] if configs else {}
     for config in configs:
@@ -144,22 +149,29 @@ def _read_config(readme: BucketLocation) -> Mapping[str, Any]:
     names = ", ".join(str(config.get("config_name")) for config in configs)
     expected = f"the files of one of its configurations ({names})"
     hint = f"name them: {readme.parent}/PATTERN"
-    raise InputError(Setting(_SETTING), expected, "a dataset of several", hint)
+    raise InputError(Setting(_SETTING), expected, "a dataset with several configurations", hint)
 
 
 def _by_patterns(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the files of each split as a configuration's `data_files` say; empty without them."""
+    """Returns the files that a configuration's `data_files` assign to each split.
+
+    Without `data_files`, the result is empty.
+    """
     from fsspec.utils import glob_translate
 
-    found: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {}
     for split, pattern in _data_files(config.get("data_files")):
         matches = re.compile(glob_translate(pattern.removeprefix("./"))).match
-        found.setdefault(split, []).extend(filter(matches, names))
-    return found
+        splits.setdefault(split, []).extend(filter(matches, names))
+    return splits
 
 
 def _data_files(value: object) -> Iterator[tuple[str, str]]:
-    """Yields split and pattern: of a pattern, a list of them, or a list of splits with theirs."""
+    """Yields the pairs of split and pattern in `data_files`.
+
+    Args:
+        value: a pattern, a list of patterns, or a list of objects with a split and its patterns.
+    """
     for item in value if isinstance(value, list) else [value]:
         split, paths = _TRAIN, item
         if isinstance(item, dict):
@@ -174,12 +186,15 @@ def _is_below(name: str, folder: object) -> bool:
 
 
 def _by_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the files of each split by the words in their names; without any all are train's.
+    """Returns the files of each split, assigned by the words in their names.
 
-    Example: `data/train-00000-of-00001.parquet` and `en/train/a.jsonl` are of `train`.
+    If no name has such a word, all files belong to `train`.
+
+    Example:
+        `data/train-00000-of-00001.parquet` and `en/train/a.jsonl` belong to `train`.
     """
-    found: dict[str, list[str]] = {}
-    for split, words in _SPLITS.items():
+    splits: dict[str, list[str]] = {}
+    for split, words in _SPLIT_WORDS.items():
         pattern = re.compile(rf"(?:^|[/._\- ])(?:{'|'.join(words)})(?:[/._\- \d]|$)")
-        found[split] = [name for name in names if pattern.search(name)]
-    return found if any(found.values()) else {_TRAIN: list(names)}
+        splits[split] = [name for name in names if pattern.search(name)]
+    return splits if any(splits.values()) else {_TRAIN: list(names)}

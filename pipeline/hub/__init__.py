@@ -1,1 +1,1 @@
-"""Models of the Hugging Face hub: downloaded into its cache, only the files that are needed."""
+"""Downloads the needed files of the Hugging Face hub's models into its cache."""

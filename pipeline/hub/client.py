@@ -1,7 +1,7 @@
-"""The hub's client: files of a model through `huggingface_hub`, with errors in one line.
+"""Client of the hub: downloads a model's files with `huggingface_hub`, with one-line errors.
 
-The package's own settings hold: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE. Its cache is
-shared with other programs. The package is imported when a first model is looked up.
+The package's environment variables apply: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE. Other
+programs share its cache. The package is imported when the first model is looked up.
 """
 
 import contextlib
@@ -18,30 +18,29 @@ from pipeline.base.hub_id import HubModel
 from pipeline.base.location import LocalLocation
 
 _DEFAULT_REVISION = "main"
-# Seconds for a first answer.
-_ANSWER = 10.0
-_TAG = re.compile(r"[\w\-]+", re.ASCII)
-# The tag of content whose checksum is known beforehand.
+_TIMEOUT_SECONDS = 10.0
+_ETAG = re.compile(r"[\w\-]+", re.ASCII)
+# An ETag that is the checksum of the content.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Packages whose errors say that the network does not carry an answer.
+# Packages whose errors mean that the network failed.
 _NETWORK_PACKAGES = frozenset(("httpcore", "httpx", "httpx2", "requests", "ssl", "urllib3"))
 _LOG_IN = "set HF_TOKEN or run: hf auth login"
 
 
 class UnreachableHubError(InputError):
-    """The hub does not answer, or must not be asked."""
+    """The hub does not answer, or HF_HUB_OFFLINE is set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The files of a model at one commit, downloaded one by one as they are asked for.
+    """The files of a model at a commit. Each is downloaded when it is first requested.
 
     Attributes:
-        model: as the user named it.
-        commit: its hash.
-        names: names of files, with folders; of a hub that is not reached, of those in its cache.
-        folder: where they lie in the hub's cache.
-        failure: why the hub is not reached; None where it is.
+        model: the model as the user named it.
+        commit: hash of the commit.
+        names: relative paths of the files. If the hub is unreachable, only those in the cache.
+        folder: folder of the files in the hub's cache.
+        failure: the reason why the hub is unreachable; None if it is reachable.
     """
 
     model: HubModel
@@ -51,11 +50,11 @@ class Snapshot:
     failure: UnreachableHubError | None = None
 
     def fetch(self, name: str) -> LocalLocation:
-        """Returns a file, which is downloaded unless it is in the cache.
+        """Returns a file, and downloads it unless it is in the cache.
 
         Raises:
-            InputError: the hub refuses it or does not answer.
-            OSError: it cannot be written.
+            InputError: the hub refuses the file or does not answer.
+            OSError: the file cannot be written.
         """
         path = self.folder / name
         # The files of a commit never change.
@@ -68,49 +67,52 @@ class Snapshot:
         return path
 
     def _download_content(self, name: str) -> None:
-        """Downloads a large file's content, from where a killed or broken download ended.
+        """Downloads a large file's content, and resumes an interrupted download.
 
-        `huggingface_hub` begins anew in each process, with a temporary file of its own. The one
-        that a killed process has left is completed here. The lock is that of the package. Where
-        the file system has no locks, two processes write the same bytes to the same places.
+        `huggingface_hub` itself starts each download from the beginning, with a new temporary
+        file. This method completes the temporary file that a killed process left. It holds the
+        package's lock. On a file system without locks, two processes write the same bytes to the
+        same offsets.
         """
         from huggingface_hub import file_download, utils
 
         url = file_download.hf_hub_url(self.model.id, name, revision=self.commit)
         headers = utils.build_hf_headers()
-        about = file_download.get_hf_file_metadata(url, headers=headers, timeout=_ANSWER)
-        # It becomes a file's name.
-        if not _TAG.fullmatch(about.etag or ""):
-            raise ValueError(f"the ETag {about.etag!r}")
-        # Of small files the hub tells no SHA-256.
-        if not about.size or not _SHA256.fullmatch(about.etag):
+        metadata = file_download.get_hf_file_metadata(
+            url, headers=headers, timeout=_TIMEOUT_SECONDS
+        )
+        # The ETag becomes the name of a file.
+        if not _ETAG.fullmatch(metadata.etag or ""):
+            raise ValueError(f"the ETag {metadata.etag!r}")
+        # The ETag of a small file is not a SHA-256, so its content could not be checked here.
+        if not metadata.size or not _SHA256.fullmatch(metadata.etag):
             return
         blobs = (self.folder.parents[1] / "blobs").make_directory()
         locks = (cache_folder() / ".locks" / self.folder.parts[-3]).make_directory()
-        with utils.WeakFileLock(locks / f"{about.etag}.lock"):
-            partial = _largest(blobs.glob(f"{about.etag}*.incomplete"))
-            if (blobs / about.etag).exists() or (partial is None and about.xet_file_data):
-                # Parts of a file in Xet's store come together, faster.
+        with utils.WeakFileLock(locks / f"{metadata.etag}.lock"):
+            partial = _largest(blobs.glob(f"{metadata.etag}*.incomplete"))
+            if (blobs / metadata.etag).exists() or (partial is None and metadata.xet_file_data):
+                # The package downloads a file in Xet's store faster, in parallel.
                 return
-            partial = partial or blobs / f"{about.etag}.incomplete"
+            partial = partial or blobs / f"{metadata.etag}.incomplete"
             with partial.open("r+b" if partial.exists() else "wb") as file:
-                file.truncate(min(file.seek(0, os.SEEK_END), about.size))
+                file.truncate(min(file.seek(0, os.SEEK_END), metadata.size))
                 file_download.http_get(
                     url,
                     file,
                     resume_size=file.seek(0, os.SEEK_END),
                     headers=headers,
-                    expected_size=about.size,
+                    expected_size=metadata.size,
                     displayed_filename=name,
                 )
-            if partial.sha256() == about.etag:
-                os.replace(partial, blobs / about.etag)
+            if partial.sha256() == metadata.etag:
+                os.replace(partial, blobs / metadata.etag)
             else:
-                # Not the beginning of this file: the package downloads it.
+                # The partial file was not the beginning of this file. The package downloads it.
                 partial.unlink()
 
     def remember(self) -> None:
-        """Notes which commit the revision is, for when the hub cannot be asked."""
+        """Records the commit of the revision, for runs without access to the hub."""
         revision = self.model.revision or _DEFAULT_REVISION
         if self.failure is None and not hub_id.is_commit(revision):
             path = _reference(self.model, revision)
@@ -119,10 +121,10 @@ class Snapshot:
 
 
 def open_snapshot(model: HubModel) -> Snapshot:
-    """Finds the commit and the files of a model; asks the cache where the hub is not reached.
+    """Finds the commit and the files of a model, in the cache if the hub is unreachable.
 
     Raises:
-        InputError: there is no such model or revision, or neither hub nor cache has it.
+        InputError: the model or revision does not exist, or neither the hub nor the cache has it.
     """
     try:
         with _explaining(model):
@@ -133,15 +135,15 @@ def open_snapshot(model: HubModel) -> Snapshot:
 
 
 def _list_files(model: HubModel) -> tuple[str, frozenset[str]]:
-    """Returns the commit that a model's revision is now, and the names of its files."""
+    """Returns the current commit of a model's revision, and the names of its files."""
     import huggingface_hub
 
     api = huggingface_hub.HfApi()
     try:
-        info = api.model_info(model.id, revision=model.revision, timeout=_ANSWER)
+        info = api.model_info(model.id, revision=model.revision, timeout=_TIMEOUT_SECONDS)
         commit, names = str(info.sha), frozenset(str(file.rfilename) for file in info.siblings)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a list of files is malformed: {error}") from error
+        raise ValueError(f"the list of files is malformed: {error}") from error
     if not hub_id.is_commit(commit):
         raise ValueError(f"the commit {commit!r}")
     return commit, names
@@ -161,7 +163,7 @@ def _cached_snapshot(model: HubModel, failure: UnreachableHubError) -> Snapshot:
 
 @functools.cache
 def cache_folder() -> LocalLocation:
-    """Returns the folder of the hub's cache, which need not exist."""
+    """Returns the folder of the hub's cache, which may not exist yet."""
     from huggingface_hub import constants
 
     return LocalLocation(constants.HF_HUB_CACHE).absolute()
@@ -172,7 +174,7 @@ def _folder(model: HubModel, commit: str) -> LocalLocation:
 
 
 def _reference(model: HubModel, revision: str) -> LocalLocation:
-    """Returns the file that holds the commit of a branch or tag."""
+    """Returns the file that records the commit of a branch or tag."""
     return _folder(model, "").parent / "refs" / revision
 
 
@@ -182,7 +184,7 @@ def _largest(paths: Iterable[LocalLocation]) -> LocalLocation | None:
 
 @contextlib.contextmanager
 def _explaining(model: HubModel) -> Iterator[None]:
-    """Turns what `huggingface_hub` raises in the block into an error that says what to do."""
+    """Converts exceptions of `huggingface_hub` to errors with a hint for the user."""
     from huggingface_hub import constants, errors
 
     hub, page = f"the hub {constants.ENDPOINT}", f"{constants.ENDPOINT}/{model.id}"
@@ -192,28 +194,28 @@ def _explaining(model: HubModel) -> Iterator[None]:
         hint = f"accept the terms at {page}, then {_LOG_IN}"
         raise InputError(model, "access to this gated model", "none", hint) from error
     except errors.RepositoryNotFoundError as error:
-        expected = f"a path of this machine or a model of {hub}"
+        expected = f"a path on this machine or a model of {hub}"
         hint = f"check the spelling; for a private model {_LOG_IN}"
         raise InputError(model, expected, "neither", hint) from error
     except errors.RevisionNotFoundError as error:
         expected, hint = f"a branch, tag or commit of {model.id}", f"see {page}/tree/main"
         raise InputError(model, expected, model.revision, hint) from error
     except errors.OfflineModeIsEnabled as error:
-        expected = f"its files in the cache {cache_folder()}, as HF_HUB_OFFLINE is set"
-        hint = "unset HF_HUB_OFFLINE, or name a directory that holds the model"
-        raise UnreachableHubError(model, expected, "not all of them", hint) from error
+        expected = f"all its files in the cache {cache_folder()}, as HF_HUB_OFFLINE is set"
+        hint = "unset HF_HUB_OFFLINE, or name a directory that contains the model"
+        raise UnreachableHubError(model, expected, "missing files", hint) from error
     except errors.HfHubHTTPError as error:
         raise _refusal(model, hub, error.response.status_code) from error
     except InputError:
         raise
     except (ValueError, errors.FileMetadataError) as error:
-        expected, hint = f"answers of a hub from {constants.ENDPOINT}", "check HF_ENDPOINT"
+        expected, hint = f"valid answers from {hub}", "check HF_ENDPOINT"
         raise InputError(model, expected, _one_line(error), hint) from error
     except Exception as error:
-        if not _is_of_network(error):
+        if not _is_network_error(error):
             _name_cache(error)
             raise
-        expected = f"an answer of {hub}"
+        expected = f"an answer from {hub}"
         hint = "check the network, the proxy and HF_ENDPOINT, then re-run the command to resume"
         raise UnreachableHubError(
             model, expected, _one_line(error.__cause__ or error), hint
@@ -221,19 +223,19 @@ def _explaining(model: HubModel) -> Iterator[None]:
 
 
 def _refusal(model: HubModel, hub: str, status: int) -> InputError:
-    """Returns the error for an answer of HTTP that is none of the hub's own kinds."""
-    wanted = {
+    """Returns the error for an HTTP status that `huggingface_hub` has no exception for."""
+    required = {
         http.HTTPStatus.UNAUTHORIZED: "a token for",
-        http.HTTPStatus.FORBIDDEN: "permission of",
+        http.HTTPStatus.FORBIDDEN: "permission from",
     }
     received = f"HTTP status {status}"
-    if status in wanted:
-        return InputError(model, f"{wanted[status]} {hub}", received, _LOG_IN)
+    if status in required:
+        return InputError(model, f"{required[status]} {hub}", received, _LOG_IN)
     hint = "try again later, or check HF_ENDPOINT"
-    return UnreachableHubError(model, f"an answer of {hub}", received, hint)
+    return UnreachableHubError(model, f"an answer from {hub}", received, hint)
 
 
-def _is_of_network(error: Exception) -> bool:
+def _is_network_error(error: Exception) -> bool:
     package = type(error).__module__.partition(".")[0]
     is_plain = isinstance(error, OSError) and error.errno is None
     is_connection = isinstance(error, ConnectionError | TimeoutError)
@@ -241,7 +243,7 @@ def _is_of_network(error: Exception) -> bool:
 
 
 def _name_cache(error: Exception) -> None:
-    """Says where a disk is full, or where nothing may be written."""
+    """Adds the cache's folder to an error without a file name, for example of a full disk."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(cache_folder())
 

@@ -1,4 +1,4 @@
-"""The files of a hub's repository that a model or a tokenizer is read from."""
+"""Selects the files of a hub's repository that a model or a tokenizer needs."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ from pipeline.models.weight_names import HF
 from pipeline.tokenizers import loading
 
 _INDEX_SUFFIX = ".index.json"
-# Of weights, in whatever library's format.
+# Suffixes of weight files of all common libraries.
 _WEIGHT_SUFFIXES = (
     *(".bin", ".ckpt", ".gguf", ".h5", ".index", ".msgpack", ".onnx", ".ot", ".pt", ".pth"),
     *(".safetensors", ".tflite"),
@@ -22,21 +22,22 @@ _MAX_SHOWN = 5
 
 
 class MissingFilesError(InputError):
-    """A repository lacks files without which nothing can be read."""
+    """A repository lacks files that a model or a tokenizer needs."""
 
 
 def needed_files(snapshot: Snapshot, files: str) -> list[str]:
-    """Returns the names of the files to be downloaded.
+    """Returns the names of the files to download.
 
     Args:
-        snapshot: of the repository.
+        snapshot: the snapshot of the repository.
         files: `hub_id.MODEL` or `hub_id.TOKENIZER`.
 
     Raises:
         MissingFilesError: the repository has no such files.
         InputError: the family of the model is unknown, or an index of weights is invalid.
     """
-    # The best last: one that was killed before has left nothing that is read in its place.
+    # The preferred file is downloaded last. If the download is killed before it, the cache then
+    # has no file that a later run would read instead.
     tokenizer = [name for name in reversed(loading.READ_FILES) if name in snapshot.names]
     if files == hub_id.TOKENIZER:
         if not snapshot.names & set(loading.FILE_NAMES):
@@ -44,13 +45,13 @@ def needed_files(snapshot: Snapshot, files: str) -> list[str]:
         return tokenizer
     if HF_CONFIG not in snapshot.names:
         raise _missing(snapshot, (HF_CONFIG,), _describe_weights(snapshot.names))
-    # Before anything large is downloaded.
+    # An invalid configuration is reported before large files are downloaded.
     EncoderConfig.from_json(snapshot.fetch(HF_CONFIG))
     return [*tokenizer, *_weight_files(snapshot)]
 
 
 def _weight_files(snapshot: Snapshot) -> list[str]:
-    """Returns the files of the weights in the first format that a repository has."""
+    """Returns the files of the weights, in the first known format that a repository has."""
     expected = [name for kind in FORMATS.values() if kind.layout == HF for name in kind.file_names]
     for name in expected:
         if name in snapshot.names:
@@ -60,15 +61,17 @@ def _weight_files(snapshot: Snapshot) -> list[str]:
 
 
 def _describe_weights(names: Collection[str]) -> str:
-    """Returns the files of weights in other formats, for an error."""
+    """Returns a list of the weight files in other formats, for an error."""
     weights = sorted(name for name in names if name.endswith(_WEIGHT_SUFFIXES))
-    more = len(weights) - _MAX_SHOWN
+    num_hidden = len(weights) - _MAX_SHOWN
     listed = ", ".join(map(shown, weights[:_MAX_SHOWN]))
-    return f"only {listed}{f' and {more} more' if more > 0 else ''}" if weights else "no weights"
+    if not weights:
+        return "no weights"
+    return f"only {listed}{f' and {num_hidden} more' if num_hidden > 0 else ''}"
 
 
 def _shards(snapshot: Snapshot, index: str) -> list[str]:
-    """Returns the files that an index names; none outside its own folder."""
+    """Returns the files that an index names. They must be in the index's folder."""
     path = snapshot.fetch(index)
     weight_map = path.read_json().get("weight_map")
     if not isinstance(weight_map, dict):
@@ -76,12 +79,12 @@ def _shards(snapshot: Snapshot, index: str) -> list[str]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if "/" in name or "\\" in name:
-            raise InputError(f"{path}: weight_map", "names of files beside it", shown(name))
+            raise InputError(f"{path}: weight_map", "files in the same folder", shown(name))
         if name not in snapshot.names:
             raise MissingFilesError(snapshot.model, f"the shard {shown(name)} of {index}", "none")
     return names
 
 
 def _missing(snapshot: Snapshot, names: Collection[str], received: str) -> MissingFilesError:
-    hint = "choose another model or revision, or convert it and name its directory"
+    hint = "choose another model or revision, or convert the model and name its directory"
     return MissingFilesError(snapshot.model, " or ".join(names), received, hint)

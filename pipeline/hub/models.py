@@ -1,7 +1,7 @@
-"""Directories in place of models of the hub, in settings and elsewhere.
+"""Downloads models of the hub that settings name, and replaces them by their directories.
 
-Each process, on each host, downloads into the hub's cache there. What decides the output is
-recorded by its content, so that it does not matter where a model came from.
+Each process downloads into the hub's cache of its host. Run configurations record checksums of
+a model's files, so the output does not depend on the place that a model was read from.
 """
 
 import dataclasses
@@ -17,22 +17,23 @@ Config = TypeVar("Config", bound=Settings)
 
 
 def downloaded(config: Config) -> Config:
-    """Returns settings with a directory in place of each model of the hub.
+    """Returns settings in which each model of the hub is replaced by its directory.
 
-    Nested settings included. Nothing is imported where there is no such model.
+    Nested settings are included. Without a model of the hub, no package is imported.
 
     Raises:
-        InputError: there is no such model, or it cannot be downloaded or read.
+        InputError: a model does not exist, or cannot be downloaded or read.
     """
     changes = {}
     for field in dataclasses.fields(config):
         declaration, value = declaration_of(field), getattr(config, field.name)
         if isinstance(value, Settings):
-            new = downloaded(value)
+            replacement = downloaded(value)
         else:
-            new = _downloaded_value(value, declaration.hub_files if declaration else None)
-        if new is not value:
-            changes[field.name] = new
+            files = declaration.hub_files if declaration else None
+            replacement = _downloaded_value(value, files)
+        if replacement is not value:
+            changes[field.name] = replacement
     return dataclasses.replace(config, **changes) if changes else config
 
 
@@ -45,7 +46,7 @@ def _downloaded_value(value: Any, files: str | None) -> Any:
 
 
 def on_this_host(config: Config) -> Config:
-    """Returns settings that came from another host, their models of its hub's cache in this one's.
+    """Returns another host's settings, with models of its hub cache in the cache of this host.
 
     Raises:
         InputError: see `downloaded`.
@@ -63,11 +64,11 @@ def download(model: HubModel | Location, files: str) -> Location:
     """Downloads the needed files of a model, and returns its directory.
 
     Args:
-        model: a directory stays as it is.
+        model: the model. A directory is returned as it is.
         files: `hub_id.MODEL` or `hub_id.TOKENIZER`.
 
     Raises:
-        InputError: there is no such model, or it cannot be downloaded or read.
+        InputError: the model does not exist, or cannot be downloaded or read.
     """
     if not isinstance(model, HubModel):
         return model
@@ -78,13 +79,13 @@ def download(model: HubModel | Location, files: str) -> Location:
     try:
         names = needed_files(snapshot, files)
     except MissingFilesError:
-        # The cache does not have everything.
+        # If the hub is unreachable, the files are only missing in the cache.
         if snapshot.failure is not None:
             raise snapshot.failure from None
         raise
     for name in names:
         snapshot.fetch(name)
     snapshot.remember()
-    note = "" if snapshot.failure is None else " (from the cache: the hub is not reached)"
+    note = "" if snapshot.failure is None else " (from the cache, as the hub is unreachable)"
     print(f"{model}: commit {snapshot.commit} in {snapshot.folder}{note}", file=sys.stderr)
     return parse_model(str(snapshot.folder), model.setting)

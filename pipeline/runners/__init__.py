@@ -1,1 +1,1 @@
-"""How jobs, one a shard, are run."""
+"""Runners: run the jobs of a command, on this machine or on a Ray cluster."""

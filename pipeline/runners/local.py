@@ -1,4 +1,4 @@
-"""Jobs over the processes of this machine."""
+"""Runs jobs in processes of this machine."""
 
 import collections
 import concurrent.futures
@@ -16,43 +16,46 @@ from typing import Any
 from pipeline.base import memory
 from pipeline.base.errors import InterruptedRunError, Setting
 
-# Bytes of the path of a socket: what all systems take.
-_MAX_SOCKET_PATH = 103
+# Maximum length of a socket's path that all systems support, in bytes.
+_MAX_SOCKET_PATH_BYTES = 103
 
 
 def num_cpus() -> int:
-    """Returns how many processors this process may use."""
+    """Returns the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _begin_worker() -> None:
-    """Prepares this worker: it ends with its parent, else it would wait for jobs for ever."""
+def _initialize_worker() -> None:
+    """Configures this worker's allocator, and makes the worker end together with its parent.
+
+    Otherwise a worker whose parent was killed would wait for jobs forever.
+    """
     memory.keep_freed(os.environ.get("KERAS_BACKEND"))
     parent = multiprocessing.parent_process()
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
-    """Returns how processes begin: never as copies of this one, which may have threads."""
-    way = "spawn"
+    """Returns a context that never forks this process, because it may have threads."""
+    method = "spawn"
     if "forkserver" in multiprocessing.get_all_start_methods():
-        # It is reached below the temporary folder, whose name may be too long for that.
+        # The server's socket is in the temporary folder, whose path may be too long.
         address = multiprocessing.connection.arbitrary_address("AF_UNIX")
-        way = "forkserver" if len(os.fsencode(address)) <= _MAX_SOCKET_PATH else "spawn"
-    return multiprocessing.get_context(way)
+        method = "forkserver" if len(os.fsencode(address)) <= _MAX_SOCKET_PATH_BYTES else "spawn"
+    return multiprocessing.get_context(method)
 
 
 def prepare(*modules: str) -> None:
-    """Imports modules for the workers to come, which begin as copies of a process with these.
+    """Starts a fork server that imports modules, so that workers start with them.
 
-    Otherwise, and where the system has no such process, each takes a second to import them.
+    Without a fork server, each worker takes about a second to import them.
     """
     context = _process_context()
     if context.get_start_method() == "forkserver":
@@ -61,18 +64,18 @@ def prepare(*modules: str) -> None:
 
 
 def _run_counting(function: Callable[..., Any], reports: bool, job: Any) -> tuple[Any, int]:
-    """Runs a job in a worker; returns its result, and how much it reported to have done."""
+    """Runs a job in a worker. Returns its result and the total of the counts that it reported."""
     counts: list[int] = []
     return function(job, *[counts.append] * reports), sum(counts)
 
 
 class LocalWorkers:
-    """Worker processes of this machine; see `pipeline.runners.workers.Workers`.
+    """Worker processes on this machine; see `pipeline.runners.workers.Workers`.
 
-    They are the same ones for all calls of `run`.
+    All calls of `run` use the same processes.
 
     Args:
-        max_workers: processes; with 1 all is done in this one.
+        max_workers: number of processes. With 1, all jobs run in this process.
     """
 
     may_repeat_jobs = False
@@ -81,7 +84,7 @@ class LocalWorkers:
         self.cpus_per_job = num_cpus()
         self._max_workers = max_workers
         self._pool = concurrent.futures.ProcessPoolExecutor(
-            max_workers, mp_context=_process_context(), initializer=_begin_worker
+            max_workers, mp_context=_process_context(), initializer=_initialize_worker
         )
 
     def __enter__(self) -> "LocalWorkers":
@@ -103,10 +106,10 @@ class LocalWorkers:
         finish: Callable[[Any], Any] | None = None,
         on_progress: Callable[[int], Any] | None = None,
     ) -> Iterator[Any]:
-        """See `Workers`; with one worker, neither functions nor jobs need be picklable.
+        """See `Workers`. With one worker, functions and jobs need not be picklable.
 
         Raises:
-            InterruptedRunError: a worker was killed, for example for want of memory.
+            InterruptedRunError: a worker was killed, for example because memory ran out.
         """
         finish = finish or (lambda result: result)
         if self._max_workers == 1:
@@ -133,8 +136,9 @@ class LocalWorkers:
         except concurrent.futures.process.BrokenProcessPool as error:
             raise InterruptedRunError(
                 Setting("max_workers"),
-                received="a worker process was killed, perhaps for want of memory",
-                hint=f"received {self._max_workers} workers. Re-run the command to resume",
+                received=f"one of {self._max_workers} worker processes was killed, perhaps because "
+                "memory ran out",
+                hint="re-run the command to resume, with fewer workers if memory ran out",
             ) from error
         finally:
             for future in pending:

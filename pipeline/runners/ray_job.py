@@ -1,4 +1,4 @@
-"""The other side of `ray`: a job in a worker process of some node."""
+"""Runs a job in a worker process on a node of a Ray cluster."""
 
 import contextlib
 import dataclasses
@@ -15,17 +15,21 @@ from pipeline.base import compiled_programs, memory
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.base.location import LocalLocation, Location
 
-# How often a job may be lost with its worker before it is the job's fault.
+# Number of times that a job is run again after its worker died. After that, the job fails.
 MAX_RETRIES = 10
-# Between two looks at what jobs say of their progress.
+# Interval of progress reports.
 PROGRESS_SECONDS = 0.5
-# Packages whose version may decide bytes.
+# Packages whose version may change the bytes of shards.
 _PACKAGES = ("jax", "keras", "numpy", "rjieba", "sentencepiece", "tensorflow", "tokenizers")
 
 
 def import_ray() -> Any:
-    """Returns the package; raises InputError where it is not installed."""
-    # Nobody is told that it runs here.
+    """Returns the package `ray`.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    # Ray would otherwise send usage statistics to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         return importlib.import_module("ray")
@@ -39,7 +43,7 @@ def import_ray() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def versions() -> tuple[tuple[str, str], ...]:
-    """Returns what, beside its settings, decides the bytes that a job makes."""
+    """Returns a digest of the source code, and the versions of packages that decide bytes."""
     root = LocalLocation(__file__).parents[2]
     sources = sorted(
         path
@@ -48,11 +52,11 @@ def versions() -> tuple[tuple[str, str], ...]:
         if path.suffix in (".py", ".yaml")
     )
     lines = [f"{path.relative_to(root)} {path.sha256()}\n" for path in sources]
-    found = {"offline-distill": hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()}
+    by_package = {"offline-distill": hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return tuple(sorted(found.items()))
+            by_package[name] = importlib.metadata.version(name)
+    return tuple(sorted(by_package.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,10 @@ class Node:
     """Requirements for each worker process.
 
     Attributes:
-        environment: variables, set before the job's modules are imported.
-        versions: as `versions` returns them where the command runs.
-        marks: files in folders that all nodes share, each with what names its folder.
+        environment: environment variables to set before the job's modules are imported.
+        versions: the result of `versions` on the machine of the command.
+        marks: marker files in folders that all nodes share, each with the setting or variable
+            that names its folder.
     """
 
     environment: tuple[tuple[str, str], ...]
@@ -72,7 +77,11 @@ class Node:
 
 @functools.lru_cache(maxsize=1)
 def enter(node: Node) -> None:
-    """Makes a worker process ready for jobs, whose node must see the folders and packages."""
+    """Sets up a worker process, and checks that its node has the same folders and packages.
+
+    Raises:
+        InterruptedRunError: a folder is not shared, or the version of a package differs.
+    """
     os.environ.update(node.environment)
     backend = os.environ.get("KERAS_BACKEND")
     memory.keep_freed(backend)
@@ -86,24 +95,25 @@ def enter(node: Node) -> None:
                 "a folder on a file system that all nodes of the Ray cluster share",
                 f"{mark.parent}, which is not the same on {name}",
             )
-    here, there = dict(node.versions), dict(versions())
-    for package in sorted(here.keys() | there.keys()):
-        if here.get(package) != there.get(package):
+    expected, actual = dict(node.versions), dict(versions())
+    for package in sorted(expected.keys() | actual.keys()):
+        if expected.get(package) != actual.get(package):
             raise InterruptedRunError(
                 Setting("ray_address"),
-                f"{package} {here.get(package)} on every node, as where the command runs",
-                f"{there.get(package)} on {name}",
+                f"a cluster whose nodes have {package} {expected.get(package)}",
+                f"{actual.get(package)} on {name}",
             )
 
 
-# The GPUs of this process's jobs so far; empty before the first.
+# The GPUs that this process uses; empty before its first job.
 _gpus: list[tuple[str, ...]] = []
 
 
 def _keep_to_gpus(gpus: tuple[str, ...]) -> None:
-    """Ends a worker process that is to use other GPUs than those that it has begun with.
+    """Ends this worker process if its new job has other GPUs than its first one.
 
-    What it has on them stays there as long as it lives. The job is done again elsewhere.
+    The process would keep memory on the first GPUs until it ends. Ray runs the job again in
+    another process.
     """
     if not _gpus:
         _gpus.append(gpus)
@@ -112,7 +122,7 @@ def _keep_to_gpus(gpus: tuple[str, ...]) -> None:
 
 
 class Progress:
-    """An actor beside the command: what jobs say of themselves, until it is asked for."""
+    """An actor that collects the progress reports of jobs until the command takes them."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -126,28 +136,39 @@ class Progress:
 
 
 class _Report:
-    """Adds up what a job says that it has done, and tells the actor now and then."""
+    """Adds up the counts of a job, and reports the total to the actor at intervals."""
 
     def __init__(self, progress: Any, index: int) -> None:
         self.count = 0
         self._progress, self._index = progress, index
-        self._told = time.monotonic()
+        self._last_report = time.monotonic()
 
     def __call__(self, count: int) -> None:
         self.count += count
-        if time.monotonic() - self._told >= PROGRESS_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._last_report >= PROGRESS_SECONDS:
+            self._last_report = time.monotonic()
             self._progress.report.remote(self._index, self.count)
 
 
 def run_job(node: Node, function: bytes, progress: Any, index: int, job: Any) -> tuple[Any, int]:
-    """The task: returns a job's result, and how much it said that it has done."""
+    """Runs a job as a task of Ray.
+
+    Args:
+        node: requirements for the worker process.
+        function: pickled function that is called with the job.
+        progress: the actor `Progress`; None if progress is not reported.
+        index: number of the job.
+        job: the job.
+
+    Returns:
+        the result of the job, and the total of the counts that it reported.
+    """
     enter(node)
     ray = import_ray()
     _keep_to_gpus(tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
-    # Not before: it imports what reads the environment.
-    loaded = ray.cloudpickle.loads(function)
+    # Loading the function imports modules that read the environment, so `enter` comes first.
+    run = ray.cloudpickle.loads(function)
     if progress is None:
-        return loaded(job), 0
+        return run(job), 0
     report = _Report(progress, index)
-    return loaded(job, report), report.count
+    return run(job, report), report.count

@@ -1,4 +1,4 @@
-"""Jobs, each of one shard or less, and the workers that run them."""
+"""Jobs of at most one shard each, and the workers that run them."""
 
 import dataclasses
 import functools
@@ -12,12 +12,14 @@ from pipeline.storage.manifest import ShardInfo
 
 
 class Workers(Protocol):
-    """Runs jobs in this process, in others of this machine, or on a Ray cluster: in a `with` block.
+    """Runs jobs in this process, in other processes of this machine or on a Ray cluster.
+
+    Use it in a `with` block.
 
     Attributes:
-        cpus_per_job: how many threads a job has.
-        may_repeat_jobs: whether two copies of a job may run at once, so that its files must
-            be staged, and published by the command.
+        cpus_per_job: number of threads of a job.
+        may_repeat_jobs: whether two copies of a job may run at once. Jobs must then stage their
+            files, and the command publishes them.
     """
 
     cpus_per_job: int
@@ -28,7 +30,7 @@ class Workers(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Calls a function if the jobs run in this process, so that it fails before them."""
+        """Calls a function if the jobs run in this process, so that it fails before the jobs."""
 
     def run(
         self,
@@ -38,21 +40,22 @@ class Workers(Protocol):
         finish: Callable[[Any], Any] | None = None,
         on_progress: Callable[[int], Any] | None = None,
     ) -> Iterator[Any]:
-        """Runs a function over jobs and yields the results in the jobs' order.
+        """Runs a function over jobs and yields the results in the order of the jobs.
 
-        Of a lazy `jobs` at most a few a worker are taken ahead of their results.
+        From a lazy iterable, only a few jobs per worker are taken before their results are
+        ready.
 
         Args:
-            function: picklable; called with a job and, with `on_progress`, a function that
-                the job may tell of what it has done. Results are small.
-            jobs: picklable.
-            finish: called in this process with each result, as soon as it comes; what it
-                returns is yielded instead.
-            on_progress: called in this process with what jobs report; with a negative number
-                where a job has begun anew.
+            function: picklable function of a job. With `on_progress`, its second argument is a
+                function to which the job may report counts. Results should be small.
+            jobs: picklable jobs.
+            finish: function that is called in this process with each result as soon as it is
+                ready. Its return value is yielded instead of the result.
+            on_progress: function that is called in this process with the counts that jobs
+                report. The count is negative if a job was started again.
 
         Raises:
-            InputError: what a job raised; it is not run again.
+            InputError: the exception that a job raised. The job is not run again.
             InterruptedRunError: a job was lost with its worker or node.
         """
 
@@ -64,7 +67,14 @@ def open_workers(
     max_workers: int = 1,
     shared: Location | None = None,
 ) -> Workers:
-    """Returns `LocalWorkers`, or, where it is configured, `RayWorkers`; see these."""
+    """Returns the workers of a command.
+
+    Args:
+        ray_config: settings of Ray; None for workers on this machine.
+        directory: see `RayWorkers`.
+        max_workers: see `LocalWorkers`.
+        shared: see `RayWorkers`.
+    """
     if ray_config is None:
         return local.LocalWorkers(max_workers)
     return ray.RayWorkers(ray_config, directory, shared)
@@ -72,7 +82,13 @@ def open_workers(
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One shard to be made, by its split, its index there and its file's name."""
+    """A job that makes one shard.
+
+    Attributes:
+        split: the split of the shard.
+        index: number of the shard in its split.
+        file: name of the shard's file.
+    """
 
     split: str
     index: int
@@ -86,14 +102,14 @@ def make_shards(
     jobs: Iterable[ShardJob],
     on_progress: Callable[[int], Any] | None = None,
 ) -> Iterator[ShardInfo]:
-    """Makes shards of a directory and yields what they are, in the jobs' order.
+    """Makes the shards of a directory and yields their manifest entries, in order of the jobs.
 
     Args:
-        workers: what runs the jobs.
-        directory: where the shards go; it exists.
-        make: picklable; called as `Workers.run` says. Returns a job's serialized examples,
-            and what `serialization.write_shard` takes as their sums.
-        jobs: the shards.
+        workers: the workers that run the jobs.
+        directory: an existing directory for the shards.
+        make: picklable function with the arguments of `function` in `Workers.run`. It returns a
+            job's serialized examples and their sums for `serialization.write_shard`.
+        jobs: the jobs, one for each shard.
         on_progress: see `Workers.run`.
     """
     directory, finish, write = directory.absolute(), None, serialization.write_shard

@@ -1,4 +1,4 @@
-"""The Python API: `import offline_distill`."""
+"""Tests of the Python API: `import offline_distill`."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ def _run(code: str, **options) -> str:
     return run_python("-c", code, KERAS_BACKEND="jax", **options).stdout.strip()
 
 
-def test_importing_the_api_and_its_config_classes_imports_nothing_heavy() -> None:
+def test_importing_the_api_imports_no_large_package() -> None:
     code = (
         "import sys; from pipeline import api; api.DistillConfig, api.TeacherCacheConfig, "
         "api.MaskedExamplesConfig, api.InputError; print(sorted({'tensorflow', 'keras', 'jax', "
@@ -33,24 +33,24 @@ def test_every_public_name_exists() -> None:
         api.no_such_name  # noqa: B018
 
 
-def test_examples_of_a_cache_hold_targets_whose_probabilities_sum_to_1(cache_dir) -> None:
+def test_probabilities_of_the_targets_of_an_example_sum_to_1(cache_dir) -> None:
     cache = api.open_cache(str(cache_dir))
     examples = list(cache.examples("eval"))
     assert len(examples) == cache.manifest.num_examples("eval")
     for example in examples:
-        p, rest = example.targets.probabilities(temperature=1.0, k=3)
-        assert p.shape == (len(example.masked_lm_positions), 3)
-        np.testing.assert_allclose(p.sum(axis=-1) + rest, 1.0)
-        assert (np.diff(p, axis=-1) <= 0).all()
+        probabilities, rest = example.targets.probabilities(temperature=1.0, k=3)
+        assert probabilities.shape == (len(example.masked_lm_positions), 3)
+        np.testing.assert_allclose(probabilities.sum(axis=-1) + rest, 1.0)
+        assert (np.diff(probabilities, axis=-1) <= 0).all()
 
 
-def test_examples_of_masked_examples_hold_no_targets(examples_dir) -> None:
+def test_masked_examples_have_no_targets(examples_dir) -> None:
     example = next(api.open_cache(str(examples_dir)).examples("train"))
     assert example.targets is None
     assert len(example.masked_lm_ids) == len(example.masked_lm_positions)
 
 
-def test_examples_of_unmasked_windows_are_windows(windows_dir) -> None:
+def test_records_of_unmasked_windows_are_windows(windows_dir) -> None:
     example = next(api.open_cache(str(windows_dir)).examples("train"))
     assert len(example.word_starts) and not hasattr(example, "masked_lm_ids")
 
@@ -61,7 +61,7 @@ def test_tokens_are_those_of_the_vocabulary(cache_dir) -> None:
     assert cache.tokens(example.input_ids)[0] == "[CLS]"
 
 
-def test_an_unknown_split_names_those_that_there_are(cache_dir) -> None:
+def test_error_for_an_unknown_split_names_the_existing_ones(cache_dir) -> None:
     cache = api.open_cache(str(cache_dir))
     for read in (lambda: next(cache.examples("test")), lambda: cache.dataset("t", batch_size=2)):
         with pytest.raises(api.InputError) as caught:
@@ -69,12 +69,12 @@ def test_an_unknown_split_names_those_that_there_are(cache_dir) -> None:
         assert "train" in caught.value.expected and "eval" in caught.value.expected
 
 
-def test_a_directory_that_is_no_cache_is_refused(tmp_path) -> None:
+def test_directory_without_a_manifest_is_refused(tmp_path) -> None:
     with pytest.raises(api.InputError):
         api.open_cache(str(tmp_path))
 
 
-def test_the_stored_order_of_a_dataset_is_that_of_the_examples(cache_dir) -> None:
+def test_dataset_without_a_seed_has_the_order_of_the_examples(cache_dir) -> None:
     cache = api.open_cache(str(cache_dir))
     batch = next(iter(cache.dataset("eval", batch_size=2)))
     for row, example in zip(batch[records.INPUT_IDS].numpy(), cache.examples("eval"), strict=False):
@@ -82,13 +82,13 @@ def test_the_stored_order_of_a_dataset_is_that_of_the_examples(cache_dir) -> Non
         assert (row[:length] == example.input_ids).all() and not row[length:].any()
 
 
-def test_a_seed_shuffles_a_dataset_without_end(cache_dir) -> None:
+def test_dataset_with_a_seed_is_endless_and_reproducible(cache_dir) -> None:
     cache = api.open_cache(str(cache_dir))
     count = cache.manifest.num_examples("eval")
     batches = cache.dataset("eval", batch_size=count + 1, seed=1).take(2)
     first, _ = [batch[records.INPUT_IDS].numpy() for batch in batches]
-    again = next(iter(cache.dataset("eval", batch_size=count + 1, seed=1)))
-    assert (first == again[records.INPUT_IDS].numpy()).all()
+    repeated = next(iter(cache.dataset("eval", batch_size=count + 1, seed=1)))
+    assert (first == repeated[records.INPUT_IDS].numpy()).all()
 
 
 def test_verify_names_the_damaged_file(cache_dir, tmp_path) -> None:
@@ -109,13 +109,13 @@ def test_merging_a_cache_with_itself_keeps_its_probabilities(cache_dir, tmp_path
         api.open_cache(str(tmp_path / "merged")).examples("eval"),
         strict=True,
     )
-    for one, merged in pairs:
-        expected, _ = one.targets.probabilities(1.0, k=3)
+    for original, merged in pairs:
+        expected, _ = original.targets.probabilities(1.0, k=3)
         received, _ = merged.targets.probabilities(1.0, k=3)
         np.testing.assert_allclose(received, expected, atol=2e-3)
 
 
-def test_the_three_stages_make_a_student(corpus_dir, vocab_file, teacher_dir, tmp_path) -> None:
+def test_three_stages_make_a_student(corpus_dir, vocab_file, teacher_dir, tmp_path) -> None:
     corpus = api.CorpusSource(input_dir=str(corpus_dir))
     examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
     api.create_pretraining_data(
@@ -159,17 +159,17 @@ def _snippets() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_the_readme_reads_a_cache_in_a_few_lines(cache_dir, tmp_path, number: int) -> None:
+def test_readme_snippet_reads_a_cache_in_few_lines(cache_dir, tmp_path, number: int) -> None:
     snippet = _snippets()[number]
     imports = [line for line in snippet.splitlines() if line.startswith(("import", "from"))]
     assert imports == ["import offline_distill"]
     assert len(snippet.strip().splitlines()) <= 1 + 1 + 5
     (tmp_path / "walk").mkdir()
     (tmp_path / "walk" / "cache").symlink_to(cache_dir)
-    # As the wheel has it.
+    # The wheel installs the API under this name.
     alias = "import sys; from pipeline import api; sys.modules['offline_distill'] = api\n"
     assert _run(alias + snippet, cwd=tmp_path)
 
 
-def test_the_readme_has_two_ways_to_read_a_cache() -> None:
+def test_readme_has_two_snippets_that_read_a_cache() -> None:
     assert len(_snippets()) == 2

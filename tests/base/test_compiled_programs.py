@@ -1,4 +1,4 @@
-"""Compiled programs outlive the process, and broken ones are replaced."""
+"""Tests that compiled programs are reused by later processes, and truncated ones replaced."""
 
 import json
 import pathlib
@@ -31,7 +31,11 @@ print(json.dumps([result, counts.compiled, counts.loaded]))
 
 
 def _run(tmp_path: pathlib.Path, **environment: str) -> tuple[dict, dict, str]:
-    """Runs a program in a process; returns which ones it compiled and loaded, and its stderr."""
+    """Runs `_RUN` in a process.
+
+    Returns:
+        the number of compilations and of loads of each program, and the standard error.
+    """
     environment = {CACHE_VARIABLE: str(tmp_path), "JAX_PLATFORMS": "cpu", **environment}
     process = run_python("-c", _RUN, **environment)
     result, compiled, loaded = json.loads(process.stdout)
@@ -45,31 +49,31 @@ def test_second_process_compiles_nothing(tmp_path) -> None:
     assert _run(tmp_path)[:2] == ({}, compiled)
 
 
-def test_cut_program_is_replaced(tmp_path) -> None:
+def test_truncated_program_is_compiled_again_and_replaced(tmp_path) -> None:
     compiled, *_ = _run(tmp_path)
     (path,) = (tmp_path / "compiled-programs").glob("jit_scaled_sum-*-cache")
     path.write_bytes(path.read_bytes()[:100])
-    again, loaded, text = _run(tmp_path)
-    assert again == {"scaled_sum": 1} and set(loaded) == set(compiled) - {"scaled_sum"}
-    (line,) = [line for line in text.splitlines() if "jit_scaled_sum" in line]
+    recompiled, loaded, stderr = _run(tmp_path)
+    assert recompiled == {"scaled_sum": 1} and set(loaded) == set(compiled) - {"scaled_sum"}
+    (line,) = [line for line in stderr.splitlines() if "jit_scaled_sum" in line]
     assert line.startswith(f"{tmp_path}/compiled-programs: ")
     assert _run(tmp_path)[0] == {}
 
 
-def test_variable_of_jax_names_the_folder(tmp_path) -> None:
-    other = tmp_path / "programs" / "of jax"
-    _run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(other))
-    assert list(other.glob("jit_scaled_sum-*")) and not (tmp_path / "compiled-programs").exists()
+def test_jax_variable_sets_the_folder_of_programs(tmp_path) -> None:
+    folder = tmp_path / "programs" / "of jax"
+    _run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(folder))
+    assert list(folder.glob("jit_scaled_sum-*")) and not (tmp_path / "compiled-programs").exists()
 
 
-def test_variable_of_jax_turns_it_off(tmp_path) -> None:
+def test_jax_variable_disables_the_compilation_cache(tmp_path) -> None:
     for _ in range(2):
         compiled, loaded, _ = _run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
         assert compiled["scaled_sum"] == 1 and loaded == {}
 
 
-def test_store_that_jax_cannot_write_is_refused(tmp_path) -> None:
-    folder = {"JAX_COMPILATION_CACHE_DIR": "s3://bucket/programs"}
-    process = run_python("-c", _RUN, check=False, **folder)
+def test_store_that_jax_cannot_write_to_is_refused(tmp_path) -> None:
+    environment = {"JAX_COMPILATION_CACHE_DIR": "s3://bucket/programs"}
+    process = run_python("-c", _RUN, check=False, **environment)
     assert process.returncode == 1
     assert process.stderr.strip() == "JAX_COMPILATION_CACHE_DIR s3://bucket/programs"

@@ -1,4 +1,4 @@
-"""What `--compute_dtype=auto` chooses, and what is recorded of it."""
+"""Tests of the dtype that `--compute_dtype=auto` chooses, and of its record."""
 
 import json
 import pathlib
@@ -20,33 +20,35 @@ power management:
     [
         ((), "avx512_bf16", ("mixed_bfloat16", "the processor has avx512_bf16")),
         (["cpu:0"], "amx_bf16", ("mixed_bfloat16", "the processor has amx_bf16")),
-        # A name that only begins like one of them.
+        # The name of an instruction is only a prefix of the flag.
         (
             ["cpu:0"],
             "avx512_bf16x",
             ("float32", "the processor is not known to have avx512_bf16 or amx_bf16"),
         ),
-        (["gpu:0", "gpu:1"], "", ("mixed_bfloat16", "gpu:0 knows it")),
-        (["cpu:0", "tpu:0"], "", ("mixed_bfloat16", "tpu:0 knows it")),
+        (["gpu:0", "gpu:1"], "", ("mixed_bfloat16", "gpu:0 supports it")),
+        (["cpu:0", "tpu:0"], "", ("mixed_bfloat16", "tpu:0 supports it")),
     ],
 )
-def test_what_is_chosen(tmp_path, devices, flags: str, expected: tuple[str, str]) -> None:
+def test_detect_chooses_bfloat16_only_with_hardware_support(
+    tmp_path, devices, flags: str, expected: tuple[str, str]
+) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(CPU_INFO.format(flags), encoding="utf-8")
     assert compute_dtype.detect(devices, file) == expected
 
 
-def test_without_a_description_of_the_processor(tmp_path) -> None:
+def test_detect_chooses_float32_without_a_description_of_the_processor(tmp_path) -> None:
     assert compute_dtype.detect(["cpu:0"], tmp_path / "none")[0] == "float32"
 
 
 @pytest.mark.parametrize(
     "chosen", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"]
 )
-def test_the_request_records_what_was_chosen(
+def test_run_configuration_records_the_chosen_dtype(
     cache_dir, teacher_dir, tmp_path, monkeypatch, capsys, chosen: str
 ) -> None:
-    monkeypatch.setattr(compute_dtype, "detect", lambda devices: (chosen, "it was told so"))
+    monkeypatch.setattr(compute_dtype, "detect", lambda devices: (chosen, "the test chose it"))
     folder = tmp_path / "student"
     flags = [
         f"--input_dir={cache_dir}",
@@ -58,9 +60,9 @@ def test_the_request_records_what_was_chosen(
         "--compute_dtype=auto",
     ]
     assert run_distill.main(["run_distill", *flags]) == 0
-    assert f"--compute_dtype=auto: {chosen}, as it was told so\n" in capsys.readouterr().err
+    assert f"--compute_dtype=auto: {chosen}, as the test chose it\n" in capsys.readouterr().err
     request = json.loads((pathlib.Path(folder) / "request.json").read_text(encoding="utf-8"))
     assert request["compute_dtype"] == chosen
-    # What was chosen, given by name, is the same request; nothing is said of it.
+    # Naming the chosen dtype gives the same run configuration, and prints no line about `auto`.
     assert run_distill.main(["run_distill", *flags[:-1], f"--compute_dtype={chosen}"]) == 0
     assert "auto" not in capsys.readouterr().err

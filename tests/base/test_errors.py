@@ -1,4 +1,4 @@
-"""The one line that states an error, and the settings that it names."""
+"""Tests of an error's message, and of the settings that it names."""
 
 import pytest
 
@@ -9,10 +9,10 @@ from pipeline.base.errors import InputError, Setting, describe
     ("hint", "shown"),
     [
         ("at most `steps`=100", "at most <steps>=100"),
-        # A command to type has flags, whichever command says so.
+        # A command line always has flags, also in a message of the Python API.
         (
-            "run_distill `student`=DIR `freeze`=encoder; `force` goes on",
-            "run_distill --student=DIR --freeze=encoder; <force> goes on",
+            "run_distill `student`=DIR `freeze`=encoder; set `force`",
+            "run_distill --student=DIR --freeze=encoder; set <force>",
         ),
         ("run_distill `student`='a b' `teacher`", "run_distill --student='a b' --teacher"),
         ("offline_distill plan_cache `input_dir`=x", "offline_distill plan_cache --input_dir=x"),
@@ -21,7 +21,7 @@ from pipeline.base.errors import InputError, Setting, describe
         ("`a` of run_distill", "<a> of run_distill"),
     ],
 )
-def test_settings_are_shown_as_flags_of_their_command(hint: str, shown: str) -> None:
+def test_settings_behind_a_command_are_shown_as_flags(hint: str, shown: str) -> None:
     error = InputError(Setting("batch"), "at least 1", 0, hint)
     line = f"<batch>: must be at least 1, got 0; {shown}"
     assert describe(error, "<{}>".format) == line

@@ -1,4 +1,4 @@
-"""Files and folders of this machine that several processes want at once."""
+"""Tests of files and folders on this machine that several processes use at once."""
 
 import os
 import pathlib
@@ -11,40 +11,40 @@ from pipeline.base.errors import InputError, InterruptedRunError
 from pipeline.storage import manifest
 
 
-def test_a_lock_is_of_the_name_and_not_of_a_file_that_lost_it(tmp_path: pathlib.Path) -> None:
-    """One holds it, one waits for it; the first renames the file, and a third comes."""
+def test_lock_belongs_to_the_name_and_not_to_a_renamed_file(tmp_path: pathlib.Path) -> None:
+    """The first process renames the locked file while the second waits and a third arrives."""
     path = tmp_path / ".lock.tmp"
-    held: list[str] = []
+    holders: list[str] = []
 
-    def wait() -> None:
+    def hold_second() -> None:
         with path.locked():
-            held.append("second")
+            holders.append("second")
             time.sleep(0.3)
-            held.remove("second")
+            holders.remove("second")
 
-    waiting = threading.Thread(target=wait)
+    second = threading.Thread(target=hold_second)
     with path.locked():
-        waiting.start()
+        second.start()
         time.sleep(0.2)
-        assert held == []
+        assert holders == []
         os.replace(path, tmp_path / "published")
-    while "second" not in held:
+    while "second" not in holders:
         time.sleep(0.01)
-    # The waiting one has not got the published file, but a new one of the name.
-    message = "^at work; wait for it to end$"
+    # The second process has not locked the published file, but a new file of the same name.
+    message = "^at work; wait until it ends$"
     with pytest.raises(InterruptedRunError, match=message), path.locked("at work"):
         pass
-    waiting.join()
+    second.join()
     with path.locked("at work"):
-        assert held == []
+        assert holders == []
 
 
-def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -> None:
-    """Both have seen an empty folder; other settings are refused, the same ones are its own."""
-    real = manifest.check_output_dir
+def test_only_one_of_two_processes_reserves_an_output_directory(tmp_path, monkeypatch) -> None:
+    """Both have seen an empty folder. Other settings are refused; equal settings share it."""
+    check_output_dir = manifest.check_output_dir
 
     def reserve_first(directory, run_config) -> bool:
-        is_new = real(directory, run_config)
+        is_new = check_output_dir(directory, run_config)
         if is_new:
             (tmp_path / manifest.REQUEST_FILE).write_json({"seed": 1})
         return is_new
@@ -57,20 +57,20 @@ def test_of_two_that_begin_a_directory_at_once_one_does(tmp_path, monkeypatch) -
     assert [path.name for path in tmp_path.iterdir()] == [manifest.REQUEST_FILE]
 
 
-def test_a_new_file_replaces_none(tmp_path, monkeypatch) -> None:
+def test_write_new_keeps_an_existing_file(tmp_path, monkeypatch) -> None:
     path = tmp_path / "file"
     assert path.write_new(b"first") and not path.write_new(b"second")
     assert path.read_bytes() == b"first"
 
-    def no_links(*names: object) -> None:
+    def refuse_link(*names: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", refuse_link)
     assert (tmp_path / "other").write_new(b"x")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "other"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "other"]
 
 
-def test_a_folder_in_use_is_told(tmp_path: pathlib.Path) -> None:
+def test_lock_of_a_folder_in_use_raises_an_error_that_names_it(tmp_path: pathlib.Path) -> None:
     with tmp_path.lock(), pytest.raises(InterruptedRunError) as error, tmp_path.lock():
         pass
     assert str(tmp_path) in str(error.value)

@@ -1,4 +1,4 @@
-"""Names of models of the hub, told apart from paths, and their folders in the hub's cache."""
+"""Tests of parsing ids of the hub's models, and of their folders in the hub's cache."""
 
 import pytest
 from hypothesis import given
@@ -72,7 +72,7 @@ def test_ids_and_urls_name_models_of_the_hub(text: str, expected: HubModel) -> N
         "",
     ],
 )
-def test_whatever_looks_like_a_path_is_none(text: str) -> None:
+def test_text_that_looks_like_a_path_names_no_model(text: str) -> None:
     assert hub_id.parse(text) is None
 
 
@@ -88,26 +88,26 @@ def test_whatever_looks_like_a_path_is_none(text: str) -> None:
         "https://huggingface.co/datasets/org/name",
     ],
 )
-def test_urls_of_no_model_are_refused(text: str) -> None:
+def test_urls_that_name_no_model_are_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_model(text)
     assert caught.value.subject == text and "hf://" in caught.value.expected
 
 
-def test_a_page_of_the_endpoint_in_use_names_a_model(monkeypatch) -> None:
+def test_page_of_hf_endpoint_names_a_model(monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example.com/hub/")
     page = "https://mirror.example.com/hub/org/name/tree/v1"
     assert hub_id.parse(page) == HubModel("org/name", "v1")
 
 
-def test_what_lies_on_this_machine_goes_first(tmp_path, monkeypatch) -> None:
+def test_existing_path_takes_precedence_over_an_id(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert isinstance(parse_model("org/name"), HubModel)
     (tmp_path / "org" / "name").mkdir(parents=True)
     (tmp_path / "bert-base").mkdir()
     assert parse_model("org/name") == Location.parse("org/name")
     assert parse_model("bert-base") == Location.parse("bert-base")
-    # Another revision than what lies there, and a URL, are of the hub.
+    # With a revision the text is not an existing path. A URL always names the hub.
     assert parse_model("org/name@v1") == HubModel("org/name", "v1")
     assert parse_model("hf://org/name") == HubModel("org/name")
 
@@ -118,12 +118,12 @@ _NAMES = st.from_regex(
 
 
 @given(organization=_NAMES, name=_NAMES)
-def test_a_snapshot_tells_its_model_and_commit(organization: str, name: str) -> None:
+def test_snapshot_folder_names_its_model_and_commit(organization: str, name: str) -> None:
     model = HubModel(f"{organization}/{name}", COMMIT)
     folder = hub_id.snapshot_folder(Location.parse("/cache"), model, COMMIT)
     assert hub_id.snapshot_of(folder) == model
     assert hub_id.name_of(folder) == model.id
-    # As `huggingface_hub` lays it out.
+    # `huggingface_hub` uses the same layout.
     from huggingface_hub.file_download import repo_folder_name
 
     expected = repo_folder_name(repo_id=model.id, repo_type="model")
@@ -131,7 +131,7 @@ def test_a_snapshot_tells_its_model_and_commit(organization: str, name: str) -> 
 
 
 @given(st.text(st.sampled_from("abc./-@_: "), max_size=12))
-def test_no_text_leads_out_of_the_cache(text: str) -> None:
+def test_no_text_names_a_folder_outside_the_cache(text: str) -> None:
     try:
         model = hub_id.parse(text)
     except InputError:
@@ -145,6 +145,6 @@ def test_no_text_leads_out_of_the_cache(text: str) -> None:
     "path",
     ["/x/teacher", f"/x/snapshots/{COMMIT}", f"/x/models--a--b/refs/{COMMIT}", "snapshots/main"],
 )
-def test_other_folders_are_no_snapshots(path: str) -> None:
+def test_other_folders_are_not_snapshots(path: str) -> None:
     assert hub_id.snapshot_of(Location.parse(path)) is None
     assert hub_id.name_of(Location.parse(path)) == Location.parse(path).name

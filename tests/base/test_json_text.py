@@ -1,4 +1,4 @@
-"""JSON from outside: what is read, what is too deep or too long, and how it is shown."""
+"""Tests of reading JSON, of its limits for depth and length, and of showing values."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pipeline.base import json_text
 from pipeline.base.errors import InputError
 
 
-def test_values_come_back() -> None:
+def test_load_parses_all_types_of_values() -> None:
     content = '{"a": [1, -2.5, "é", null, true], "b": {"c": 1e3}}'
     expected = {"a": [1, -2.5, "é", None, True], "b": {"c": 1000.0}}
     assert json_text.load(content) == expected
@@ -14,7 +14,7 @@ def test_values_come_back() -> None:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_brackets_have_a_limit(opening: str, closing: str) -> None:
+def test_load_limits_the_nesting_of_brackets(opening: str, closing: str) -> None:
     def nested(depth: int) -> str:
         return opening * depth + "1" + closing * depth
 
@@ -24,7 +24,7 @@ def test_brackets_have_a_limit(opening: str, closing: str) -> None:
             json_text.load(nested(depth))
 
 
-def test_whole_numbers_have_a_limit() -> None:
+def test_load_limits_the_digits_of_integers() -> None:
     assert json_text.load("9" * 300) == 10**300 - 1
     for digits in (301, 5000):
         with pytest.raises(ValueError, match=f"at most 300 digits, received one of {digits}"):
@@ -32,24 +32,24 @@ def test_whole_numbers_have_a_limit() -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"a"', b"\xff", b"", b'{"a": 1}}'])
-def test_what_is_no_json_is_a_value_error(content: bytes) -> None:
+def test_load_raises_value_error_for_malformed_json(content: bytes) -> None:
     with pytest.raises(ValueError):
         json_text.load(content)
 
 
-def test_a_file_is_named(tmp_path) -> None:
+def test_read_json_error_names_the_file(tmp_path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": ' + "[" * 5000)
     with pytest.raises(InputError, match=f"^{path}: not JSON .expected at most 64 levels"):
         path.read_json()
 
 
-def test_what_is_shown_is_one_short_line() -> None:
+def test_shown_value_is_one_short_line() -> None:
     assert json_text.shown("two\nlines") == r"'two\nlines'"
     assert json_text.shown([1] * 1000) == repr([1] * 1000)[:200] + "…"
 
 
-def test_a_file_may_be_too_large(tmp_path) -> None:
+def test_read_limited_refuses_a_file_that_is_too_large(tmp_path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"12345")
     assert path.read_limited(5) == b"12345"

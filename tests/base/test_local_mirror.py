@@ -1,4 +1,4 @@
-"""The local mirror keeps within its limit, and never removes a copy that a process uses."""
+"""Tests that the local mirror stays within its limit and keeps copies that a process uses."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from pipeline.base.location import hold_mirrors, prefetch_mirrors
 
 @pytest.fixture
 def objects(bucket, monkeypatch):
-    """Objects a, b, c and d of 10 bytes each, beside a limit of two of them."""
+    """Objects a, b, c and d of 10 bytes each. The mirror's limit allows two of them."""
     monkeypatch.setenv(LIMIT_VARIABLE, "25")
     paths = [bucket / name for name in "abcd"]
     for path in paths:
@@ -23,7 +23,7 @@ def objects(bucket, monkeypatch):
     return paths
 
 
-def _names() -> set[str]:
+def _copied_names() -> set[str]:
     """Returns the names of all copies."""
     copies = (path for path in mirror_folder().rglob("*") if path.is_file())
     return {path.name for path in copies} - {LOCK, USE_LOCK, ".room.tmp"}
@@ -47,14 +47,14 @@ def test_limit_takes_bytes_and_units(bucket, monkeypatch, text: str, size: int) 
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "0", "0.0GB", "10 apples", "1e9", "50gb", "0.1"])
-def test_limit_that_is_no_size_is_refused(bucket, monkeypatch, text: str) -> None:
+def test_limit_that_is_not_a_size_is_refused(bucket, monkeypatch, text: str) -> None:
     monkeypatch.setenv(LIMIT_VARIABLE, text)
     with pytest.raises(InputError) as caught:
         mirror_limit()
     assert (caught.value.subject, caught.value.received) == (LIMIT_VARIABLE, text)
 
 
-def test_default_limit_is_a_share_of_free_and_held_space(objects, monkeypatch) -> None:
+def test_default_limit_is_a_share_of_free_and_copied_bytes(objects, monkeypatch) -> None:
     monkeypatch.delenv(LIMIT_VARIABLE)
     usage = shutil.disk_usage("/")._replace(free=990)
     monkeypatch.setattr(local_mirror.shutil, "disk_usage", lambda path: usage)
@@ -70,21 +70,21 @@ def test_least_recently_used_copy_is_removed_first(objects) -> None:
             os.utime(copy.parent / USE_LOCK, (seconds, seconds))
     with c.mirrored() as copy:
         assert copy.read_bytes() == b"c" * 10
-    assert _names() == {"a", "c"}
+    assert _copied_names() == {"a", "c"}
 
 
-def test_copies_in_use_stay(objects) -> None:
+def test_copies_in_use_are_kept_beyond_the_limit(objects) -> None:
     a, b, c, d = objects
-    with hold_mirrors([a, b]) as held:
-        # No room: it is copied all the same, since two processes may need each other.
+    with hold_mirrors([a, b]) as copies:
+        # The copy is made despite the limit, because two processes may wait for each other.
         with c.mirrored() as copy:
             assert copy.read_bytes() == b"c" * 10
-        assert [path.read_bytes() for path in held] == [b"a" * 10, b"b" * 10]
+        assert [path.read_bytes() for path in copies] == [b"a" * 10, b"b" * 10]
     with d.mirrored():
-        assert "d" in _names() and len(_names()) == 2
+        assert "d" in _copied_names() and len(_copied_names()) == 2
 
 
-def test_copies_of_mirror_stay_until_the_process_ends(objects) -> None:
+def test_copies_of_mirror_are_kept_until_the_process_ends(objects) -> None:
     a, b, c, d = objects
     copy = a.mirror()
     for path in (b, c, d):
@@ -95,7 +95,7 @@ def test_copies_of_mirror_stay_until_the_process_ends(objects) -> None:
     assert a.mirror() == copy and copy.is_file()
 
 
-def test_copy_that_another_process_uses_stays(objects) -> None:
+def test_copy_that_another_process_uses_is_kept(objects) -> None:
     a, b, c, d = objects
     with a.mirrored() as copy:
         pass
@@ -110,37 +110,37 @@ def test_copy_that_another_process_uses_stays(objects) -> None:
         for path in (b, c, d):
             with path.mirrored():
                 pass
-        assert _names() == {"a", "d"}
+        assert _copied_names() == {"a", "d"}
         process.stdin.close()
     with b.mirrored():
-        assert len(_names()) == 2
+        assert len(_copied_names()) == 2
     with c.mirrored():
-        assert "a" not in _names()
+        assert "a" not in _copied_names()
 
 
-def test_prefetch_copies_only_what_has_room(objects) -> None:
+def test_prefetch_stops_at_the_limit(objects) -> None:
     a, b, c, d = objects
     with a.mirrored(), prefetch_mirrors([b, c, d]):
-        assert _names() == {"a", "b"}
+        assert _copied_names() == {"a", "b"}
     with a.mirrored(), prefetch_mirrors([d, c]):
-        assert _names() == {"a", "d"}
+        assert _copied_names() == {"a", "d"}
 
 
 def test_limit_below_an_object_is_refused(objects, monkeypatch) -> None:
     monkeypatch.setenv(LIMIT_VARIABLE, "9")
-    for copy in (lambda: objects[0].mirror(), lambda: objects[0].sha256()):
+    for make_copy in (lambda: objects[0].mirror(), lambda: objects[0].sha256()):
         with pytest.raises(InputError) as caught:
-            copy()
+            make_copy()
         assert caught.value.subject == LIMIT_VARIABLE
-        assert caught.value.received == "9 bytes" and _names() == set()
+        assert caught.value.received == "9 bytes" and _copied_names() == set()
     monkeypatch.setenv(LIMIT_VARIABLE, "10")
     assert len(objects[0].sha256()) == 64
     with pytest.raises(InputError), hold_mirrors(objects[:2]):
         pass
 
 
-def test_room_that_a_killed_download_reserved_is_given_back(objects) -> None:
-    """It counts while the download runs, and goes with the folder."""
+def test_room_that_a_killed_download_reserved_is_released(objects) -> None:
+    """The reserved room counts until the folder of the download is removed."""
     a, b, c, _ = objects
     with a.mirrored() as copy:
         pass

@@ -1,4 +1,4 @@
-"""Items made in a thread: their order, what is raised, and that the thread ends."""
+"""Tests of prefetching: the order of items, exceptions, and the end of the thread."""
 
 import threading
 import time
@@ -14,11 +14,11 @@ from pipeline.base.prefetch import ahead
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.one_of(st.none(), st.integers())), st.integers(1, 4))
-def test_items_come_in_their_order(items, depth) -> None:
+def test_items_are_yielded_in_order(items, depth) -> None:
     assert list(ahead(items, depth)) == items
 
 
-def test_the_next_items_are_made_meanwhile_and_no_more() -> None:
+def test_only_depth_plus_one_items_are_made_in_advance() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -29,7 +29,7 @@ def test_the_next_items_are_made_meanwhile_and_no_more() -> None:
     iterator = ahead(items(), depth=2)
     assert next(iterator) == 0
     deadline = time.monotonic() + 10.0
-    # Two wait, and one more is made that finds no place.
+    # Two items wait in the queue. One more is made, which has to wait for room in the queue.
     while len(made) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
@@ -37,7 +37,7 @@ def test_the_next_items_are_made_meanwhile_and_no_more() -> None:
     iterator.close()
 
 
-def test_nothing_is_made_before_the_first_is_wanted() -> None:
+def test_no_item_is_made_before_the_first_next() -> None:
     made: list[int] = []
     iterator = ahead(made.append(number) for number in range(3))
     time.sleep(0.05)
@@ -46,7 +46,7 @@ def test_nothing_is_made_before_the_first_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("error", [InputError("broken record"), KeyboardInterrupt()])
-def test_what_the_items_raise_comes_after_them(error) -> None:
+def test_exception_of_the_items_is_raised_after_them(error) -> None:
     def items() -> Iterator[int]:
         yield 1
         raise error
@@ -58,7 +58,7 @@ def test_what_the_items_raise_comes_after_them(error) -> None:
     assert raised.value is error
 
 
-def test_the_thread_ends_with_its_user() -> None:
+def test_thread_ends_when_the_iterator_is_closed() -> None:
     before = threading.active_count()
     iterator = ahead(iter(int, 1))
     assert next(iterator) == 0

@@ -1,4 +1,7 @@
-"""Objects as paths and files, in fsspec's own memory: the same code as for real buckets."""
+"""Tests of bucket objects as paths and files, in fsspec's memory store.
+
+The code under test is the same as for gs:// and s3://.
+"""
 
 import concurrent.futures
 import errno
@@ -20,7 +23,7 @@ from tests.conftest import run_python
 
 
 @pytest.mark.parametrize("path", ["a/b.txt", "/a", ".", "C:/a", "a:b", "s3:/bucket/a", "://a"])
-def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
+def test_text_that_is_not_a_url_is_a_local_path(path: str) -> None:
     assert Location.parse(path) == pathlib.Path(path)
     assert Location.parse(pathlib.Path(path)) == pathlib.Path(path)
 
@@ -28,20 +31,20 @@ def test_what_is_no_url_is_a_path_of_this_machine(path: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("az://b/c", "az://b/c: expected a path of this machine, gs://… or s3://…, received az://"),
-        ("https://a.b/c", "https://a.b/c: expected a path of this machine, gs://… or s3://…, rec"),
+        ("az://b/c", "az://b/c: expected a path on this machine, gs://… or s3://…, received az://"),
+        ("https://a.b/c", "https://a.b/c: expected a path on this machine, gs://… or s3://…, rec"),
         ("s3://", "s3://: expected s3://BUCKET/NAME"),
         ("gs:///", "gs:///: expected gs://BUCKET/NAME"),
         ("s3://bucket/../other/a", "s3://bucket/../other/a: expected s3://BUCKET/NAME"),
     ],
 )
-def test_other_urls_are_refused(url: str, expected: str) -> None:
+def test_urls_of_other_schemes_or_without_a_name_are_refused(url: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         Location.parse(url)
     assert str(caught.value).startswith(expected)
 
 
-def test_parts_of_a_path() -> None:
+def test_bucket_location_has_the_members_of_a_path() -> None:
     path = Location.parse("S3://bucket/runs//one/model.safetensors/")
     assert str(path) == "s3://bucket/runs/one/model.safetensors"
     assert (path.name, path.suffix) == ("model.safetensors", ".safetensors")
@@ -57,7 +60,7 @@ _NAMES = st.from_regex(r"[A-Za-z0-9_\-. ](?<!\.)[A-Za-z0-9_\-]{0,8}", fullmatch=
 
 
 @given(st.lists(_NAMES, min_size=2, max_size=5))
-def test_a_path_is_what_its_text_says(names: list[str]) -> None:
+def test_bucket_location_survives_text_pickling_and_joining(names: list[str]) -> None:
     path = Location.parse("s3://" + "/".join(names))
     assert Location.parse(str(path)) == path == pickle.loads(pickle.dumps(path))
     assert path.parent / path.name == path
@@ -77,11 +80,11 @@ def test_a_path_is_what_its_text_says(names: list[str]) -> None:
         ("/b/a/../c", "/b", True),
     ],
 )
-def test_what_is_inside(path: str, folder: str, inside: bool) -> None:
+def test_is_inside_follows_the_components_of_the_path(path: str, folder: str, inside: bool) -> None:
     assert Location.parse(path).is_inside(Location.parse(folder)) is inside
 
 
-def test_what_is_there(bucket) -> None:
+def test_bucket_folder_lists_globs_and_removes_its_objects(bucket) -> None:
     folder = bucket / "runs"
     assert not folder.exists() and not folder.is_dir() and not folder.is_file()
     assert list(folder.glob("*")) == []
@@ -106,8 +109,8 @@ def test_what_is_there(bucket) -> None:
     assert caught.value.strerror == "no such object"
 
 
-def test_an_object_that_stands_for_a_folder_is_no_file_of_it(bucket, monkeypatch) -> None:
-    """Some tools leave an empty `runs/` there."""
+def test_iterdir_skips_the_empty_object_that_stands_for_the_folder(bucket, monkeypatch) -> None:
+    """Some tools write an empty object `runs/` for the folder `runs`."""
     monkeypatch.setattr(
         MemoryFileSystem,
         "ls",
@@ -117,25 +120,25 @@ def test_an_object_that_stands_for_a_folder_is_no_file_of_it(bucket, monkeypatch
 
 
 @given(st.binary(max_size=3000), st.integers(1, 900))
-def test_reading_in_parts(content: bytes, size: int) -> None:
+def test_object_is_read_whole_in_blocks_of_any_size(content: bytes, size: int) -> None:
     path = Location.parse("memory://reading/object")
     path.write_bytes(content)
     with path.open("rb") as file:
-        parts = list(iter(lambda: file.read(size), b""))
+        blocks = list(iter(lambda: file.read(size), b""))
         assert file.tell() == len(content)
         file.seek(0)
         assert file.readlines() == content.splitlines(keepends=True) or b"\r" in content
-    assert b"".join(parts) == content == path.read_bytes()
+    assert b"".join(blocks) == content == path.read_bytes()
 
 
-def test_reading_what_is_packed(bucket) -> None:
+def test_compressed_object_can_be_read(bucket) -> None:
     text = "春天来了。\n".encode() * 5000
     (bucket / "text.gz").write_bytes(gzip.compress(text))
     with (bucket / "text.gz").open() as raw, gzip.GzipFile(fileobj=raw) as stream:
         assert stream.read() == text
 
 
-def test_json(bucket) -> None:
+def test_json_objects_are_written_sorted_and_read_back(bucket) -> None:
     (bucket / "a.json").write_json({"b": 1, "a": "文"})
     assert (bucket / "a.json").read_text() == '{\n  "a": "文",\n  "b": 1\n}\n'
     assert Location.parse(str(bucket / "a.json")).read_json() == {"a": "文", "b": 1}
@@ -149,11 +152,11 @@ def test_json(bucket) -> None:
 
 
 def _nothing_left() -> bool:
-    """Returns whether uploads have left nothing on this machine."""
+    """Returns whether uploads left no files on this machine."""
     return not [path for path in mirror_folder().rglob("*") if path.name != ".lock.tmp"]
 
 
-def test_an_object_appears_when_its_block_succeeds(bucket) -> None:
+def test_object_appears_only_when_its_block_succeeds(bucket) -> None:
     path = bucket / "model.bin"
     with path.atomic_write() as temporary:
         temporary.write_bytes(b"0123456789")
@@ -166,7 +169,7 @@ def test_an_object_appears_when_its_block_succeeds(bucket) -> None:
     assert _nothing_left()
 
 
-def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
+def test_failed_upload_leaves_no_files(bucket, monkeypatch) -> None:
     def fail(self, local, remote, **options):
         raise OSError(errno.EPIPE, "Broken pipe")
 
@@ -181,7 +184,7 @@ def test_an_upload_that_fails_leaves_nothing(bucket, monkeypatch) -> None:
     assert not path.exists() and _nothing_left()
 
 
-def test_a_full_disk_names_what_is_to_be_uploaded(bucket) -> None:
+def test_full_disk_error_names_the_file_to_upload(bucket) -> None:
     with pytest.raises(OSError) as caught, (bucket / "model.bin").atomic_write() as temporary:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(temporary)
@@ -189,24 +192,24 @@ def test_a_full_disk_names_what_is_to_be_uploaded(bucket) -> None:
     assert _nothing_left()
 
 
-def test_staged_files_appear_in_order(bucket, monkeypatch) -> None:
-    real, order = BucketLocation.take, []
+def test_staged_files_are_uploaded_in_order(bucket, monkeypatch) -> None:
+    take, uploaded = BucketLocation.take, []
 
     def upload(self, source):
-        order.append(self.name)
-        real(self, source)
+        uploaded.append(self.name)
+        take(self, source)
 
     monkeypatch.setattr(BucketLocation, "take", upload)
     with (bucket / "out").stage_directory(last="config.json") as stage:
         for name in ("config.json", "a.bin", "z.bin"):
             (stage / name).write_bytes(name.encode())
         assert not (bucket / "out").exists()
-    assert order == ["a.bin", "z.bin", "config.json"]
+    assert uploaded == ["a.bin", "z.bin", "config.json"]
     assert (bucket / "out" / "z.bin").read_bytes() == b"z.bin"
     assert _nothing_left()
 
 
-def test_staged_files_replace_nothing(bucket) -> None:
+def test_staged_files_do_not_replace_existing_ones(bucket) -> None:
     (bucket / "out" / "a.bin").write_bytes(b"before")
     expected = f"{bucket}/out/a.bin: expected no such file, received one"
     staged = (bucket / "out").stage_directory(last="b.bin")
@@ -219,7 +222,7 @@ def test_staged_files_replace_nothing(bucket) -> None:
     assert _nothing_left()
 
 
-def test_new_directories_and_files(bucket) -> None:
+def test_expect_empty_and_expect_absent_refuse_existing_files(bucket) -> None:
     folder = bucket / "out"
     assert Location.parse(str(folder)).make_directory() == folder
     folder.expect_empty()
@@ -234,12 +237,12 @@ def test_new_directories_and_files(bucket) -> None:
     assert caught.value.subject == f"{folder}/a.json"
 
 
-def test_copies_are_made_once_and_follow_the_object(bucket, monkeypatch) -> None:
-    real, copied = BucketLocation.download, []
+def test_object_is_copied_once_for_each_version(bucket, monkeypatch) -> None:
+    original_download, copied = BucketLocation.download, []
 
     def download(self, target):
         copied.append(self.name)
-        real(self, target)
+        original_download(self, target)
 
     monkeypatch.setattr(BucketLocation, "download", download)
     path = bucket / "a.bin"
@@ -247,14 +250,14 @@ def test_copies_are_made_once_and_follow_the_object(bucket, monkeypatch) -> None
     first = Location.parse(str(path)).mirror()
     assert (first.name, first.read_bytes()) == ("a.bin", b"one")
     assert path.mirror() == first and copied == ["a.bin"]
-    # As long as before: its version tells.
+    # The size is the same, so only the version shows the change.
     path.write_bytes(b"two")
     assert path.mirror().read_bytes() == b"two" and copied == ["a.bin"] * 2
     assert path.sha256().startswith("3fc4ccfe745870e2")
     assert first.read_bytes() == b"one"
 
 
-def test_copies_of_several_lie_together(bucket, tmp_path) -> None:
+def test_copies_of_several_objects_share_a_folder(bucket, tmp_path) -> None:
     names = ("model.ckpt.data-00000-of-00001", "model.ckpt.index")
     for name in names:
         (bucket / name).write_bytes(name.encode())
@@ -265,12 +268,12 @@ def test_copies_of_several_lie_together(bucket, tmp_path) -> None:
     assert mirror_all([tmp_path / "a", tmp_path / "b"]) == (tmp_path / "a", tmp_path / "b")
 
 
-def test_one_copies_while_others_wait(bucket, monkeypatch) -> None:
-    real, copied = BucketLocation.download, []
+def test_only_one_thread_copies_while_the_others_wait(bucket, monkeypatch) -> None:
+    original_download, copied = BucketLocation.download, []
 
     def download(self, target):
         copied.append(self.name)
-        real(self, target)
+        original_download(self, target)
 
     monkeypatch.setattr(BucketLocation, "download", download)
     path = bucket / "a.bin"
@@ -281,37 +284,37 @@ def test_one_copies_while_others_wait(bucket, monkeypatch) -> None:
     assert copies.pop().read_bytes() == bytes(range(256)) * 1000
 
 
-def test_a_copy_that_is_not_whole_is_none(bucket, monkeypatch) -> None:
+def test_incomplete_copy_is_removed_and_made_again(bucket, monkeypatch) -> None:
     path = bucket / "a.bin"
     path.write_bytes(b"0123456789")
 
-    def half(self, remote, local, **options):
+    def copy_half(self, remote, local, **options):
         pathlib.Path(local).write_bytes(b"01234")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "get_file", half)
+        patch.setattr(MemoryFileSystem, "get_file", copy_half)
         with pytest.raises(OSError) as caught:
             path.mirror()
     assert caught.value.filename == str(path)
-    assert caught.value.strerror == "expected 10 bytes that stay the same, received 5"
+    assert caught.value.strerror == "expected 10 unchanged bytes, received 5"
     assert not list(mirror_folder().rglob("*a.bin*"))
     assert path.mirror().read_bytes() == b"0123456789"
 
 
-def test_a_full_disk_names_the_copy(bucket, monkeypatch) -> None:
+def test_full_disk_error_names_the_copy(bucket, monkeypatch) -> None:
     (bucket / "a.bin").write_bytes(b"0123456789")
 
-    def full(self, remote, local, **options):
+    def fail(self, remote, local, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", fail)
     with pytest.raises(OSError) as caught:
         (bucket / "a.bin").mirror()
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename.startswith(str(mirror_folder()))
 
 
-def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
+def test_default_mirror_folder_must_belong_to_the_user(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     folder = mirror_folder()
@@ -322,13 +325,11 @@ def test_the_cache_folder_is_ones_own(tmp_path, monkeypatch) -> None:
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError) as caught:
         mirror_folder()
-    assert str(caught.value) == (
-        f"OFFLINE_DISTILL_CACHE: expected a folder for copies of objects, as {folder} "
-        "belongs to another user"
-    )
+    assert caught.value.subject == CACHE_VARIABLE
+    assert caught.value.received == f"the default folder {folder} belongs to another user"
 
 
-def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
+def test_mirror_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "copies"))
     with pytest.raises(InputError) as caught:
@@ -338,7 +339,7 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch) -> None:
     )
 
 
-def test_scratch_files_are_found_again(bucket, tmp_path) -> None:
+def test_scratch_folder_depends_only_on_directory_and_name(bucket, tmp_path) -> None:
     assert tmp_path.scratch(".spill") == tmp_path / ".spill"
     scratch = Location.parse(str(bucket / "out")).scratch(".spill")
     assert scratch == (bucket / "out").scratch(".spill")
@@ -383,10 +384,10 @@ def _error(package: str, text: str) -> Exception:
         (TimeoutError(), errno.EIO, "the store does not answer as expected (TimeoutError)"),
     ],
 )
-def test_what_a_store_refuses_names_the_object(
+def test_store_errors_become_os_errors_that_name_the_object(
     bucket, monkeypatch, error: Exception, number: int, reason: str
 ) -> None:
-    """Never taken for an object that is not there, but where the store says so."""
+    """Only a `FileNotFoundError` means that an object is missing."""
 
     def fail(self, *arguments, **options):
         raise error
@@ -405,7 +406,7 @@ def test_what_a_store_refuses_names_the_object(
         assert caught.value.strerror.startswith(reason)
 
 
-def test_a_defect_stays_one(bucket, monkeypatch) -> None:
+def test_other_exceptions_of_a_store_are_not_converted(bucket, monkeypatch) -> None:
     def fail(self, path, **options):
         raise TypeError("a defect")
 
@@ -414,7 +415,7 @@ def test_a_defect_stays_one(bucket, monkeypatch) -> None:
         (bucket / "a").is_file()
 
 
-def test_a_connection_that_breaks_while_reading(bucket, monkeypatch) -> None:
+def test_broken_connection_error_names_the_object(bucket, monkeypatch) -> None:
     (bucket / "a.txt").write_bytes(b"a\n" * 10)
 
     class Broken:
@@ -432,7 +433,7 @@ def test_a_connection_that_breaks_while_reading(bucket, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
-def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
+def test_missing_package_is_named_with_its_installation(scheme: str, tmp_path) -> None:
     package = {"gs": "gcsfs", "s3": "s3fs"}[scheme]
     flags = ["--input_dir=.", f"--vocab_file={scheme}://bucket/v", f"--output_dir={tmp_path}/o"]
     code = (
@@ -449,7 +450,7 @@ def test_a_missing_package_is_named(scheme: str, tmp_path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
+def test_local_paths_import_no_package_of_a_store(tmp_path) -> None:
     (tmp_path / "a.json").write_text("{}")
     code = (
         "import sys; from pipeline.base.location import Location; "
@@ -461,8 +462,8 @@ def test_paths_of_this_machine_need_none_of_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("later", [b"a" * 10, b"b" * 3_000_000])
-def test_an_object_that_changes_while_it_is_read(bucket, later: bytes) -> None:
-    """A shorter one, which ends early, and one of the same length."""
+def test_object_that_changes_while_it_is_read_raises_an_error(bucket, later: bytes) -> None:
+    """The new object is shorter, so that reading ends early, or has the same length."""
     path = bucket / "text.txt"
     path.write_bytes(b"a" * 3_000_000)
     with path.open("rb") as file:
@@ -473,7 +474,7 @@ def test_an_object_that_changes_while_it_is_read(bucket, later: bytes) -> None:
     assert caught.value.filename == str(path)
 
 
-def test_what_a_killed_upload_left_is_removed_after_a_day(bucket) -> None:
+def test_files_of_a_killed_upload_are_removed_after_a_day(bucket) -> None:
     old, new = mirror_folder() / "upload-old", mirror_folder() / "upload-new"
     for folder in (old, new):
         folder.mkdir()

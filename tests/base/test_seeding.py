@@ -1,30 +1,31 @@
-"""Streams by their key: one, and many in turn."""
+"""Tests of keyed random generators, one at a time and many in turn."""
 
 import numpy as np
 
 from pipeline.base import seeding
 
 
-def _numbers(random: np.random.Generator) -> list:
-    """Numbers of all kinds, an odd number of them of 32 bits."""
+def _draw(rng: np.random.Generator) -> list:
+    """Returns numbers of all kinds, among them an odd number of 32-bit numbers."""
     return [
-        random.permutation(7).tolist(),
-        random.standard_exponential(3).tolist(),
-        random.random(2).tolist(),
-        random.integers(1000, size=5).tolist(),
+        rng.permutation(7).tolist(),
+        rng.standard_exponential(3).tolist(),
+        rng.random(2).tolist(),
+        rng.integers(1000, size=5).tolist(),
     ]
 
 
-def test_many_streams_are_the_same_as_one_at_a_time() -> None:
+def test_generators_of_many_keys_equal_separate_generators() -> None:
     keys = [(b"one", 0), (b"one", 1), (b"two", 0), (b"one", 0), ()]
-    expected = [_numbers(seeding.stream(5, "mask", *key)) for key in keys]
-    assert [_numbers(random) for random in seeding.streams(5, "mask", keys)] == expected
+    expected = [_draw(seeding.stream(5, "mask", *key)) for key in keys]
+    assert [_draw(rng) for rng in seeding.streams(5, "mask", keys)] == expected
     assert expected[0] == expected[3] != expected[1]
-    # One that is left unused changes nothing, nor does one that is used long.
-    used = []
-    for number, random in enumerate(seeding.streams(5, "mask", keys)):
+    # The first generator is not used and the second one is used for many numbers. Neither
+    # changes the numbers of the others.
+    drawn = []
+    for number, rng in enumerate(seeding.streams(5, "mask", keys)):
         if number == 1:
-            random.random(1001)
+            rng.random(1001)
         if number > 1:
-            used.append(_numbers(random))
-    assert used == expected[2:]
+            drawn.append(_draw(rng))
+    assert drawn == expected[2:]

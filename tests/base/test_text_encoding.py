@@ -1,4 +1,4 @@
-"""Encodings: converted, refused by name, and recognised."""
+"""Tests of converting, refusing and recognising text encodings."""
 
 import io
 
@@ -28,12 +28,12 @@ ENGLISH = "The old clock near the river.\n"
         ("élève à l'école\n" + ENGLISH, "windows-1252"),
     ],
 )
-def test_encodings_are_recognised(text: str, encoding: str) -> None:
+def test_common_encodings_are_recognised(text: str, encoding: str) -> None:
     assert guess_encoding(text.encode(encoding)) == encoding
 
 
 @pytest.mark.parametrize("text", [CHINESE, RUSSIAN])
-def test_damaged_utf8_is_no_other_encoding(text: str) -> None:
+def test_damaged_utf8_is_not_taken_for_another_encoding(text: str) -> None:
     assert guess_encoding(3 * text.encode() + b"\xff" + text.encode()) is None
 
 
@@ -57,20 +57,20 @@ def test_utf16_without_a_mark_is_refused_by_name(text: str, encoding: str) -> No
         b"",
     ],
 )
-def test_other_bytes_stay_as_they_are(content: bytes) -> None:
+def test_stream_of_other_bytes_is_returned_unchanged(content: bytes) -> None:
     stream = io.BytesIO(content)
     assert utf8_stream(stream, "file.txt") is stream
     assert stream.read() == content
 
 
 @given(st.text(st.characters(), max_size=50), st.sampled_from(["utf-16-le", "utf-32-be"]))
-def test_marked_text_is_converted(text: str, encoding: str) -> None:
+def test_text_with_a_byte_order_mark_is_converted(text: str, encoding: str) -> None:
     marked = "\ufeffa\n" + text
     stream = utf8_stream(io.BytesIO(marked.encode(encoding, "surrogatepass")), "file.txt")
     assert stream.read().decode("utf-8", "surrogatepass") == "a\n" + text
 
 
-def test_a_cut_file_of_utf16_is_refused() -> None:
+def test_truncated_utf16_file_is_refused() -> None:
     content = "\ufeff渔民".encode("utf-16-le")[:-1]
     with pytest.raises(InputError) as raised:
         utf8_stream(io.BytesIO(content), "file.txt").read()

@@ -1,4 +1,4 @@
-"""Flags that are generated from the fields of config dataclasses."""
+"""Tests of flags that are generated from the fields of config dataclasses."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ COMMANDS = (create_pretraining_data, create_teacher_output_data, run_distill)
 
 
 def _parse_weights(text: str) -> dict[str, float]:
-    return {name: float(weight) for name, weight in (part.split("=") for part in text.split(","))}
+    return {name: float(weight) for name, weight in (item.split("=") for item in text.split(","))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Settings):
-    """Settings of each kind."""
+    """A config dataclass with one setting of each type."""
 
     output_dir: Location = setting(dataclasses.MISSING, "Directory.", decides_output=False)
     count: int = setting(3, "Number; see `rate`.", low=1, high=9, aliases=("number",))
@@ -65,16 +65,18 @@ def test_flags_without_arguments_give_the_fields_defaults() -> None:
         ("--weights=y=2,z=3", "weights", {"y": 2.0, "z": 3.0}),
     ],
 )
-def test_a_flags_text_becomes_the_fields_value(argument: str, name: str, value: object) -> None:
+def test_text_of_a_flag_becomes_the_value_of_its_field(
+    argument: str, name: str, value: object
+) -> None:
     assert getattr(_read(argument), name) == value
 
 
-def test_a_location_names_the_setting_that_it_comes_from() -> None:
+def test_location_records_its_setting() -> None:
     config = _read()
     assert config.output_dir.setting == "output_dir"
 
 
-def test_a_field_without_a_declaration_has_no_flag() -> None:
+def test_field_without_a_declaration_has_no_flag() -> None:
     assert "hidden" not in flags.define_flags(Toy)
     assert _read(hidden="given").hidden == "given"
 
@@ -105,14 +107,14 @@ def test_flags_and_python_refuse_the_same_values(capsys, name: str, text: str, v
         assert caught.value.subject == name
 
 
-def test_python_parses_the_text_that_a_flag_takes() -> None:
+def test_config_dataclass_parses_the_text_of_a_flag() -> None:
     assert Toy("/tmp/x", weights="x=2").weights == {"x": 2.0}
     with pytest.raises(InputError) as caught:
         Toy("/tmp/x", numbers="1,x")
     assert caught.value.subject == "numbers"
 
 
-def test_a_required_flag_is_named_when_it_is_missing(capsys) -> None:
+def test_missing_required_flag_is_named(capsys) -> None:
     assert running.run(flags.define_flags(Toy), lambda _: None, "", ["x"]) == 1
     assert capsys.readouterr().err.startswith("error: missing: --output_dir ")
 
@@ -120,32 +122,32 @@ def test_a_required_flag_is_named_when_it_is_missing(capsys) -> None:
 def test_help_shows_other_settings_as_flags_defaults_and_ranges(capsys) -> None:
     assert running.run(flags.define_flags(Toy), lambda _: None, "Toy.", ["x", "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for part in (
+    for expected in (
         "--count: Number; see --rate. (default: '3') (1 to 9)",
         "--[no]is_on: ",
         "(default: 'one') (one of one, two)",
         "(default: 'x=1')",
         "--number: Alias for --count",
     ):
-        assert part in printed
+        assert expected in printed
     assert "pipeline.commands" not in printed
 
 
-def test_flags_are_read_from_flagfiles_and_later_ones_replace_them(tmp_path) -> None:
+def test_later_flags_replace_those_of_a_flagfile(tmp_path) -> None:
     path = tmp_path / "toy.flags"
     path.write_text("# a comment\n--count=5\n--kind=two\n", encoding="utf-8")
     config = _read(f"--flagfile={path}", "--count=6")
     assert (config.count, config.kind) == (6, "two")
 
 
-def test_the_run_configuration_holds_what_decides_the_output() -> None:
+def test_run_configuration_has_only_settings_that_decide_the_output() -> None:
     names = {"count", "is_on", "kind", "words", "numbers", "weights"}
     assert Toy("/tmp/x").decisive().keys() == names
     assert Toy("/tmp/x", rate=0.5).decisive().keys() == names | {"rate"}
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,a", "-1", "1.5"])
-def test_counts_are_integers_above_0(text: str) -> None:
+def test_counts_must_be_integers_above_0(text: str) -> None:
     with pytest.raises(InputError):
         parse_counts(text)
     assert parse_counts("5,1,5") == (1, 5)
@@ -159,14 +161,14 @@ def test_every_setting_of_a_command_has_a_help_sentence(command) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_table_of_flags_has_a_row_for_each_flag(command) -> None:
+def test_table_of_flags_has_a_row_for_each_flag(command) -> None:
     rows = generated_tables.flag_table(command.__name__.rpartition(".")[2]).splitlines()[2:]
     names = [row.split("|")[1].strip(" `-") for row in rows]
     assert names == [field.name for field in command.FLAGS.fields()]
 
 
-def test_run_configurations_hold_the_settings_that_they_held_before_flags_were_generated() -> None:
-    """A further name here refuses directories from before; see `omit_default`."""
+def test_run_configurations_have_the_same_settings_as_in_existing_directories() -> None:
+    """A further setting would make existing directories unusable; see `omit_default`."""
     source = CorpusSource(input_dir="x")
     configs = (
         MaskedExamplesConfig(corpora=(source,), output_dir="o", vocab_file="v"),

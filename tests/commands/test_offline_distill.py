@@ -1,4 +1,4 @@
-"""`offline_distill NAME`, and recipes by name."""
+"""Tests of `offline_distill NAME` and of `--recipe=NAME`."""
 
 import pytest
 
@@ -12,14 +12,14 @@ def _main(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_without_a_name_it_lists_commands_and_tools(capsys, arguments) -> None:
+def test_offline_distill_without_a_name_lists_commands_and_tools(capsys, arguments) -> None:
     assert _main(*arguments) == 0
     printed = capsys.readouterr().out
     for name in (*offline_distill.COMMANDS, "verify_cache", "merge_caches", "report"):
         assert f"  {name} " in printed
 
 
-def test_it_runs_what_it_lists(capsys) -> None:
+def test_offline_distill_runs_the_named_program(capsys) -> None:
     for name in ("run_distill", "convert_checkpoint"):
         assert _main(name, "--help") == 0
         assert "--output_dir" in capsys.readouterr().out
@@ -27,7 +27,7 @@ def test_it_runs_what_it_lists(capsys) -> None:
         assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_an_unknown_name_is_answered_with_a_similar_one(capsys) -> None:
+def test_error_for_an_unknown_name_suggests_a_similar_one(capsys) -> None:
     assert _main("verify_cashe") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and "verify_cache" in lines[0]
@@ -41,7 +41,7 @@ def _parse_recipe(*arguments: str):
 
 
 @pytest.mark.parametrize("arguments", [("--recipe=distilbert",), ("--recipe", "distilbert")])
-def test_a_recipes_flags_are_read_by_its_name(arguments) -> None:
+def test_recipe_flag_reads_the_flags_of_the_recipe(arguments) -> None:
     status, values = _parse_recipe(*arguments, "--temperature=4")
     assert status == 0
     assert (values.layer_map, values.drop_segments) == ("0,2,4,7,9,11", True)
@@ -49,7 +49,7 @@ def test_a_recipes_flags_are_read_by_its_name(arguments) -> None:
     assert values.temperature == 4.0
 
 
-def test_a_recipe_may_stand_in_a_flagfile(tmp_path) -> None:
+def test_recipe_flag_works_in_a_flagfile(tmp_path) -> None:
     path = tmp_path / "own.flags"
     path.write_text("--recipe=roberta_wwm_3layers\n--learning_rate=1e-4\n", encoding="utf-8")
     status, values = _parse_recipe(f"--flagfile={path}")
@@ -58,7 +58,7 @@ def test_a_recipe_may_stand_in_a_flagfile(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--recipe=bert",), ("--recipe",), ("--recipe=",)])
-def test_an_unknown_recipe_is_answered_with_the_known_ones(capsys, arguments) -> None:
+def test_error_for_an_unknown_recipe_lists_the_known_ones(capsys, arguments) -> None:
     status, _ = _parse_recipe(*arguments)
     line = capsys.readouterr().err
     assert status == 1 and line.startswith("error: --recipe: ")

@@ -1,4 +1,4 @@
-"""Cleaning: what it leaves of ordinary text, and that no text takes for ever."""
+"""Tests that cleaning steps keep ordinary text, and that every text takes linear time."""
 
 import time
 
@@ -18,25 +18,25 @@ _SIZE = 300_000
         ("wikitext", " = = Du Fu = = \n = x = y \n", "Du Fu\n= x = y\n"),
         ("mentions", "[id1|Имя], [club22:bp-1_2|Клуб] [id3]", "Имя, Клуб [id3]"),
         ("html", "&#65;&amp;#66;&amp;amp;", "AB&"),
-        # No letter has such a number, nor does Python read it.
+        # No character has such a number, and Python cannot parse it.
         ("html", f"a&#{'9' * 5000};b&amp;#{'1' * 5000}c", "abc"),
     ],
 )
-def test_steps(step: str, text: str, expected: str) -> None:
+def test_cleaning_step_removes_only_markup(step: str, text: str, expected: str) -> None:
     assert cleaning.clean(text, [step]) == expected
 
 
 @pytest.mark.parametrize("step", cleaning.STEPS)
 @pytest.mark.parametrize(
-    "piece",
+    "repeated",
     [
         *("\n", " ", "\n ", "-\n"),
         *["= ", "[id1|", "[id1:", "<a ", "<br ", "<", "&", "{a", "*** START OF"],
     ],
 )
-def test_every_text_is_cleaned_in_linear_time(step: str, piece: str) -> None:
-    text = piece * (_SIZE // len(piece)) + "x"
-    begun = time.process_time()
+def test_every_text_is_cleaned_in_linear_time(step: str, repeated: str) -> None:
+    text = repeated * (_SIZE // len(repeated)) + "x"
+    start = time.process_time()
     cleaning.clean(text, [step])
-    # Where a piece is read anew from each of its letters, this takes hours.
-    assert time.process_time() - begun < 5.0
+    # A step that takes quadratic time would need hours.
+    assert time.process_time() - start < 5.0

@@ -1,4 +1,4 @@
-"""Formats and compressions: the same documents whatever the file, and errors that name it."""
+"""Tests that every format and compression gives the same documents, and that errors name files."""
 
 import csv
 import dataclasses
@@ -57,7 +57,7 @@ def _write(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
 
 @pytest.mark.parametrize("suffix", written.COMPRESSORS)
 @pytest.mark.parametrize("name", written.FORMATS)
-def test_every_format_in_every_compression_has_the_same_documents(
+def test_every_format_in_every_compression_gives_the_same_documents(
     tmp_path, name: str, suffix: str
 ) -> None:
     content = written.COMPRESSORS[suffix](written.FORMATS[name](DOCUMENTS))
@@ -66,44 +66,44 @@ def test_every_format_in_every_compression_has_the_same_documents(
 
 
 @pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
-def test_a_compression_is_known_by_its_content(tmp_path, suffix: str) -> None:
+def test_compression_is_recognised_by_the_content(tmp_path, suffix: str) -> None:
     content = written.COMPRESSORS[suffix](written.json_lines(DOCUMENTS))
     assert _texts(_write(tmp_path / "docs.jsonl", content)) == DOCUMENTS
 
 
 @pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
-def test_a_table_is_known_by_its_content(tmp_path, name: str) -> None:
+def test_table_is_recognised_by_its_content(tmp_path, name: str) -> None:
     path = _write(tmp_path / "docs.txt", written.FORMATS[name](DOCUMENTS))
     assert _texts(path) == _texts(path, reader="text") == DOCUMENTS
 
 
 @pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
-def test_two_compressed_files_in_one_are_both_read(tmp_path, suffix: str) -> None:
-    pack = written.COMPRESSORS[suffix]
-    content = pack(b"first\n\n") + pack(b"second\n") + bytes(512)
+def test_concatenated_compressed_files_are_both_read(tmp_path, suffix: str) -> None:
+    compress = written.COMPRESSORS[suffix]
+    content = compress(b"first\n\n") + compress(b"second\n") + bytes(512)
     assert _texts(_write(tmp_path / f"docs.txt{suffix}", content)) == ["first", "second"]
 
 
 @pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
 @given(data=st.data())
-def test_a_truncated_compressed_file_is_never_a_shorter_corpus(
+def test_truncated_compressed_file_raises_an_error(
     tmp_path_factory, suffix: str, data: st.DataObject
 ) -> None:
     whole = written.COMPRESSORS[suffix](written.text(DOCUMENTS))
     size = data.draw(st.integers(8, len(whole) - 1))
-    path = tmp_path_factory.mktemp("cut") / f"docs.txt{suffix}"
-    assert "not a whole" in _error(_write(path, whole[:size])).received
+    path = tmp_path_factory.mktemp("truncated") / f"docs.txt{suffix}"
+    assert "not a valid" in _error(_write(path, whole[:size])).received
 
 
-def test_a_name_of_a_compression_with_other_content_is_refused(tmp_path) -> None:
-    assert "not a whole zstd" in _error(_write(tmp_path / "a.txt.zst", "plain text")).received
+def test_file_with_a_compression_suffix_but_other_content_is_refused(tmp_path) -> None:
+    assert "not a valid zstd" in _error(_write(tmp_path / "a.txt.zst", "plain text")).received
 
 
 @pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
-def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix: str) -> None:
-    monkeypatch.setattr(compressions, "_UNSUSPECTED_BYTES", 2**20)
+def test_file_with_a_huge_compression_ratio_is_refused(tmp_path, monkeypatch, suffix: str) -> None:
+    monkeypatch.setattr(compressions, "_MIN_CHECKED_BYTES", 2**20)
     content = written.COMPRESSORS[suffix](bytes(2**24))
-    error = _error(_write(tmp_path / f"bomb.txt{suffix}", content))
+    error = _error(_write(tmp_path / f"zeros.txt{suffix}", content))
     assert str(compressions._MAX_RATIO) in error.expected
 
 
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix: str) -> None:
         ("plain text of some length".encode("utf-16-be"), "utf-16-be"),
     ],
 )
-def test_a_file_that_no_reader_reads_is_refused_by_name(
+def test_file_of_an_unsupported_format_is_refused_with_its_name(
     tmp_path, content: bytes, description: str
 ) -> None:
     error = _error(_write(tmp_path / "a.txt", content))
@@ -128,24 +128,24 @@ def test_a_file_that_no_reader_reads_is_refused_by_name(
 @pytest.mark.parametrize(
     "start", ["BZh9", "PAR1", "PAR1\n", "LZIP", "ORC\n", "FEA1", "WARC/", "PK"]
 )
-def test_text_that_begins_like_another_format_is_text(tmp_path, start: str) -> None:
+def test_text_that_begins_like_another_format_is_read_as_text(tmp_path, start: str) -> None:
     documents = [f"{start} is the name of a gene"]
     assert _texts(_write(tmp_path / "a.txt", documents[0])) == documents
 
 
-def test_pages_are_read_where_tags_are_cleaned_away(tmp_path) -> None:
+def test_html_page_is_read_if_the_declaration_removes_tags(tmp_path) -> None:
     spec = CorpusSpec(cleaning=("html",))
     assert _texts(_write(tmp_path / "a.txt", "<html><p>一</p></html>"), spec) == ["一"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_utf_16_with_its_mark_is_read(tmp_path, encoding: str) -> None:
+def test_text_with_a_byte_order_mark_is_read_and_checked(tmp_path, encoding: str) -> None:
     content = written.text(DOCUMENTS).decode().encode(encoding)
     assert _texts(_write(tmp_path / "a.txt", content)) == DOCUMENTS
     assert _error(_write(tmp_path / "b.txt", content[:-1])).expected.startswith(encoding)
 
 
-def test_half_a_surrogate_pair_is_the_fault_of_its_document(tmp_path) -> None:
+def test_unpaired_surrogate_makes_only_its_document_invalid(tmp_path) -> None:
     content = "whole\n\nhalf \ud800\n".encode("utf-16", "surrogatepass")
     assert "line 3" in _error(_write(tmp_path / "a.txt", content)).subject
 
@@ -153,19 +153,19 @@ def test_half_a_surrogate_pair_is_the_fault_of_its_document(tmp_path) -> None:
 # Archives.
 
 
-def test_members_of_an_archive_are_read_as_files_are(tmp_path) -> None:
+def test_members_of_an_archive_are_read_like_files(tmp_path) -> None:
     members = {
-        f"./part/{name}.{name}{suffix}": pack(written.FORMATS[name](DOCUMENTS[:3]))
+        f"./part/{name}.{name}{suffix}": compress(written.FORMATS[name](DOCUMENTS[:3]))
         for name in written.FORMATS
-        for suffix, pack in written.COMPRESSORS.items()
+        for suffix, compress in written.COMPRESSORS.items()
     }
     members |= {"./._a.txt": b"\x00hidden", ".git/config": b"hidden"}
-    for suffix, pack in written.COMPRESSORS.items():
-        path = _write(tmp_path / f"all.tar{suffix}", pack(written.tar(members)))
+    for suffix, compress in written.COMPRESSORS.items():
+        path = _write(tmp_path / f"all.tar{suffix}", compress(written.tar(members)))
         assert _texts(path) == DOCUMENTS[:3] * (len(members) - 2)
 
 
-def test_an_archive_has_the_files_that_a_declaration_names(tmp_path) -> None:
+def test_declaration_selects_the_members_of_an_archive(tmp_path) -> None:
     members = {"a/wiki_00": b"yes", "README": b"no", "wiki_01.gz": written.COMPRESSORS[".gz"](b"2")}
     _write(tmp_path / "dump.tar", written.tar(members))
     assert _texts(tmp_path, CorpusSpec(files=("wiki_*",))) == ["yes", "2"]
@@ -190,7 +190,7 @@ def _special_tar(**attributes: Any) -> bytes:
         ({"type": tarfile.GNUTYPE_SPARSE}, "special"),
     ],
 )
-def test_an_archive_with_a_dangerous_member_is_refused(
+def test_archive_with_a_special_member_is_refused(
     tmp_path, attributes: dict[str, Any], received: str
 ) -> None:
     error = _error(_write(tmp_path / "a.tar", _special_tar(**attributes)))
@@ -198,7 +198,9 @@ def test_an_archive_with_a_dangerous_member_is_refused(
     assert list(tmp_path.iterdir()) == [tmp_path / "a.tar"]
 
 
-def test_large_headers_of_members_are_refused_unread(tmp_path, monkeypatch) -> None:
+def test_large_headers_of_an_archive_are_refused_without_reading_them(
+    tmp_path, monkeypatch
+) -> None:
     monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
     for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
         content = _special_tar(type=kind, size=2001)
@@ -207,43 +209,44 @@ def test_large_headers_of_members_are_refused_unread(tmp_path, monkeypatch) -> N
 
 
 def _header(kind: bytes, name: str, size: int) -> bytes:
-    """Returns a header of `size` bytes, at most 1,024, that stands before a member."""
+    """Returns a header of `size` bytes, at most 1,024, for the next member or the archive."""
     record = f"{size} {name}={'v' * (size - len(name) - 6)}\n".encode()
     return _special_tar(type=kind, size=size)[:512] + record.ljust(1024, b"\0")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
 @pytest.mark.parametrize("size", [600, 900])
-def test_headers_of_a_member_are_limited_together(
+def test_total_size_of_the_headers_of_a_member_is_limited(
     tmp_path, monkeypatch, kind: bytes, size: int
 ) -> None:
-    """Those of other members do not count, but those which are for the whole archive do."""
+    """Headers of other members do not count. Headers for the whole archive do."""
     monkeypatch.setattr(archives, "_MAX_HEADER_BYTES", 2000)
     headers = [_header(kind, f"SOME.{name}", size) for name in "abc"]
     member, end = written.tar({"a.txt": b"text"})[:1024], bytes(1024)
-    together = _write(tmp_path / "a.tar", b"".join([*headers, member, end]))
-    apart = _write(tmp_path / "b.tar", b"".join(header + member for header in headers) + end)
+    one_member = _write(tmp_path / "a.tar", b"".join([*headers, member, end]))
+    content = b"".join(header + member for header in headers) + end
+    three_members = _write(tmp_path / "b.tar", content)
     if size == 600:
-        assert _texts(together) == ["text"] and _texts(apart) == ["text"] * 3
+        assert _texts(one_member) == ["text"] and _texts(three_members) == ["text"] * 3
         return
-    assert _error(together).received == "2,700 bytes"
+    assert _error(one_member).received == "2,700 bytes"
     if kind == tarfile.XGLTYPE:
-        assert _error(apart).received == "2,700 bytes"
+        assert _error(three_members).received == "2,700 bytes"
     else:
-        assert _texts(apart) == ["text"] * 3
+        assert _texts(three_members) == ["text"] * 3
 
 
-def test_a_truncated_archive_and_one_in_another_are_refused(tmp_path) -> None:
+def test_truncated_and_nested_archives_are_refused(tmp_path) -> None:
     whole = written.tar({"a.txt": b"text " * 1000})
     assert "tar archive" in _error(_write(tmp_path / "a.tar", whole[:2000])).received
     nested = written.tar({"inner.tar": whole})
-    assert _error(_write(tmp_path / "b.tar", nested)).received == "another archive"
+    assert _error(_write(tmp_path / "b.tar", nested)).received == "a nested archive"
 
 
 # Delimited rows.
 
 
-def test_rows_of_rfc_4180(tmp_path) -> None:
+def test_csv_is_read_as_in_rfc_4180(tmp_path) -> None:
     content = '\ufefftext,"n"\r\n"a ""b"", c\r\nd",1\r\n\r\n,2\r\nplain,3'
     assert _texts(_write(tmp_path / "a.csv", content)) == ['a "b", c\r\nd', "", "plain"]
 
@@ -252,29 +255,29 @@ def test_rows_of_rfc_4180(tmp_path) -> None:
     ("content", "subject", "received"),
     [
         ("text,n\na,1\nb\n", "line 3", "1"),
-        ('text,n\n"a" b,1\n', "line 2", "something else"),
-        ('text,n\na,1\n"b,2\n', "line 3", "something else"),
+        ('text,n\n"a" b,1\n', "line 2", "a malformed row"),
+        ('text,n\na,1\n"b,2\n', "line 3", "a malformed row"),
         ("content,n\na,1\n", "first row", "content,n"),
         ("text,text\na,1\n", "first row", "text,text"),
         (b"text,n\na\xff,1\n", "line 2", "byte 0xff"),
         (b"text,n\n\xed\xa0\x80,1\n", "line 2", "byte 0xed"),
     ],
 )
-def test_an_error_of_a_delimited_file_names_the_row(
+def test_error_for_a_delimited_file_names_the_row(
     tmp_path, content: bytes | str, subject: str, received: str
 ) -> None:
     error = _error(_write(tmp_path / "a.csv", content))
     assert error.subject.endswith(subject) and received in str(error.received)
 
 
-def test_a_wrong_field_suggests_the_right_one(tmp_path) -> None:
+def test_error_for_a_missing_field_suggests_the_likely_one(tmp_path) -> None:
     error = _error(_write(tmp_path / "a.csv", "id,content\n1,a\n"))
     assert "`text_fields`=content" in error.hint
     error = _error(_write(tmp_path / "a.jsonl", '{"id": "1", "words": "some text"}\n'))
     assert "`text_fields`=words" in error.hint
 
 
-def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
+def test_quoted_field_that_is_too_long_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
     content = 'text\nok\n"' + "line\n" * 100
     assert _error(_write(tmp_path / "a.csv", content)).subject.endswith("line 3")
@@ -283,7 +286,7 @@ def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("content", "texts"),
     [
-        # Marks that open no quoted field.
+        # Quotation marks that do not open a quoted field.
         ('1\t"one\n0\ttwo\n', ['"one', "two"]),
         ('1\t"one\n0\ttwo"\n', ['"one', 'two"']),
         ('1\t"one" more\n0\ta "two"\n', ['"one" more', 'a "two"']),
@@ -300,7 +303,7 @@ def test_an_endless_quoted_field_is_refused(tmp_path, monkeypatch) -> None:
         ('"1"\t"one"\n"0\n"\t"two\r\nmore"\r\n', ["one", "two\r\nmore"]),
     ],
 )
-def test_a_mark_opens_a_field_of_tsv_only_where_one_closes_it(
+def test_quotation_mark_opens_a_tsv_field_only_if_another_closes_it(
     tmp_path, content: str, texts: list[str]
 ) -> None:
     path = _write(tmp_path / "a.tsv", "label\ttext\n" + content)
@@ -312,10 +315,10 @@ _CELLS = st.lists(st.text('a"\n\r', max_size=5), min_size=2, max_size=2)
 
 
 @given(rows=st.lists(_CELLS, max_size=6), ending=st.sampled_from(["\n", "\r\n"]))
-def test_tsv_that_is_quoted_is_read_as_it_was_written(
+def test_quoted_tsv_is_read_as_it_was_written(
     tmp_path_factory, rows: list[list[str]], ending: str
 ) -> None:
-    """A line break in a field tells that fields are quoted, as its lines have too few tabs."""
+    """A field with a line break is recognised as quoted because its lines have too few tabs."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator=ending, quoting=csv.QUOTE_ALL)
     writer.writerows([["text", "n"], *rows])
@@ -329,11 +332,13 @@ def test_tsv_that_is_quoted_is_read_as_it_was_written(
     rows=st.lists(st.lists(st.text('a" ', max_size=5), min_size=2, max_size=2), max_size=8),
     last=st.sampled_from(["", "\n"]),
 )
-def test_stray_marks_lose_no_row_of_tsv(tmp_path_factory, rows: list[list[str]], last: str) -> None:
+def test_stray_quotation_marks_lose_no_tsv_rows(
+    tmp_path_factory, rows: list[list[str]], last: str
+) -> None:
     lines = ["text\tn", *("\t".join(row) for row in rows)]
     path = _write(tmp_path_factory.mktemp("tsv") / "a.tsv", "\n".join(lines) + last)
     documents = [document for block in _blocks(path) for document in block.documents]
-    assert [document.place for document in documents] == [
+    assert [document.position for document in documents] == [
         f"line {number}" for number in range(2, len(rows) + 2)
     ]
     for document, (text, _) in zip(documents, rows, strict=True):
@@ -341,7 +346,7 @@ def test_stray_marks_lose_no_row_of_tsv(tmp_path_factory, rows: list[list[str]],
         assert document.fault is None and document.content.decode() in (text, quoted)
 
 
-def test_a_stray_mark_before_more_lines_than_a_row_may_have_is_text(tmp_path, monkeypatch) -> None:
+def test_stray_quotation_mark_before_many_lines_is_read_as_text(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
     content = 'text\n"a\n' + "one\n" * 60 + '"two"\n'
     texts = _texts(_write(tmp_path / "a.tsv", content))
@@ -350,7 +355,7 @@ def test_a_stray_mark_before_more_lines_than_a_row_may_have_is_text(tmp_path, mo
     assert error.subject.endswith("line 3")
 
 
-# What one bad row costs.
+# Invalid rows.
 
 
 def _bad_rows(path: pathlib.Path) -> tuple[list[str], list[InputError]]:
@@ -375,7 +380,7 @@ def _bad_rows(path: pathlib.Path) -> tuple[list[str], list[InputError]]:
         ),
     ],
 )
-def test_a_bad_row_can_be_skipped(
+def test_invalid_row_does_not_affect_the_other_rows(
     tmp_path, monkeypatch, name: str, content: str, lines: list[str]
 ) -> None:
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
@@ -392,7 +397,7 @@ def _parquet(path: pathlib.Path, table: pa.Table, **settings: Any) -> pathlib.Pa
     return path
 
 
-def test_nulls_and_bytes_and_dictionaries_are_text(tmp_path) -> None:
+def test_nulls_bytes_and_dictionaries_are_read_as_text(tmp_path) -> None:
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary()):
         table = pa.table({"text": pa.array(["a", None, ""], kind)})
         for format_name in ("parquet", "arrow"):
@@ -411,7 +416,9 @@ def test_nulls_and_bytes_and_dictionaries_are_text(tmp_path) -> None:
     ("values", "received"),
     [(pa.array([1, 2]), "int64"), (pa.array([["a"], ["b"]]), "list<")],
 )
-def test_a_column_that_is_no_text_suggests_one_that_is(tmp_path, values, received: str) -> None:
+def test_error_for_a_column_without_text_suggests_one_with_text(
+    tmp_path, values, received: str
+) -> None:
     table = pa.table({"text": values, "words": ["a", "b"]})
     error = _error(_parquet(tmp_path / "a.parquet", table))
     assert error.received.startswith(received) and "`text_fields`=words" in error.hint
@@ -422,12 +429,12 @@ def test_a_column_that_is_no_text_suggests_one_that_is(tmp_path, values, receive
 @pytest.mark.parametrize(
     ("row", "hint"),
     [
-        ({"title": "short", "text": ["a", "b"]}, "lists are not read"),
-        ({"title": "short", "text": 5}, "to those that are text"),
+        ({"title": "short", "text": ["a", "b"]}, "lists are not supported"),
+        ({"title": "short", "text": 5}, "to the fields that contain text"),
         ({"summary": "of more characters than a title", "text": ["a"]}, "`text_fields`=summary"),
     ],
 )
-def test_a_field_of_a_row_that_is_no_text_suggests_none_that_is_short(
+def test_error_for_a_field_without_text_suggests_a_long_text(
     tmp_path, row: dict[str, object], hint: str
 ) -> None:
     error = _error(_write(tmp_path / "a.jsonl", json.dumps(row)))
@@ -435,12 +442,12 @@ def test_a_field_of_a_row_that_is_no_text_suggests_none_that_is_short(
     assert hint in error.hint and "`skip_bad_lines`" in error.hint
 
 
-def test_a_table_of_lists_says_that_they_are_not_read(tmp_path) -> None:
+def test_error_for_a_column_of_lists_says_that_they_are_not_supported(tmp_path) -> None:
     table = pa.table({"text": pa.array([["a"]], pa.large_list(pa.string()))})
-    assert "lists are not read" in _error(_parquet(tmp_path / "a.parquet", table)).hint
+    assert "lists are not supported" in _error(_parquet(tmp_path / "a.parquet", table)).hint
 
 
-def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path) -> None:
+def test_bytes_that_are_not_utf_8_make_only_their_row_invalid(tmp_path) -> None:
     table = pa.table({"text": pa.array([b"a", b"\xff", b"c"], pa.binary())})
     texts, errors = _bad_rows(_parquet(tmp_path / "a.parquet", table))
     assert texts == ["a", "c"]
@@ -450,30 +457,28 @@ def test_bytes_of_a_table_that_are_not_utf_8_are_the_fault_of_their_row(tmp_path
 
 @pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
 @given(data=st.data())
-def test_a_truncated_table_is_never_a_shorter_corpus(
-    tmp_path_factory, name: str, data: st.DataObject
-) -> None:
+def test_truncated_table_raises_an_error(tmp_path_factory, name: str, data: st.DataObject) -> None:
     whole = written.FORMATS[name](DOCUMENTS)
     end = len(whole) - (300 if name == "feather" else 1)
     size = data.draw(st.integers(10, end))
-    path = tmp_path_factory.mktemp("cut") / f"a.{name}"
-    assert _error(_write(path, whole[:size])).received.startswith("not a whole")
+    path = tmp_path_factory.mktemp("truncated") / f"a.{name}"
+    assert _error(_write(path, whole[:size])).received.startswith("not a valid")
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path) -> None:
+def test_only_the_text_columns_of_a_table_are_read(tmp_path) -> None:
     table = pa.table({"text": ["a"] * 10, "image": [bytes(1000)] * 10})
     path = _parquet(tmp_path / "a.parquet", table, compression="none", use_dictionary=False)
     content = bytearray(path.read_bytes())
     begin = content.index(bytes(500))
     content[begin - 10 : begin] = b"\xff" * 10
     assert _texts(_write(path, bytes(content))) == ["a"] * 10
-    assert "not a whole Parquet" in _error(path, CorpusSpec(text_fields=("image",))).received
+    assert "not a valid Parquet" in _error(path, CorpusSpec(text_fields=("image",))).received
 
 
-# The directories of `datasets`.
+# Directories that the package `datasets` saved.
 
 
-def test_a_dataset_directory_is_its_data_files(tmp_path) -> None:
+def test_only_the_data_files_of_a_dataset_directory_are_read(tmp_path) -> None:
     written.save_to_disk(tmp_path / "set", DOCUMENTS)
     _write(tmp_path / "set" / "cache-0.arrow", written.arrow_stream(["cached"]))
     assert _texts(tmp_path / "set") == DOCUMENTS
@@ -488,7 +493,7 @@ def _dataset_error(path: pathlib.Path) -> InputError:
 
 
 @pytest.mark.parametrize(("splits", "expected"), [(("train", "test"), 1), (("a", "b"), 2)])
-def test_several_splits_are_train_alone_where_one_has_that_name(
+def test_only_train_is_read_if_a_dataset_has_that_split(
     tmp_path, splits: tuple[str, ...], expected: int
 ) -> None:
     for split in splits:
@@ -497,7 +502,7 @@ def test_several_splits_are_train_alone_where_one_has_that_name(
     assert _texts(tmp_path) == DOCUMENTS * expected
 
 
-def test_json_files_without_tables_beside_them_are_rows(tmp_path) -> None:
+def test_state_json_without_tables_in_its_folder_is_read_as_rows(tmp_path) -> None:
     _write(tmp_path / "state.json", '{"text": "a"}')
     assert _texts(tmp_path) == ["a"]
 
@@ -511,7 +516,7 @@ def _run(function: Any, jobs: Iterable[Any]) -> Iterator[Any]:
 
 def _described(blocks: Iterable[corpus.DocumentBlock]) -> list[tuple[Any, ...]]:
     return [
-        (document.ordinal, document.place, document.content, document.split_key)
+        (document.ordinal, document.position, document.content, document.split_key)
         for block in blocks
         for document in block.loaded().documents
     ]
@@ -536,7 +541,7 @@ _SPECS = (
 @pytest.mark.parametrize("spec", _SPECS)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 @given(lines=_LINES, size=st.integers(3, 60), ends=st.booleans())
-def test_parts_have_the_documents_of_the_file(
+def test_parts_of_a_file_have_its_documents(
     tmp_path_factory, spec: CorpusSpec, name: str, lines: list[str], size: int, ends: bool
 ) -> None:
     from pipeline.corpora.readers import text
@@ -546,7 +551,7 @@ def test_parts_have_the_documents_of_the_file(
     if not path.stat().st_size:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "MAX_PIECE_BYTES", 64)
+        patch.setattr(text, "MAX_DOCUMENT_BYTES", 64)
         files = _files(path, spec)
         whole = _described(corpus.read_blocks(files))
         patch.setattr(corpus, "_MIN_BLOCK_BYTES", size)
@@ -575,7 +580,7 @@ def test_parts_of_a_parquet_file_have_its_rows(
 
 
 @pytest.mark.parametrize("name", ["txt", "jsonl", "parquet"])
-def test_large_files_are_split(tmp_path, monkeypatch, name: str) -> None:
+def test_large_files_are_split_into_parts(tmp_path, monkeypatch, name: str) -> None:
     monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 200)
     path = _write(tmp_path / f"a.{name}", written.FORMATS[name](DOCUMENTS))
     blocks = list(corpus.read_blocks(_files(path), _run))
@@ -584,7 +589,7 @@ def test_large_files_are_split(tmp_path, monkeypatch, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", written.FORMATS)
-def test_shards_depend_on_neither_format_nor_workers(
+def test_shards_do_not_depend_on_format_or_workers(
     tmp_path, monkeypatch, examples_config, name: str
 ) -> None:
     monkeypatch.setattr(corpus, "_MIN_BLOCK_BYTES", 500)

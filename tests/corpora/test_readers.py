@@ -1,4 +1,4 @@
-"""The table of readers: complete, and complete in what each reader must have."""
+"""Tests that the table of readers is complete, and that each reader defines its methods."""
 
 import pkgutil
 
@@ -10,19 +10,19 @@ from pipeline.corpora.documents import Corpus, CorpusFile
 from pipeline.corpora.readers.base import Reader, stem
 
 
-def test_the_table_has_the_reader_of_each_module() -> None:
+def test_table_has_the_reader_of_each_module() -> None:
     names = [module.name for module in pkgutil.iter_modules(readers.__path__)]
     modules = {f"{readers.__name__}.{name}" for name in names}
-    every = (*readers.READERS.values(), *readers.FORMATS.values())
-    formats = {type(reader).__module__ for reader in every}
-    assert formats == modules - {Reader.__module__} | {readers.__name__}
+    all_readers = (*readers.READERS.values(), *readers.FORMATS.values())
+    reader_modules = {type(reader).__module__ for reader in all_readers}
+    assert reader_modules == modules - {Reader.__module__} | {readers.__name__}
 
 
-def test_a_declaration_without_a_reader_has_one_of_the_table() -> None:
+def test_default_reader_of_a_declaration_is_in_the_table() -> None:
     assert CorpusSpec().reader == Corpus().reader == readers.AUTO in readers.READERS
 
 
-def test_no_two_formats_have_one_suffix() -> None:
+def test_formats_have_distinct_suffixes() -> None:
     suffixes = [suffix for reader in readers.FORMATS.values() for suffix in reader.suffixes]
     assert len(set(suffixes)) == len(suffixes)
 
@@ -33,16 +33,16 @@ def test_no_two_formats_have_one_suffix() -> None:
     + [("a.csv.xz", "csv"), ("a.tsv", "tsv")]
     + [(name, "text") for name in ("a.txt", "json", "a.gz")],
 )
-def test_a_file_without_a_mark_is_read_as_its_name_says(name: str, format_name: str) -> None:
+def test_suffix_decides_the_format_of_a_file_without_a_magic(name: str, format_name: str) -> None:
     assert readers._with_format(CorpusFile(name, name, 0), b"text").format == format_name
 
 
-def test_stems_are_without_compression() -> None:
+def test_stem_removes_the_suffix_of_the_compression() -> None:
     assert [stem(name) for name in ("a.txt.gz", "a.gz.txt", "a")] == ["a.txt", "a.gz.txt", "a"]
     assert [stem(name) for name in ("a.tgz", "a.tar.zst")] == ["a.tar", "a.tar"]
 
 
-def test_every_reader_reads() -> None:
+def test_every_reader_defines_its_reading_methods() -> None:
     for reader in readers.FORMATS.values():
         assert type(reader).documents is not Reader.documents
     for reader in readers.READERS.values():

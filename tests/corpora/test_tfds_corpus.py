@@ -1,4 +1,4 @@
-"""TensorFlow datasets as corpora: one is built here and read."""
+"""Tests of reading a small TensorFlow dataset as a corpus."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ TEXTS = make_text(seed=3, num_documents=30)
 
 
 class TinyNews(tfds.core.GeneratorBasedBuilder):
-    """Thirty articles to train on and two to test."""
+    """A dataset of thirty articles in the split train and two in the split test."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -42,7 +42,7 @@ class TinyNews(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory) -> pathlib.Path:
-    """Where the dataset lies."""
+    """The directory of the dataset."""
     folder = tmp_path_factory.mktemp("tfds")
     TinyNews(data_dir=str(folder)).download_and_prepare()
     return folder
@@ -53,7 +53,7 @@ def _source(tfds_dir, **changes) -> CorpusSource:
     return CorpusSource(input_dir=str(tfds_dir), **settings)
 
 
-def test_documents_of_a_dataset(tfds_dir) -> None:
+def test_documents_are_the_examples_of_the_train_split(tfds_dir) -> None:
     source = _source(tfds_dir, tfds_name="tiny_news:1.0.0")
     files = corpus.open_corpora([source], corpus.resolve([source]))
     blocks = list(corpus.read_blocks(files))
@@ -63,7 +63,7 @@ def test_documents_of_a_dataset(tfds_dir) -> None:
     assert blocks[-1].bytes_read == files[0].bytes
 
 
-def test_a_split_of_a_dataset(tfds_dir) -> None:
+def test_another_split_is_read_and_recorded(tfds_dir) -> None:
     source = _source(tfds_dir, tfds_split="test")
     (opened,) = corpus.resolve([source])
     (file,) = corpus.open_corpora([source], [opened])
@@ -73,14 +73,14 @@ def test_a_split_of_a_dataset(tfds_dir) -> None:
         CorpusSource(input_dir="x", tfds_split="test")
 
 
-def test_masked_examples_of_a_dataset(tfds_dir, examples_config, tmp_path) -> None:
+def test_masked_examples_do_not_depend_on_workers(tfds_dir, examples_config, tmp_path) -> None:
     config = dataclasses.replace(
         examples_config, corpora=(_source(tfds_dir),), output_dir=str(tmp_path / "a")
     )
-    made = create_masked_examples(config)
-    assert made.statistics["documents"] == len(TEXTS)
-    again = dataclasses.replace(config, output_dir=str(tmp_path / "b"), max_workers=2)
-    splits = create_masked_examples(again).splits
+    examples = create_masked_examples(config)
+    assert examples.statistics["documents"] == len(TEXTS)
+    parallel = dataclasses.replace(config, output_dir=str(tmp_path / "b"), max_workers=2)
+    splits = create_masked_examples(parallel).splits
     assert splits == manifest.load(tmp_path / "a").splits
 
 
@@ -106,13 +106,13 @@ def test_unknown_datasets_and_fields_are_refused(
         assert "title, body" in error.value.expected
 
 
-def test_a_dataset_in_a_bucket_is_refused() -> None:
+def test_dataset_in_a_bucket_is_refused() -> None:
     with pytest.raises(InputError) as error:
         corpus.resolve([_source("gs://bucket/datasets")])
     assert error.value.setting == "input_dir"
 
 
-def test_a_declaration_for_files_cannot_ask_for_the_reader_of_datasets(tmp_path) -> None:
+def test_declaration_with_reader_tfds_requires_tfds_name(tmp_path) -> None:
     (tmp_path / "own.yaml").write_text("reader: tfds\n", encoding="utf-8")
     source = CorpusSource(input_dir=str(tmp_path), corpus_spec=str(tmp_path / "own.yaml"))
     with pytest.raises(InputError) as error:

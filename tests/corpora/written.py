@@ -1,4 +1,4 @@
-"""The same documents as files of every format and compression."""
+"""Writes the same documents as files of every format and compression."""
 
 import bz2
 import csv
@@ -24,7 +24,7 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def text(documents: Sequence[str]) -> bytes:
-    """Blank lines between documents."""
+    """Returns text with blank lines between documents."""
     return "".join(document + "\n\n" for document in documents).encode()
 
 
@@ -33,17 +33,17 @@ def _rows(documents: Sequence[str]) -> list[dict[str, object]]:
 
 
 def json_lines(documents: Sequence[str]) -> bytes:
-    """A row a line."""
+    """Returns JSON lines with one document per line."""
     return "".join(json.dumps(row) + "\n" for row in _rows(documents)).encode()
 
 
 def json_array(documents: Sequence[str]) -> bytes:
-    """One array."""
+    """Returns one JSON array."""
     return json.dumps(_rows(documents), ensure_ascii=False).encode()
 
 
 def delimited(documents: Sequence[str], delimiter: str = ",") -> bytes:
-    """Fields with quotation marks."""
+    """Returns delimited rows. Fields are quoted where necessary."""
     content = io.StringIO()
     writer = csv.writer(content, delimiter=delimiter)
     writer.writerow(["n", "text"])
@@ -52,12 +52,12 @@ def delimited(documents: Sequence[str], delimiter: str = ",") -> bytes:
 
 
 def table(documents: Sequence[str]) -> pa.Table:
-    """A table in memory."""
+    """Returns an Arrow table."""
     return pa.Table.from_pylist(_rows(documents))
 
 
 def parquet(documents: Sequence[str], **settings: object) -> bytes:
-    """Two row groups."""
+    """Returns a Parquet file with two row groups."""
     content = io.BytesIO()
     rows = max(1, -(-len(documents) // 2))
     pq.write_table(table(documents), content, row_group_size=rows, **settings)
@@ -65,7 +65,7 @@ def parquet(documents: Sequence[str], **settings: object) -> bytes:
 
 
 def arrow_stream(documents: Sequence[str]) -> bytes:
-    """A stream of record batches, as `datasets` has them."""
+    """Returns an Arrow stream of record batches, as `datasets` writes it."""
     content, rows = io.BytesIO(), table(documents)
     with pa.ipc.new_stream(content, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=1000)
@@ -73,7 +73,7 @@ def arrow_stream(documents: Sequence[str]) -> bytes:
 
 
 def arrow_file(documents: Sequence[str]) -> bytes:
-    """A file of record batches, also known as Feather."""
+    """Returns an Arrow file of record batches, also known as Feather."""
     content, rows = io.BytesIO(), table(documents)
     with pa.ipc.new_file(content, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=1000)
@@ -93,7 +93,7 @@ FORMATS: Mapping[str, Callable[[Sequence[str]], bytes]] = {
 
 
 def tar(members: Mapping[str, bytes]) -> bytes:
-    """An archive of files."""
+    """Returns a tar archive of files."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         for name, member in members.items():
@@ -104,12 +104,12 @@ def tar(members: Mapping[str, bytes]) -> bytes:
 
 
 def save_to_disk(folder: pathlib.Path, documents: Sequence[str]) -> None:
-    """A folder as `datasets.Dataset.save_to_disk` leaves it."""
+    """Writes a folder with the layout of `datasets.Dataset.save_to_disk`."""
     folder.mkdir(parents=True)
     half = len(documents) // 2
     names = [f"data-{n:05d}-of-00002.arrow" for n in range(2)]
-    for name, part in zip(names, (documents[:half], documents[half:]), strict=True):
-        (folder / name).write_bytes(arrow_stream(part))
+    for name, shard in zip(names, (documents[:half], documents[half:]), strict=True):
+        (folder / name).write_bytes(arrow_stream(shard))
     state = {"_data_files": [{"filename": name} for name in names], "_split": None}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "dataset_info.json").write_text(json.dumps({"features": {"text": "string"}}))

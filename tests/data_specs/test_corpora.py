@@ -1,4 +1,4 @@
-"""Declarations of corpora: each one reads a small file of the true format."""
+"""Tests of the declarations of corpora, each with a small file in the corpus's format."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ NEWS_ROW = {
     "content": "今日北方普遍降雪。",
 }
 WIKI_ROW = {"id": "53", "url": "u", "title": "经济学", "text": "经济学\n\n经济学是一门科学。"}
-# Every line of the true files ends with a space.
+# Every line of the original files ends with a space.
 WIKITEXT = """ \n = Robert Boulter = \n \n Robert Boulter is an English film , role @-@ playing \
 actor . He earned 1 @,@ 000 pounds . \n \n = = Career = = \n \n He had a role in 2000 . \n \n = Du \
 Fu = \n \n Du Fu was a poet . \n"""
@@ -66,14 +66,17 @@ DataBaseItem: 6_5757
 """
 
 
-_LAUGHS = "".join(f"  - &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9))
+# Each anchor refers nine times to the one before, so that the list grows exponentially.
+_NESTED_ALIASES = "".join(
+    f"  - &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
+)
 
 
 def _lines(*rows: dict) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-# What lies where, and the documents that come out.
+# The files of each corpus, and the documents that are read from them.
 CASES = {
     "wiki_zh": ({"AA/wiki_00": _lines(WIKI_ROW)}, ["经济学\n经济学是一门科学。"]),
     "news2016zh": (
@@ -139,9 +142,9 @@ def test_every_declaration_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", corpora.names())
-def test_each_declaration_reads_its_true_format(tmp_path, name: str) -> None:
+def test_each_declaration_reads_the_format_of_its_corpus(tmp_path, name: str) -> None:
     files, expected = CASES[name]
-    # Files that are not the corpus's lie beside it.
+    # The folder also has files that do not belong to the corpus.
     _write(tmp_path, files | {"LICENSE": "x", "readme.md": "y"})
     assert _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec=name)) == expected
     spec = corpora.load_spec(name)
@@ -150,7 +153,7 @@ def test_each_declaration_reads_its_true_format(tmp_path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", corpora.names())
-def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
+def test_folder_without_the_declared_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.csv": "a,b\n"})
     with pytest.raises(InputError) as error:
         _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec=name))
@@ -158,13 +161,13 @@ def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
     assert name in error.value.expected
 
 
-def test_rows_without_the_fields_are_refused(tmp_path) -> None:
+def test_rows_without_the_declared_fields_are_refused(tmp_path) -> None:
     _write(tmp_path, {"AA/wiki_00": _lines({"id": "1", "content": "x"})})
     with pytest.raises(InputError, match="wiki_00, line 1: .*wiki_zh"):
         _documents(CorpusSource(input_dir=str(tmp_path), corpus_spec="wiki_zh"))
 
 
-def test_a_declaration_of_the_user_is_read(tmp_path) -> None:
+def test_declaration_file_of_the_user_is_read(tmp_path) -> None:
     spec = tmp_path / "mine.yaml"
     spec.write_text("reader: text\ndocuments: lines\nlines_per_document: 2\n", encoding="utf-8")
     _write(tmp_path / "text", {"a.txt": "一\n二\n三\n"})
@@ -184,11 +187,11 @@ def test_a_declaration_of_the_user_is_read(tmp_path) -> None:
         ("title: 3\n", "title: Expected 'str', got 'int'"),
         ("a: [\n", "not YAML"),
         ("- a\n", "expected keys and values, received list"),
-        ("reader: text\nreader: rows\n", "not YAML .a key twice"),
+        ("reader: text\nreader: rows\n", "not YAML .a repeated key"),
         ("cleaning: []\n", "cleaning: Expected 'array' of length >= 1"),
         ("lines_per_document: true\n", "lines_per_document: Expected 'int', got 'bool'"),
-        ("files:\n  - &a [x]\n" + _LAUGHS, "not YAML .aliases are not read"),
-        ("files: &a [*a]", "not YAML .aliases are not read"),
+        ("files:\n  - &a [x]\n" + _NESTED_ALIASES, "not YAML .aliases are not supported"),
+        ("files: &a [*a]", "not YAML .aliases are not supported"),
         ("files: " + "[" * 20_000, "not YAML .maximum recursion depth exceeded"),
         ("files: !!python/object/apply:os.getcwd []", "not YAML .could not determine a constr"),
         ("title: 2024-99-99", "not YAML .month must be in 1..12"),
@@ -196,7 +199,7 @@ def test_a_declaration_of_the_user_is_read(tmp_path) -> None:
         ("lines_per_document: " + "9" * 20, "not YAML .expected a plain number, received '999"),
         ("lines_per_document: 0x10", "not YAML .expected a plain number, received '0x10'"),
         ("lines_per_document: 1_000", "not YAML .expected a plain number, received '1_000'"),
-        # YAML counts these in minutes and seconds, at a cost that grows with their square.
+        # YAML reads these as numbers of base 60, which takes quadratic time.
         ("title: 1" + ":1" * 60_000, "not YAML .expected a plain number, received '1:1:"),
         ("title: 1" + ":1" * 60_000 + ".5", "not YAML .expected a plain number, received '1:1:"),
         ("title: [" + "x, " * 3000 + "]", "title: Expected 'str', got 'array'$"),
@@ -209,7 +212,7 @@ def test_a_declaration_of_the_user_is_read(tmp_path) -> None:
         ("x" * (2**17 + 1), "not YAML .expected at most 131072 bytes, received 131073.$"),
     ],
 )
-def test_an_invalid_or_hostile_declaration_is_refused_with_its_file_and_field(
+def test_error_for_an_invalid_declaration_names_file_and_field(
     tmp_path, content: str, message: str
 ) -> None:
     path = tmp_path / "mine.yaml"
@@ -230,7 +233,9 @@ def test_an_invalid_or_hostile_declaration_is_refused_with_its_file_and_field(
         ("segmenter: x\n", "jieba, whitespace, none", "'x'"),
     ],
 )
-def test_names_that_no_table_has_are_refused(tmp_path, content, known, received) -> None:
+def test_unknown_reader_cleaning_step_or_segmenter_is_refused(
+    tmp_path, content, known, received
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as error:
@@ -239,14 +244,14 @@ def test_names_that_no_table_has_are_refused(tmp_path, content, known, received)
     assert known in error.value.expected
 
 
-def test_an_unknown_declaration_is_refused() -> None:
+def test_unknown_declaration_is_refused() -> None:
     for name in ("wiki", "../corpora/wiki_zh", "/etc/passwd", "no.yaml", "x" * 5_000 + ".yaml"):
         with pytest.raises(ValueError, match="^expected one of baike2018qa, .* or a .yam") as error:
             corpora.load_spec(name)
         assert len(str(error.value)) < 1_000
 
 
-def test_a_mixture(tmp_path) -> None:
+def test_mixture_reads_its_corpora_with_their_weights(tmp_path) -> None:
     _write(tmp_path / "wiki", CASES["wiki_zh"][0])
     _write(tmp_path, {"own/a.txt": "一\n\n二"})
     mixture = tmp_path / "mixture.yaml"
@@ -266,10 +271,13 @@ def test_a_mixture(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("corpora: []\n", "expected the one key corpora with a list"),
-        ("corpus: []\n", "expected the one key corpora with a list"),
+        ("corpora: []\n", "expected a single key corpora with a list"),
+        ("corpus: []\n", "expected a single key corpora with a list"),
         ("corpora: [a]\n", "corpus 1: Expected 'object', got 'str'"),
-        ("corpora: [{weight: 1}]\n", "corpus 1: input_dir: expected it or tfds_name"),
+        (
+            "corpora: [{weight: 1}]\n",
+            "corpus 1: input_dir: either input_dir or tfds_name is required",
+        ),
         *(
             (
                 f"corpora: [{{input_dir: a, weight: {weight}}}]\n",
@@ -288,14 +296,14 @@ def test_a_mixture(tmp_path) -> None:
         ),
     ],
 )
-def test_an_invalid_mixture_is_refused_with_its_file(tmp_path, content: str, message: str) -> None:
+def test_error_for_an_invalid_mixture_names_its_file(tmp_path, content: str, message: str) -> None:
     path = tmp_path / "mixture.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         corpora.load_mixture(str(path))
 
 
-def test_two_corpora_need_two_names() -> None:
+def test_corpora_of_the_same_name_are_refused() -> None:
     sources = [CorpusSource(input_dir="a"), CorpusSource(input_dir="b")]
     with pytest.raises(InputError) as error:
         corpus.resolve(sources)

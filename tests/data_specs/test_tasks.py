@@ -107,7 +107,7 @@ def test_an_unknown_task_is_refused() -> None:
             "language: en\nscore_range: [0, 5]",
             "score_range: expected two with kind",
         ),
-        ("language: en", "language: en\nlanguage: ru", "not YAML .a key twice"),
+        ("language: en", "language: en\nlanguage: ru", "not YAML .a repeated key"),
         ("[dev.json]", "[../dev.json]", "files: expected names below the folder, received '../dev"),
         ("[dev.json]", "[/dev.json]", "files: expected names below the folder"),
         ("[dev.json]", "!!set {dev.json}", "not YAML .could not determine a constructor"),

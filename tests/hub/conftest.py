@@ -1,4 +1,4 @@
-"""A hub on this machine, and programs that download from it with the real client."""
+"""A local hub server, and programs that download from it with the real client."""
 
 import dataclasses
 import json
@@ -33,13 +33,13 @@ print(json.dumps(answer, default=str))
 
 @dataclasses.dataclass
 class Client:
-    """Programs that ask a hub, with a cache of their own.
+    """Runs programs that download from a hub into a separate cache.
 
     Attributes:
         server: the hub.
-        home: the client's folder, which holds its cache.
-        folder: where programs run.
-        environment: more variables.
+        home: the client's folder, which contains its cache.
+        folder: working directory of the programs.
+        environment: additional environment variables.
     """
 
     server: Server
@@ -48,7 +48,7 @@ class Client:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Starts Python."""
+        """Starts a Python process."""
         environment = {
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
@@ -62,24 +62,24 @@ class Client:
         return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Runs Python, and returns its status and what it printed."""
+        """Runs Python. Returns its exit status, standard output and standard error."""
         process = self.start(*arguments)
         output, errors = process.communicate(timeout=300)
         return process.returncode, output, errors
 
     def start_download(self, model: str, files: str = "model") -> "subprocess.Popen[str]":
-        """Starts a download."""
+        """Starts a process that downloads a model."""
         return self.start("-c", PROGRAM, model, files)
 
     def download(self, model: str, files: str = "model") -> dict[str, Any]:
-        """Downloads, and returns the folder and the setting, or the fields of the error."""
+        """Downloads a model. Returns the folder and the setting, or the fields of the error."""
         self.server.requests.clear()
         status, output, errors = self.run("-c", PROGRAM, model, files)
         assert status == 0, errors
         return json.loads(output)
 
     def fetch(self, model: str, files: str = "model") -> pathlib.Path:
-        """Downloads, and returns the folder."""
+        """Downloads a model and returns its folder."""
         answer = self.download(model, files)
         assert "folder" in answer, answer
         return pathlib.Path(answer["folder"])
@@ -96,27 +96,30 @@ def hub() -> Iterator[Server]:
 
 @pytest.fixture
 def client(hub: Server, tmp_path: pathlib.Path) -> Client:
-    """Programs with an empty cache, that run in an empty folder."""
+    """A client with an empty cache and an empty working directory."""
     (tmp_path / "run").mkdir()
     return Client(hub, tmp_path / "home", tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
 def bert_files(teacher_dir: pathlib.Path) -> dict[str, bytes]:
-    """The files of a BERT's repository, others than ours included."""
+    """The files of a BERT's repository, including files that this project does not read."""
     files = {path.name: path.read_bytes() for path in teacher_dir.iterdir()}
-    others = {
+    unread = {
         "README.md": b"# A model\n",
         "flax_model.msgpack": bytes(30_000),
         "onnx/model.onnx": bytes(30_000),
         "tokenizer_config.json": b'{"do_lower_case": true}',
     }
-    return {**files, **others}
+    return {**files, **unread}
 
 
 @pytest.fixture(scope="session")
 def made_files() -> Callable[[int], dict[str, bytes]]:
-    """Returns files whose weights have a size, and are no tensors: nothing reads them."""
+    """A function that returns the files of a repository whose weights have a given size.
+
+    The weights are arbitrary bytes, because no test reads them as tensors.
+    """
 
     def make(size: int) -> dict[str, bytes]:
         config = {"model_type": "bert", "vocab_size": 5, "hidden_size": 8, "num_hidden_layers": 1}

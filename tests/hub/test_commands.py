@@ -1,4 +1,4 @@
-"""The commands and the Python API with models of a hub on this machine."""
+"""Tests of the commands and the Python API with models of a local hub."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from tests.conftest import read_folder
 
 @pytest.fixture
 def commit(hub, bert_files) -> str:
-    """The commit of a BERT on the hub: org/name, with the tag v1."""
+    """The commit of the BERT org/name on the hub, with the tag v1."""
     commit = hub.add("org/name", bert_files)
     hub.repositories["org/name"].references["v1"] = commit
     return commit
@@ -23,7 +23,7 @@ def _run(client, command: str, **settings: object) -> str:
     return output
 
 
-def test_stages_with_a_models_id_make_what_they_make_from_its_directory(
+def test_stages_write_the_same_shards_for_a_models_id_as_for_its_directory(
     client, hub, commit, corpus_dir, examples_dir, cache_dir, tmp_path
 ) -> None:
     examples, cache = tmp_path / "examples", tmp_path / "cache"
@@ -43,8 +43,8 @@ def test_stages_with_a_models_id_make_what_they_make_from_its_directory(
     )
     assert not {"model.safetensors"} & set(hub.downloaded())
     shards = [shard.file for shard in manifests.load(examples_dir).shards]
-    made, expected = read_folder(examples), read_folder(examples_dir)
-    assert {name: made[name] for name in shards} == {name: expected[name] for name in shards}
+    files, expected = read_folder(examples), read_folder(examples_dir)
+    assert {name: files[name] for name in shards} == {name: expected[name] for name in shards}
     _run(
         client,
         "pipeline.create_teacher_output_data",
@@ -54,14 +54,15 @@ def test_stages_with_a_models_id_make_what_they_make_from_its_directory(
         truncation_factor=16,
         predict_batch_size=8,
     )
-    manifest, other = manifests.load(cache), manifests.load(cache_dir)
-    assert manifest.teacher_info.teacher["hub"] == {"id": "org/name", "commit": commit}
-    assert manifest.teacher_info.teacher["sha256"] == other.teacher_info.teacher["sha256"]
-    assert manifest.splits == other.splits
+    manifest, expected_manifest = manifests.load(cache), manifests.load(cache_dir)
+    teacher = manifest.teacher_info.teacher
+    assert teacher["hub"] == {"id": "org/name", "commit": commit}
+    assert teacher["sha256"] == expected_manifest.teacher_info.teacher["sha256"]
+    assert manifest.splits == expected_manifest.splits
     assert "flax_model.msgpack" not in hub.downloaded()
 
 
-def test_a_model_of_the_hub_loads_in_python(client, commit, teacher_dir) -> None:
+def test_load_model_accepts_a_model_of_the_hub(client, commit, teacher_dir) -> None:
     code = (
         "from pipeline import api\n"
         "try:\n    api.load_model('org/none')\nexcept api.InputError as error:\n"
@@ -79,19 +80,18 @@ def test_a_model_of_the_hub_loads_in_python(client, commit, teacher_dir) -> None
 
 
 def test_another_host_downloads_the_same_commit_into_its_own_cache(client, hub, commit) -> None:
-    old = commit
     hub.commit("org/name", {})
     code = (
         "from pipeline.hub import models\n"
         "from pipeline.teacher.settings import TeacherCacheConfig\n"
-        f"teacher = '/other/models--org--name/snapshots/{old}'\n"
+        f"teacher = '/other/models--org--name/snapshots/{commit}'\n"
         "config = TeacherCacheConfig('cache', 'examples', teacher=teacher).absolute()\n"
         "print(models.on_this_host(config).teacher)"
     )
     status, output, errors = client.run("-c", code)
     assert status == 0, errors
     folder = pathlib.Path(output.strip())
-    assert folder.is_relative_to(client.home) and folder.name == old
+    assert folder.is_relative_to(client.home) and folder.name == commit
     assert (folder / "model.safetensors").is_file()
 
 
@@ -105,7 +105,7 @@ def test_another_host_downloads_the_same_commit_into_its_own_cache(client, hub, 
         ("tools.benchmark_inference", "--models=org/none"),
     ],
 )
-def test_a_model_that_does_not_exist_is_one_line_about_its_flag(
+def test_error_for_a_missing_model_is_one_line_with_its_flag(
     client, hub, command: str, flags: str
 ) -> None:
     flags = flags if "--models" in flags else f"{flags} --output_dir=y"
@@ -116,7 +116,7 @@ def test_a_model_that_does_not_exist_is_one_line_about_its_flag(
     assert line.startswith(f"error: {flag}: org/none: ") and hub.url in line
 
 
-def test_other_mistakes_are_told_before_the_hub_is_asked(client, hub, commit) -> None:
+def test_other_errors_are_reported_before_a_request_to_the_hub(client, hub, commit) -> None:
     for flags in (
         "--teacher=org/name --input_dir=x --output_dir=y --num_tasks=1 --task_index=1",
         "--teacher=org/name --input_dir=x --output_dir=y --bert_config_file=z",

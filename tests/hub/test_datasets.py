@@ -1,4 +1,4 @@
-"""Datasets of the hub as corpora, with the real client."""
+"""Tests of datasets of a local hub as corpora, with the real client."""
 
 import json
 
@@ -56,7 +56,7 @@ TRAIN = [f"train {n}" for n in range(6)]
 
 @pytest.fixture
 def ask(hub, client):
-    """Returns what a program finds that reads a source."""
+    """A function that reads a source in a program, and returns its texts or its error."""
 
     def run(**source: str) -> dict:
         status, output, errors = client.run("-c", PROGRAM, json.dumps(source))
@@ -75,14 +75,14 @@ def ask(hub, client):
         {"input_dir": "hf://datasets/someone/news/**/train-*"},
     ],
 )
-def test_a_split_and_a_pattern_are_read(hub, ask, source: dict[str, str]) -> None:
+def test_files_of_a_split_or_a_pattern_are_read(hub, ask, source: dict[str, str]) -> None:
     commit = hub.add(NAME, FILES)
-    found = ask(**source)
-    assert found["texts"] == TRAIN, found
-    assert found["path"].startswith(f"hf://datasets/someone/news@{commit}/data/train-00000")
+    answer = ask(**source)
+    assert answer["texts"] == TRAIN, answer
+    assert answer["path"].startswith(f"hf://datasets/someone/news@{commit}/data/train-00000")
 
 
-def test_a_revision_and_another_split(hub, ask) -> None:
+def test_revision_and_split_select_the_files(hub, ask) -> None:
     hub.add(NAME, {"dev.jsonl": _jsonl("old")})
     hub.repositories[NAME].references["v1"] = hub.repositories[NAME].references["main"]
     hub.commit(NAME, FILES)
@@ -90,7 +90,7 @@ def test_a_revision_and_another_split(hub, ask) -> None:
     assert ask(input_dir="someone/news", hf_split="validation")["texts"] == ["valid 0"]
 
 
-def test_the_readme_of_a_dataset_decides(hub, ask) -> None:
+def test_readme_of_a_dataset_assigns_files_to_splits(hub, ask) -> None:
     front = """---
 configs:
 - config_name: en
@@ -113,7 +113,7 @@ configs:
     assert "en, zh" in refused["expected"] and refused["subject"] == "input_dir"
 
 
-def test_files_without_a_split_in_their_names_are_of_train(hub, ask) -> None:
+def test_files_without_a_split_in_their_names_belong_to_train(hub, ask) -> None:
     hub.add(NAME, {"README.md": b"# x", "a.jsonl": _jsonl("a"), "b/c.txt": b"c c c", "x.py": b""})
     assert ask(input_dir="hf://datasets/someone/news")["texts"] == ["a", "c c c"]
 
@@ -131,7 +131,7 @@ def test_files_without_a_split_in_their_names_are_of_train(hub, ask) -> None:
         ({"input_dir": "hf://datasets/someone/news/no/*"}, None, "no files"),
     ],
 )
-def test_what_is_not_there_is_named(hub, ask, source, subject, received) -> None:
+def test_error_names_the_missing_part_of_a_dataset(hub, ask, source, subject, received) -> None:
     hub.add(NAME, FILES)
     hub.add("datasets/someone/closed", FILES, token="secret", is_gated=True)
     refused = ask(**source)
@@ -141,32 +141,32 @@ def test_what_is_not_there_is_named(hub, ask, source, subject, received) -> None
     assert subject != "hf_split" or "train, validation" in refused["expected"]
 
 
-def test_a_hub_that_does_not_answer_is_named(hub, ask) -> None:
+def test_error_for_an_unavailable_hub_names_its_url(hub, ask) -> None:
     hub.status = 503
     refused = ask(input_dir="hf://datasets/someone/news")
     assert hub.url in refused["expected"] and "HF_ENDPOINT" in refused["hint"]
 
 
-def test_a_gated_dataset_is_read_with_its_token(hub, client, ask) -> None:
+def test_gated_dataset_is_read_with_its_token(hub, client, ask) -> None:
     hub.add(NAME, FILES, token="secret", is_gated=True)
     client.environment["HF_TOKEN"] = "secret"
     assert ask(input_dir="hf://datasets/someone/news")["texts"] == TRAIN
 
 
-def test_the_command_makes_the_same_of_a_dataset_and_of_its_files(
+def test_command_writes_the_same_shards_for_a_dataset_as_for_its_files(
     hub, client, tmp_path, vocab_file
 ) -> None:
     texts = [f"第{n}篇文章，工程师检查了机器，发现是一颗螺丝松了。" for n in range(40)]
-    content = {f"train-{part}.parquet": _parquet(*texts[part::2]) for part in range(2)}
+    content = {f"train-{index}.parquet": _parquet(*texts[index::2]) for index in range(2)}
     hub.add(NAME, content)
     (tmp_path / "files").mkdir()
     for name, data in content.items():
         (tmp_path / "files" / name).write_bytes(data)
     shards = []
-    for number, place in enumerate(("hf://datasets/someone/news", tmp_path / "files")):
+    for number, input_dir in enumerate(("hf://datasets/someone/news", tmp_path / "files")):
         out = tmp_path / f"out{number}"
         status, _, errors = client.run(
-            *("-m", "pipeline.create_pretraining_data", f"--input_dir={place}"),
+            *("-m", "pipeline.create_pretraining_data", f"--input_dir={input_dir}"),
             *(f"--vocab_file={vocab_file}", f"--output_dir={out}", "--text_fields=text"),
             *("--max_seq_length=32", "--max_predictions_per_seq=5", "--max_workers=2"),
         )
@@ -175,7 +175,7 @@ def test_the_command_makes_the_same_of_a_dataset_and_of_its_files(
     assert shards[0] == shards[1] and len(shards[0]) == 2
 
 
-def test_the_hub_is_for_corpora_only() -> None:
+def test_dataset_of_the_hub_is_accepted_only_as_a_corpus() -> None:
     with pytest.raises(InputError):
         Location.parse("hf://datasets/someone/news", "output_dir")
     source = CorpusSource(input_dir="hf://datasets/someone/news")
@@ -185,7 +185,7 @@ def test_the_hub_is_for_corpora_only() -> None:
         CorpusSource(tfds_name="a", hf_split="train")
 
 
-def test_a_mixture_names_datasets(tmp_path) -> None:
+def test_mixture_may_name_datasets_of_the_hub(tmp_path) -> None:
     (tmp_path / "mixture.yaml").write_text(
         "corpora:\n- {input_dir: someone/news, hf_split: train, name: a}\n"
         "- {input_dir: hf://datasets/someone/news, name: b}\n"

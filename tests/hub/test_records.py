@@ -1,6 +1,6 @@
-"""Id and commit of models of the hub, as manifests, run configurations and model cards have them.
+"""Tests that manifests, run configurations and model cards record a hub model's id and commit.
 
-They are read from a model's folder in the hub's cache, so that no hub is asked here.
+Both are read from the model's folder in the hub's cache, so these tests need no hub.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ NAMED = f"org/name@{COMMIT}"
 
 @pytest.fixture(scope="module")
 def snapshot_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
-    """The teacher in the hub's cache; read only."""
+    """The teacher in the hub's cache. Tests must not change it."""
     folder = tmp_path_factory.mktemp("hub") / "models--org--name" / "snapshots" / COMMIT
     shutil.copytree(teacher_dir, folder)
     return folder
@@ -37,47 +37,48 @@ def snapshot_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def hub_cache_dir(tmp_path_factory, examples_dir, snapshot_dir) -> pathlib.Path:
-    """A teacher cache of the teacher from the hub; read only."""
+    """A teacher cache of the teacher from the hub. Tests must not change it."""
     return make_cache(tmp_path_factory.mktemp("cache") / "hub", examples_dir, snapshot_dir)
 
 
-def test_a_cache_differs_by_the_teachers_id_alone(hub_cache_dir, cache_dir) -> None:
+def test_teacher_cache_of_a_hub_model_differs_only_by_its_id(hub_cache_dir, cache_dir) -> None:
     files, expected = read_folder(hub_cache_dir), read_folder(cache_dir)
-    manifest, other = (json.loads(found.pop("manifest.json")) for found in (files, expected))
+    manifest = json.loads(files.pop("manifest.json"))
+    expected_manifest = json.loads(expected.pop("manifest.json"))
     del files[manifests.CHECKSUM_FILE], expected[manifests.CHECKSUM_FILE]
     assert manifest["teacher"].pop("hub") == HUB
-    assert manifest == other
+    assert manifest == expected_manifest
     assert files == expected
     assert manifests.load(hub_cache_dir).teacher_info.teacher["hub"] == HUB
 
 
-def test_the_summary_names_the_teacher(hub_cache_dir, cache_dir) -> None:
+def test_summary_names_the_hub_model_of_the_teacher(hub_cache_dir, cache_dir) -> None:
     lines, expected = (
         list(summary.describe(manifests.load(folder))) for folder in (hub_cache_dir, cache_dir)
     )
-    changed = [(one, two) for one, two in zip(lines, expected, strict=True) if one != two]
-    (pair,) = changed
-    assert pair[1].startswith("teacher ") and pair[0] == f"{pair[1]}, {NAMED}"
+    pairs = zip(lines, expected, strict=True)
+    ((line, expected_line),) = [pair for pair in pairs if pair[0] != pair[1]]
+    assert expected_line.startswith("teacher ") and line == f"{expected_line}, {NAMED}"
 
 
-def test_a_run_goes_on_with_the_same_teacher_from_elsewhere(
+def test_run_is_resumed_with_the_same_teacher_from_another_folder(
     hub_cache_dir, cache_dir, examples_dir, teacher_dir, snapshot_dir, tmp_path
 ) -> None:
-    for begun, teacher, has_id in (
+    for cache, teacher, has_id in (
         (hub_cache_dir, teacher_dir, False),
         (cache_dir, snapshot_dir, True),
     ):
-        folder = tmp_path / begun.name
-        shutil.copytree(begun, folder)
+        folder = tmp_path / cache.name
+        shutil.copytree(cache, folder)
         (folder / manifests.MANIFEST_FILE).unlink()
         next(folder.glob("train-*.tfrecord")).unlink()
         make_cache(folder, examples_dir, teacher)
-        made = manifests.load(folder)
-        assert made.splits == manifests.load(begun).splits
-        assert ("hub" in made.teacher_info.teacher) == has_id
+        manifest = manifests.load(folder)
+        assert manifest.splits == manifests.load(cache).splits
+        assert ("hub" in manifest.teacher_info.teacher) == has_id
 
 
-def test_a_repair_with_the_same_teacher_from_elsewhere_keeps_its_id(
+def test_repair_with_the_same_teacher_from_another_folder_keeps_its_id(
     hub_cache_dir, examples_dir, teacher_dir
 ) -> None:
     manifest = manifests.load(hub_cache_dir)
@@ -92,7 +93,7 @@ def test_a_repair_with_the_same_teacher_from_elsewhere_keeps_its_id(
 @pytest.mark.parametrize(
     "hub", [{"id": "a b", "commit": COMMIT}, {"id": "a"}, "a", {**HUB, "id": 1}]
 )
-def test_a_manifest_with_another_id_is_refused(hub_cache_dir, tmp_path, hub: object) -> None:
+def test_manifest_with_a_malformed_id_is_refused(hub_cache_dir, tmp_path, hub: object) -> None:
     value = json.loads((hub_cache_dir / manifests.MANIFEST_FILE).read_text())
     value["teacher"]["hub"] = hub
     (tmp_path / manifests.MANIFEST_FILE).write_text(json.dumps(value))
@@ -109,7 +110,7 @@ def _distill(cache: pathlib.Path, start: pathlib.Path, folder: pathlib.Path) -> 
     return run_distill.main(["run_distill", *flags.split()])
 
 
-def test_a_students_card_names_start_and_teacher(
+def test_model_card_of_a_student_names_start_and_teacher(
     hub_cache_dir, snapshot_dir, teacher_dir, tmp_path
 ) -> None:
     folder = tmp_path / "student"
@@ -121,25 +122,25 @@ def test_a_students_card_names_start_and_teacher(
     assert f"| started from | layers 0, 2 of a model `{NAMED}` with SHA-256 `{sha256}` |" in card
     assert f"| teacher | `{NAMED}`, BERT of " in card
     assert origin.teacher.id == "org/name"
-    # The same run with the same weights from elsewhere.
+    # The run is the same with the same weights from another folder.
     assert _distill(hub_cache_dir, teacher_dir, folder) == 0
 
 
-def test_a_card_names_a_live_teacher(cache_dir) -> None:
+def test_model_card_names_a_live_teacher(cache_dir) -> None:
     sources = {"teacher": manifests.HubSource(**HUB)}
     origin = Origin({"teacher": "abc"}, manifests.load(cache_dir), {}, sources)
     assert str(origin.teacher) == NAMED
     assert Origin({}, manifests.load(cache_dir), {}).teacher is None
 
 
-def test_settings_tell_the_models_of_the_hub_among_them(snapshot_dir, teacher_dir) -> None:
+def test_hub_models_returns_the_settings_that_name_hub_models(snapshot_dir, teacher_dir) -> None:
     config = FinetuneConfig("task", "data", snapshot_dir, "runs", finetune_teacher=teacher_dir)
     assert config.hub_models() == {"model": HUB}
     config = dataclasses.replace(config, model=teacher_dir, finetune_teacher=snapshot_dir)
     assert config.hub_models() == {"finetune_teacher": HUB}
 
 
-def test_tables_call_a_model_by_its_id(snapshot_dir, teacher_dir) -> None:
+def test_benchmark_tables_name_a_hub_model_by_its_id(snapshot_dir, teacher_dir) -> None:
     config = benchmark_inference.BenchmarkConfig((teacher_dir, snapshot_dir), seq_length=16)
     names = [model.name for model in benchmark_inference.find_models(config)]
     assert names == [teacher_dir.name, "org/name"]

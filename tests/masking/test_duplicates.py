@@ -123,7 +123,7 @@ def test_a_piece_of_a_long_document_is_no_eval_text_in_train(
 ) -> None:
     """The split of such a piece goes by the document that it is a piece of."""
     # Pieces of two lines of 41 characters, each of 3 bytes, and their ends.
-    monkeypatch.setattr(text, "MAX_PIECE_BYTES", 250)
+    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 250)
     characters = [c for c in 2 * "".join(SENTENCES) if len(c.encode("utf-8")) == 3]
     lines = ["".join(characters[start : start + 41]) for start in range(0, 8 * 41, 41)]
     pieces = ["\n".join(lines[start : start + 2]) for start in range(0, 8, 2)]

@@ -157,7 +157,7 @@ def _one_document(tmp_path, examples_config, **changes) -> dict[str, object]:
 def test_the_end_of_the_only_document_is_the_eval_split(
     tmp_path, examples_config, monkeypatch, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(text_reader, "MAX_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(text_reader, "MAX_DOCUMENT_BYTES", piece_bytes)
     folder = make(examples_config, tmp_path / "out", **_one_document(tmp_path, examples_config))
     loaded = manifest.load(folder)
     assert loaded.statistics[manifest.HELD_OUT_TEXT] == 0.1

@@ -1,4 +1,4 @@
-"""Jobs over processes: their order, which processes, and how far ahead jobs are taken."""
+"""Tests of jobs in local processes: order, number of processes and number of waiting jobs."""
 
 import os
 import pathlib
@@ -16,21 +16,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def square(number: int) -> tuple[int, int]:
-    """Returns a square, and which process computed it."""
+    """Returns a square, and the id of the process that computed it."""
     return number * number, os.getpid()
 
 
 def end_process(number: int) -> None:
-    """Ends the process as the kernel does that is out of memory."""
+    """Kills the process, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_one_worker_is_this_process() -> None:
+def test_single_worker_runs_jobs_in_this_process() -> None:
     with local.LocalWorkers(1) as workers:
         assert list(workers.run(square, range(3))) == [(n * n, os.getpid()) for n in range(3)]
 
 
-def test_the_same_processes_do_all_runs() -> None:
+def test_all_runs_use_the_same_processes() -> None:
     taken: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -42,19 +42,19 @@ def test_the_same_processes_do_all_runs() -> None:
         results = workers.run(square, numbers())
         first = next(results)
         assert first[0] == 0
-        # Two jobs wait for each worker, and no more.
+        # At most two jobs per worker are taken in advance.
         assert len(taken) == 4
         rest = list(results)
-        again = list(workers.run(square, range(20)))
+        second_run = list(workers.run(square, range(20)))
     assert [square for square, _ in [first, *rest]] == [n * n for n in range(20)]
-    assert [square for square, _ in again] == [n * n for n in range(20)]
+    assert [square for square, _ in second_run] == [n * n for n in range(20)]
     processes = {process for _, process in [first, *rest]}
     assert os.getpid() not in processes
-    assert len(processes | {process for _, process in again}) <= 2
+    assert len(processes | {process for _, process in second_run}) <= 2
 
 
-def test_the_temporary_folder_may_have_a_long_name(tmp_path: pathlib.Path) -> None:
-    """Longer than the path of a socket may be."""
+def test_workers_start_with_a_long_path_of_the_temporary_folder(tmp_path: pathlib.Path) -> None:
+    """The path is longer than that of a socket may be."""
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     code = (
@@ -75,7 +75,7 @@ def count(number: int, on_progress) -> int:
 
 
 @pytest.mark.parametrize("max_workers", [1, 2])
-def test_jobs_report_progress_and_results_are_finished_here(max_workers: int) -> None:
+def test_jobs_report_progress_and_finish_runs_in_this_process(max_workers: int) -> None:
     counts: list[int] = []
     with local.LocalWorkers(max_workers) as workers:
         results = workers.run(
@@ -85,7 +85,7 @@ def test_jobs_report_progress_and_results_are_finished_here(max_workers: int) ->
     assert sum(counts) == 0 + 1 + 2 + 3 + 4
 
 
-def test_a_killed_worker_is_reported() -> None:
+def test_killed_worker_raises_an_error_about_max_workers() -> None:
     with local.LocalWorkers(2) as workers, pytest.raises(InterruptedRunError) as raised:
         list(workers.run(end_process, range(4)))
     assert raised.value.subject == "max_workers"

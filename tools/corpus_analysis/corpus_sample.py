@@ -1,4 +1,4 @@
-"""A sample of a corpus: the first documents of some files, and what they say about all of it."""
+"""Samples a corpus: measures the first documents of some files, to estimate the whole corpus."""
 
 import dataclasses
 import time
@@ -19,13 +19,13 @@ from pipeline.tokenizers.tokens import Tokenizer
 from tools.corpus_analysis import scripts
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-# Files that are looked into, evenly spread.
+# Number of files in a sample, evenly spread over the corpus.
 _MAX_FILES = 64
-# Characters of a sample, of those that are tokenised, and of an example value.
+# Number of characters in a sample, of those that are tokenised, and of an example value.
 _MAX_CHARS = 16 * 2**20
 _MAX_TOKENIZED_CHARS = 2**20
 _SHOWN_CHARS = 40
-# Documents with fewer are skipped by prepare unless it is told otherwise.
+# By default, prepare skips documents with fewer characters.
 MIN_CHARS = next(
     field.default for field in dataclasses.fields(MaskedExamplesConfig) if field.name == "min_chars"
 )
@@ -34,7 +34,13 @@ _TYPES = {str: "text", bool: "boolean", int: "number", float: "number", dict: "o
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of rows: its name, the type of its first value, and the begin of that."""
+    """A field of rows.
+
+    Attributes:
+        name: name of the field.
+        type: type of its first value.
+        example: the beginning of its first value.
+    """
 
     name: str
     type: str
@@ -46,12 +52,12 @@ class Layout:
     """Files of one format with the same fields.
 
     Attributes:
-        format: the name of their reader.
-        example: one of them.
-        files: how many of the sampled files these are.
-        fields: of a row; none of text.
-        text_fields: the fields that are the text of a document here.
-        missing: fields that were asked for and are not there.
+        format: name of the reader.
+        example: name of one of the files.
+        files: number of these files in the sample.
+        fields: fields of a row; empty for text.
+        text_fields: fields that contain the text of a document.
+        missing: requested text fields that the files lack.
     """
 
     format: str
@@ -64,13 +70,13 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """The tokens of a part of the sample.
+    """Counts of the tokens in a part of the sample.
 
     Attributes:
-        documents: how many were tokenised.
-        tokens: of these.
-        unknown: those that stand for text which the vocabulary lacks.
-        quantiles: of the tokens of a document, at `QUANTILES`.
+        documents: number of tokenised documents.
+        tokens: number of their tokens.
+        unknown: number of tokens for text that the vocabulary lacks.
+        quantiles: quantiles of the number of tokens in a document, at `QUANTILES`.
     """
 
     documents: int
@@ -81,25 +87,25 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusSample:
-    """A corpus by its sample.
+    """Measurements of a sample of a corpus.
 
     Attributes:
-        name: its name, its location or its dataset.
-        files: of the corpus.
-        bytes: of these.
-        sampled_files: how many were looked into.
-        sampled_bytes: how much of them was read, roughly.
-        layouts: of the sampled files.
-        documents: of the sample, those that cannot be read included.
-        bad: documents that cannot be read.
-        short: documents with fewer characters than prepare takes.
-        duplicates: other documents whose text is that of an earlier one, of any corpus.
-        problems: errors, the first of each file.
-        characters: of the readable documents.
-        quantiles: of their characters, at `QUANTILES`.
-        scripts: the share of each script in their letters, the largest first.
-        tokens: None without a vocabulary.
-        seconds: what the sample took.
+        name: name, location or dataset of the corpus.
+        files: number of files in the corpus.
+        bytes: total size of these files.
+        sampled_files: number of files in the sample.
+        sampled_bytes: approximate number of bytes that were read.
+        layouts: layouts of the sampled files.
+        documents: number of documents in the sample, including invalid ones.
+        bad: number of invalid documents.
+        short: number of documents with fewer characters than prepare requires.
+        duplicates: number of other documents with the text of an earlier one, of any corpus.
+        problems: the first error of each file.
+        characters: number of characters in the valid documents.
+        quantiles: quantiles of the number of characters in a document, at `QUANTILES`.
+        scripts: share of each script in the letters, the largest first.
+        tokens: counts of tokens; None without a vocabulary.
+        seconds: time that the sample took.
     """
 
     name: str
@@ -120,16 +126,21 @@ class CorpusSample:
     seconds: float
 
     def scaled(self, count: int) -> int:
-        """Returns about how many of something the corpus has, if the sample has `count`."""
+        """Returns the estimated count in the corpus for a count in the sample."""
         return round(count * self.bytes / max(1, self.sampled_bytes))
 
 
 class _Sampler:
-    """Reads the first documents of files and adds up what they are."""
+    """Reads the first documents of files, and adds up their measurements.
 
-    def __init__(self, tokenizer: Tokenizer | None, seen: set[bytes]) -> None:
+    Args:
+        tokenizer: tokenizer for counts of tokens; None without a vocabulary.
+        seen_digests: digests of the earlier documents, to which those of the sample are added.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, seen_digests: set[bytes]) -> None:
         self._tokenizer = tokenizer
-        self._seen = seen
+        self._seen_digests = seen_digests
         self._characters: Counter[str] = Counter()
         self._token_lengths: list[int] = []
         self._unknown = 0
@@ -139,28 +150,35 @@ class _Sampler:
         self.layouts: dict[tuple[object, ...], Layout] = {}
 
     def add_file(self, file: CorpusFile, share: float, sample: int) -> None:
-        """Reads the first documents of a file: its share of `sample`, and of the characters."""
-        position, before, chars, tokenized = 0, len(self.problems), 0, 0
-        most = max(1, round(share * sample))
+        """Reads the first documents of a file.
+
+        Args:
+            file: the file.
+            share: share of the file in the size of the sampled files, which limits the documents
+                and characters that are read of it.
+            sample: approximate number of documents in the whole sample.
+        """
+        bytes_read, num_problems, chars, tokenized_chars = 0, len(self.problems), 0, 0
+        max_documents = max(1, round(share * sample))
         try:
-            documents = READERS[file.corpus.reader].read(self._look_into(file))
-            for number, (document, place) in enumerate(documents):
-                if number == most or chars > share * _MAX_CHARS:
+            documents = READERS[file.corpus.reader].read(self._add_layout(file))
+            for number, (document, document_end) in enumerate(documents):
+                if number == max_documents or chars > share * _MAX_CHARS:
                     break
-                position = place
-                text = self._read(document, is_first=len(self.problems) == before)
+                bytes_read = document_end
+                text = self._read(document, is_first=len(self.problems) == num_problems)
                 chars += len(text)
-                if self._tokenizer is not None and tokenized < share * _MAX_TOKENIZED_CHARS:
-                    tokenized += len(text)
+                if self._tokenizer is not None and tokenized_chars < share * _MAX_TOKENIZED_CHARS:
+                    tokenized_chars += len(text)
                     self._tokenize(text)
             else:
-                position = file.bytes
+                bytes_read = file.bytes
         except InputError as error:
             self.problems.append(str(error))
-        self.counts["bytes"] += min(position, file.bytes)
+        self.counts["bytes"] += min(bytes_read, file.bytes)
 
-    def _look_into(self, file: CorpusFile) -> CorpusFile:
-        """Adds the layout of a file; returns the file with the text fields that it has."""
+    def _add_layout(self, file: CorpusFile) -> CorpusFile:
+        """Adds the layout of a file. Returns the file with text fields that exist in it."""
         example, row = READERS[file.corpus.reader].look_into(file)
         spec = file.corpus.spec
         missing = tuple(name for name in spec.text_fields if row and name not in row)
@@ -181,7 +199,12 @@ class _Sampler:
         return dataclasses.replace(file, corpus=dataclasses.replace(file.corpus, spec=spec))
 
     def _read(self, document: RawDocument, *, is_first: bool) -> str:
-        """Adds a document and returns its text; nothing of one that cannot be read."""
+        """Adds a document and returns its text, which is empty for an invalid document.
+
+        Args:
+            document: the document.
+            is_first: whether an error would be the first of its file, which is reported.
+        """
         self.counts["documents"] += 1
         try:
             text = corpus.document_text(document)
@@ -195,9 +218,9 @@ class _Sampler:
         if len(text) < MIN_CHARS:
             self.counts["short"] += 1
             return text
-        key = seeding.digest(text)
-        self.counts["duplicates"] += key in self._seen
-        self._seen.add(key)
+        digest = seeding.digest(text)
+        self.counts["duplicates"] += digest in self._seen_digests
+        self._seen_digests.add(digest)
         return text
 
     def _tokenize(self, text: str) -> None:
@@ -207,14 +230,14 @@ class _Sampler:
         self._unknown += int(np.count_nonzero(ids == unknown))
 
     def tokens(self) -> Tokens | None:
-        """Returns the tokens of what was tokenised."""
+        """Returns the counts of tokens; None without a tokenizer."""
         if self._tokenizer is None:
             return None
         lengths = self._token_lengths
         return Tokens(len(lengths), sum(lengths), self._unknown, _quantiles(lengths))
 
     def scripts(self) -> dict[str, float]:
-        """Returns the share of each script in the letters, the largest first."""
+        """Returns the share of each script in the letters of the sample, the largest first."""
         counts = scripts.count_scripts(self._characters)
         return {name: count / counts.total() for name, count in counts.most_common()}
 
@@ -231,25 +254,31 @@ def _quantiles(lengths: Sequence[int]) -> tuple[int, ...]:
 def sample_corpora(
     sources: Sequence[CorpusSource], sample: int, tokenizer: Tokenizer | None
 ) -> Iterator[CorpusSample]:
-    """Yields each corpus by its sample of up to about `sample` documents.
+    """Yields the measurements of each corpus.
+
+    Args:
+        sources: the corpora.
+        sample: approximate number of documents to read of each corpus.
+        tokenizer: tokenizer for counts of tokens; None without a vocabulary.
 
     Raises:
-        InputError: a corpus has no files or is declared in a wrong way.
+        InputError: a corpus has no files, or its declaration is invalid.
     """
-    seen: set[bytes] = set()
+    seen_digests: set[bytes] = set()
     for source, resolved in zip(sources, corpus.resolve(sources), strict=True):
-        begun = time.monotonic()
+        start = time.monotonic()
         files = corpus.open_corpora([source], [resolved])
-        chosen = files[:: -(-len(files) // _MAX_FILES)]
-        sampler = _Sampler(tokenizer, seen)
-        for file in chosen:
-            sampler.add_file(file, file.bytes / sum(file.bytes for file in chosen), sample)
+        sampled = files[:: -(-len(files) // _MAX_FILES)]
+        sampler = _Sampler(tokenizer, seen_digests)
+        sampled_bytes = sum(file.bytes for file in sampled)
+        for file in sampled:
+            sampler.add_file(file, file.bytes / sampled_bytes, sample)
         counts = sampler.counts
         yield CorpusSample(
             name=resolved.label or source.input_dir,
             files=len(files),
             bytes=sum(file.bytes for file in files),
-            sampled_files=len(chosen),
+            sampled_files=len(sampled),
             sampled_bytes=counts["bytes"],
             layouts=tuple(sampler.layouts.values()),
             documents=counts["documents"],
@@ -261,5 +290,5 @@ def sample_corpora(
             quantiles=_quantiles(sampler.lengths),
             scripts=sampler.scripts(),
             tokens=sampler.tokens(),
-            seconds=time.monotonic() - begun,
+            seconds=time.monotonic() - start,
         )

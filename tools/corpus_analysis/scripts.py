@@ -1,18 +1,18 @@
-"""The scripts of text, such as Han or Cyrillic, by the names of its letters in Unicode."""
+"""Counts the letters of each script, for example Han or Cyrillic, by their Unicode names."""
 
 import re
 import unicodedata
 from collections import Counter
 
 OTHER = "other"
-# `LATIN SMALL LETTER A` is of the script before these words.
+# The name of the script stands before these words, as in `LATIN SMALL LETTER A`.
 _SCRIPT = re.compile(
     r"(?:(?:FULL|HALF)WIDTH )?(.+?) (?:SMALL|CAPITAL|LETTER|CHARACTER|SYLLABLE|SYLLABICS|LIGATURE|"
     r"VOWEL|CONSONANT|INDEPENDENT|MODIFIER|SUBSCRIPT|MATHEMATICAL|TATWEEL|TONE|DIGRAPH|"
     r"CHOSEONG|JUNGSEONG|JONGSEONG|IDEOGRAPH|UNIFIED|COMPATIBILITY|ITERATION|PROLONGED|"
     r"FINAL|INITIAL|VOICED|SEMI|HIEROGLYPH)"
 )
-# Names that are no script's: of signs of several scripts, and of Han.
+# Matches that are not the name of a script: those of Han, and of signs of several scripts.
 _RENAMED = {
     "CJK": "Han",
     "IDEOGRAPHIC": "Han",
@@ -26,7 +26,7 @@ _RENAMED = {
 
 
 def script(letter: str) -> str:
-    """Returns the script of a letter: `script("я") == "Cyrillic"`."""
+    """Returns the script of a letter, for example `script("я") == "Cyrillic"`."""
     match = _SCRIPT.match(unicodedata.name(letter, ""))
     if match is None or match[1].startswith("MATHEMATICAL"):
         return OTHER
@@ -34,7 +34,11 @@ def script(letter: str) -> str:
 
 
 def count_scripts(characters: Counter[str]) -> Counter[str]:
-    """Returns how many letters of each script are among counted characters."""
+    """Returns the number of letters of each script.
+
+    Args:
+        characters: number of each character.
+    """
     counts: Counter[str] = Counter()
     for character, count in characters.items():
         if unicodedata.category(character).startswith("L"):

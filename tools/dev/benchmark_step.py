@@ -1,4 +1,4 @@
-"""How fast a step of stage 2 and the teacher's forward pass of stage 1b run here.
+"""Times a training step and the teacher's forward pass on the device at hand.
 
 python -m tools.dev.benchmark_step --backend=jax --model=bert-base --compute_dtype=mixed_bfloat16
 

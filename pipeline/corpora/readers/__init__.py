@@ -1,6 +1,6 @@
-"""Corpus formats: one reader each, in one table.
+"""Table of corpus formats, with one reader for each.
 
-A new format is a module with a `Reader`, and its entry here.
+To add a format, write a module with a subclass of `Reader`, and add its entry to `FORMATS`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, Raw
 from pipeline.corpora.readers.base import Reader, find_files, is_declared, stem
 
 AUTO, TEXT = "auto", "text"
-# Files beside those of a dataset of the hub that hold no documents.
+# Files of a dataset of the hub that have the suffix of a format, but contain no documents.
 _DESCRIPTIONS = (
     *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
     *("LICENSE.txt", "requirements.txt"),
@@ -25,9 +25,10 @@ _DESCRIPTIONS = (
 
 
 class FileReader(Reader):
-    """Files of several formats: each is read as its content says.
+    """Reader of files of any format.
 
-    Where that says nothing, a declared reader reads it, else the one of its name, else text.
+    The format of a file is recognised by its content. If that is not possible, it is the declared
+    reader, otherwise the format of the file's suffix, otherwise text.
     """
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
@@ -36,7 +37,7 @@ class FileReader(Reader):
         return tuple(self.select(find_files(location, corpus=corpus)))
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
-        """See `Reader`: without the descriptions of any format."""
+        """See `Reader`: leaves out the descriptions of all formats."""
         for reader in FORMATS.values():
             files = reader.select(files)
         return files
@@ -58,15 +59,15 @@ class FileReader(Reader):
             return
         if is_member:
             hint = "unpack the outer archive first"
-            raise InputError(file.path, "a file in an archive", "another archive", hint)
+            raise InputError(file.path, "a file in the archive", "a nested archive", hint)
         for member, member_stream in archives.members(file, stream):
             if is_declared(member):
                 yield from self._documents(member, member_stream, is_member=True)
 
     def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
-        """Returns a file with its format, and its fields as `Reader.first_row`.
+        """Returns a file with its detected format, and the fields of its first row.
 
-        Of an archive it is the first file there.
+        For an archive, it is the first file in it. For the fields, see `Reader.first_row`.
 
         Raises:
             InputError: the file cannot be read, or has another format.
@@ -82,7 +83,7 @@ class FileReader(Reader):
             return file, FORMATS[file.format].first_row(file, _in_utf8(file, stream))
 
     def split(self, file: CorpusFile, part_bytes: int) -> list[FilePart]:
-        """Returns parts of a file of about `part_bytes`; none if only one can read it.
+        """Returns parts of a file of about `part_bytes`; none if it cannot be split.
 
         Raises:
             InputError: the file cannot be read, or has another format.
@@ -97,7 +98,11 @@ class FileReader(Reader):
             return FORMATS[file.format].parts(file, raw, part_bytes)
 
     def read_part(self, part: FilePart, cursor: Cursor) -> Iterator[RawDocument]:
-        """Yields the documents of a part, which begins at a cursor; moves that to its end.
+        """Yields the documents of a part.
+
+        Args:
+            part: the part.
+            cursor: position of the part in its file. It is advanced to the end of the part.
 
         Raises:
             InputError: the file cannot be read, or has another format.
@@ -111,32 +116,37 @@ class FileReader(Reader):
 
 
 def _is_data(name: str) -> bool:
-    """Returns whether a file of a dataset has the name of a format, and describes no other."""
+    """Returns whether a file of a dataset has the suffix of a format and contains documents."""
     suffixes = (suffix for reader in FORMATS.values() for suffix in reader.suffixes)
-    is_named = stem(name).endswith((*suffixes, ".txt", archives.SUFFIX))
-    return is_named and posixpath.basename(name) not in _DESCRIPTIONS
+    has_suffix = stem(name).endswith((*suffixes, ".txt", archives.SUFFIX))
+    return has_suffix and posixpath.basename(name) not in _DESCRIPTIONS
 
 
 def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
-    """Returns a file with the name of its format."""
+    """Returns a file with its detected format.
+
+    Args:
+        file: the file.
+        start: the first bytes of its decompressed content.
+    """
     recognised = (name for name, reader in FORMATS.items() if reader.recognises(start))
-    found = next(recognised, None)
-    if found is None and file.corpus.reader != AUTO:
-        found = file.corpus.reader
-    if found is None:
+    file_format = next(recognised, None)
+    if file_format is None and file.corpus.reader != AUTO:
+        file_format = file.corpus.reader
+    if file_format is None:
         name = stem(file.name)
-        named = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
-        found = next(named, TEXT)
-    return dataclasses.replace(file, format=found)
+        by_suffix = (key for key, reader in FORMATS.items() if name.endswith(reader.suffixes))
+        file_format = next(by_suffix, TEXT)
+    return dataclasses.replace(file, format=file_format)
 
 
 def _in_utf8(file: CorpusFile, stream: BinaryIO) -> BinaryIO:
-    """Returns the content of a file whose format is known; text is converted if it has to be."""
+    """Returns the content of a file, converted to UTF-8 if its format is text."""
     is_text = FORMATS[file.format].is_text
     return text_encoding.utf8_stream(stream, file.path) if is_text else stream
 
 
-# The formats of files, which a declaration's `reader` takes, too.
+# Readers of the file formats. Their names are also values of a declaration's `reader`.
 FORMATS: Mapping[str, Reader] = {
     name: load_entry(__name__, entry)()
     for name, entry in {

@@ -1,7 +1,8 @@
-"""Arrow: files and streams of record batches, and the directories of `datasets`.
+"""Reader of Arrow files and streams, and of directories that the package `datasets` saved.
 
-`datasets` leaves a folder with `data-*.arrow` and the descriptions `dataset_info.json` and
-`state.json`, or, for several splits, one folder each and `dataset_dict.json`.
+`datasets` saves a dataset as a folder with `data-*.arrow` and the descriptions
+`dataset_info.json` and `state.json`. Several splits are saved as one such folder each, together
+with `dataset_dict.json`.
 """
 
 import io
@@ -19,7 +20,7 @@ from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 from pipeline.corpora.readers.base import Reader
 
 _FILE_MAGIC, _STREAM_MAGIC = b"ARROW1\0\0", b"\xff\xff\xff\xff"
-# Of a stream, and of the batches of a file.
+# The end marker of a stream, which also ends the batches of a file.
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _DICT, _STATE = "dataset_dict.json", "state.json"
 _DESCRIPTIONS = (_DICT, _STATE, "dataset_info.json")
@@ -37,9 +38,9 @@ class ArrowReader(Reader):
         return start.startswith((_FILE_MAGIC, _STREAM_MAGIC))
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
-        """See `Reader`: of a dataset the data files of `train`, or of all splits without one."""
+        """See `Reader`: keeps the data files of `train`, or of all splits without a `train`."""
         tables = {_folder(file) for file in files if file.name.endswith(self.suffixes)}
-        # The folders of datasets, and of several splits.
+        # The folders of the splits, and their parent folders, which may have several splits.
         folders = tables | {os.path.dirname(folder) for folder in tables}
         described = {
             file.path: os.path.basename(file.name)
@@ -49,9 +50,9 @@ class ArrowReader(Reader):
         if not described:
             return files
         files = [file for file in files if file.path not in described]
-        for name, choose in ((_STATE, _data_files), (_DICT, _files_of_split)):
-            for path in (path for path, own_name in described.items() if own_name == name):
-                files = choose(path, files)
+        for description, select in ((_STATE, _select_data_files), (_DICT, _select_split)):
+            for path in (path for path, name in described.items() if name == description):
+                files = select(path, files)
         return files
 
     def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
@@ -70,35 +71,35 @@ class ArrowReader(Reader):
             for batch in _batches(file, stream):
                 yield from columns.batch_documents(file, batch, cursor)
         except columns.ERRORS as error:
-            place = f", row {cursor.documents}" if cursor.documents else ""
-            raise columns.damaged(file, "Arrow", place, error) from error
+            position = f", row {cursor.documents}" if cursor.documents else ""
+            raise columns.damaged(file, "Arrow", position, error) from error
 
 
 def _folder(file: CorpusFile) -> str:
     return os.path.dirname(str(file.path))
 
 
-def _files_of_split(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
-    """Drops the files of other splits where one is called `train`."""
+def _select_split(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
+    """Drops the files of the other splits if there is a split `train`."""
     folder, splits = os.path.dirname(str(description)), description.read_json().get("splits")
     if not isinstance(splits, list) or _TRAIN not in splits:
         return files
-    others = {os.path.join(folder, str(split)) for split in splits if split != _TRAIN}
-    return [file for file in files if _folder(file) not in others]
+    other_folders = {os.path.join(folder, str(split)) for split in splits if split != _TRAIN}
+    return [file for file in files if _folder(file) not in other_folders]
 
 
-def _data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
-    """Drops the tables that are no data of the dataset, such as results that it cached.
+def _select_data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFile]:
+    """Drops tables that are not data files of the dataset, for example cached results.
 
     Raises:
-        InputError: a data file is missing, or the dataset is a selection of their rows.
+        InputError: a data file is missing, or the dataset is a selection of rows.
     """
     folder, state = os.path.dirname(str(description)), description.read_json()
     entries = state.get("_data_files")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return files
     if state.get("_indices_data_files") or state.get("_indices_files"):
-        hint = "save it again after flatten_indices()"
+        hint = "save the dataset again after flatten_indices()"
         raise InputError(description, "a dataset of whole files", "a selection of rows", hint)
     names = {os.path.join(folder, str(entry.get("filename"))) for entry in entries}
     missing = sorted(names - {str(file.path) for file in files})
@@ -108,26 +109,26 @@ def _data_files(description: Location, files: list[CorpusFile]) -> list[CorpusFi
     return [file for file in files if _folder(file) != folder or str(file.path) in names]
 
 
-class _Ended(io.RawIOBase):
-    """A stream that remembers its last bytes: Arrow takes any end for the end of the table."""
+class _TailRecorder(io.RawIOBase):
+    """A stream that records its last bytes, as Arrow does not report a missing end marker."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
-        self._stream, self.last = stream, b""
+        self._stream, self.tail = stream, b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         content = self._stream.read(size)
-        self.last = (self.last + content[-len(_END) :])[-len(_END) :]
+        self.tail = (self.tail + content[-len(_END) :])[-len(_END) :]
         return content
 
 
 def _as_stream(stream: BinaryIO) -> BinaryIO:
     start, stream = streams.peek(stream, len(_FILE_MAGIC))
     if start.startswith(_FILE_MAGIC):
-        # Behind its mark a file is a stream, with a table of contents at its end.
+        # After its magic, a file is a stream that is followed by a footer.
         stream.read(len(_FILE_MAGIC))
     return stream
 
@@ -136,11 +137,12 @@ def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a table.
 
     Raises:
-        InputError: it lacks a text field, or its end.
+        InputError: a text field is missing.
+        pa.ArrowInvalid: the table is truncated.
     """
-    ended = _Ended(_as_stream(stream))
-    with pa.ipc.open_stream(ended) as reader:
+    recorder = _TailRecorder(_as_stream(stream))
+    with pa.ipc.open_stream(recorder) as reader:
         columns.expect_text(file, reader.schema)
         yield from reader
-    if ended.last != _END:
+    if recorder.tail != _END:
         raise pa.ArrowInvalid("it ends before the end of the table")

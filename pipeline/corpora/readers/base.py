@@ -1,4 +1,4 @@
-"""The interface of corpus readers, and the files that formats share."""
+"""The interface of corpus readers, and functions that several readers use."""
 
 import codecs
 import fnmatch
@@ -14,54 +14,55 @@ from pipeline.base.text_encoding import not_utf8
 from pipeline.corpora import archives, compressions
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
 
-# Any files, read as their content and their names say.
+# A corpus without a declaration, whose files may have any name and format.
 _ANY_CORPUS = Corpus()
 _WINDOW_BUFFER = 2**18
 
 
 class Reader:
-    """A corpus format: finds the files of a source and yields their documents, undecoded.
+    """Reader of a corpus format: finds the files of a source and yields raw documents.
 
-    A subclass has `documents`, and whatever else its format does in another way.
+    A subclass defines `documents`, and overrides other methods where its format differs.
 
     Attributes:
-        suffixes: endings of its files' names, compression left out; empty if no name tells it.
-        is_text: whether its files are text, which may have another encoding than UTF-8.
+        suffixes: suffixes of file names, without those of compressions; empty if no suffix
+            identifies the format.
+        is_text: whether the files are text, which may have another encoding than UTF-8.
     """
 
     suffixes: tuple[str, ...] = ()
     is_text: bool = True
 
     def resolve(self, source: CorpusSource, spec: CorpusSpec) -> CorpusSpec:
-        """Returns the declaration of a source with the settings that only the data tells.
+        """Returns the declaration of a source, completed by settings that depend on the data.
 
         Raises:
-            InputError: the source does not have what the declaration names.
+            InputError: the source lacks a split or a field that the settings name.
         """
         return spec
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
-        """Returns the files that are read, in their order.
+        """Returns the files to read, in order.
 
         Raises:
-            InputError: there are none, or all are empty.
+            InputError: there are no files, or all are empty.
         """
         raise NotImplementedError
 
     def select(self, files: Sequence[CorpusFile]) -> Sequence[CorpusFile]:
-        """Returns files without those that only describe others of this format.
+        """Returns the files without those that only describe other files of this format.
 
         Raises:
-            InputError: a description names what is not there.
+            InputError: a description names a missing file.
         """
         return files
 
     def recognises(self, start: bytes) -> bool:
-        """Returns whether the first bytes of a file's content are of this format alone."""
+        """Returns whether the first bytes of a file's content identify this format."""
         return False
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-        """Yields a file's documents, and how many of its bytes have been read.
+        """Yields a file's documents, each with the number of bytes read so far.
 
         Raises:
             InputError: the file cannot be read, or has another format.
@@ -75,8 +76,8 @@ class Reader:
 
         Args:
             file: the file.
-            stream: its content, unpacked; of text, in UTF-8.
-            cursor: where the content begins; afterwards, where it ends.
+            stream: the decompressed content; that of a text format is in UTF-8.
+            cursor: position of the content in the file. It is advanced to the end.
 
         Raises:
             InputError: the content has another format.
@@ -84,9 +85,9 @@ class Reader:
         raise NotImplementedError
 
     def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
-        """Returns the fields of an open file with their values in its first row.
+        """Returns the values of the first row of an open file, keyed by field.
 
-        None of them is needed. A format without fields, or a file without rows, has none.
+        The file may lack text fields. A format without fields gives an empty mapping.
 
         Raises:
             InputError: the content has another format.
@@ -94,7 +95,7 @@ class Reader:
         return {}
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
-        """Returns parts of about `part_bytes` of an open file; none if only one can read it."""
+        """Returns parts of about `part_bytes` of an open file; none if it cannot be split."""
         return []
 
     def part_documents(
@@ -105,7 +106,7 @@ class Reader:
         return self.documents(part.file, window, cursor)
 
     def text(self, document: RawDocument) -> str:
-        """Returns a document's text, before cleaning.
+        """Returns a document's text before cleaning.
 
         Raises:
             InputError: the content is invalid.
@@ -126,16 +127,16 @@ class _Window(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO, begin: int, end: int) -> None:
         super().__init__()
-        self._stream, self._left = stream, end - begin
+        self._stream, self._bytes_left = stream, end - begin
         stream.seek(begin)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        content = self._stream.read(min(len(buffer), self._left))
+        content = self._stream.read(min(len(buffer), self._bytes_left))
         buffer[: len(content)] = content
-        self._left -= len(content)
+        self._bytes_left -= len(content)
         return len(content)
 
 
@@ -149,32 +150,38 @@ def line_parts(
 
     Args:
         file: the file.
-        stream: its content, as it is stored.
-        part_bytes: the size of a part, about.
-        find_border: called with the stream, which is at the begin of a line, and a limit; returns
-            where the next document begins, or None if that is not below the limit.
+        stream: its content, which is not compressed.
+        part_bytes: approximate size of a part in bytes.
+        find_border: a function of the stream, positioned at the begin of a line, and of a limit.
+            It returns the offset at which the next document begins, or None if there is no such
+            offset below the limit.
     """
-    parts, begin, wanted = [], 0, part_bytes
-    while wanted + part_bytes // 2 < file.bytes:
-        limit = wanted + part_bytes
+    file_parts, begin, target = [], 0, part_bytes
+    while target + part_bytes // 2 < file.bytes:
+        limit = target + part_bytes
         border = None
-        if _skip_line(stream, wanted - 1, limit):
+        if _skip_line(stream, target - 1, limit):
             border = find_border(stream, limit)
         if border is not None and border < file.bytes and not _has_mark(stream, border):
-            parts.append(FilePart(file, begin, border, border))
+            file_parts.append(FilePart(file, begin, border, border))
             begin = border
-        wanted = max(wanted, border or 0) + part_bytes
-    return [*parts, FilePart(file, begin, file.bytes, file.bytes)] if parts else []
+        target = max(target, border or 0) + part_bytes
+    if not file_parts:
+        return []
+    return [*file_parts, FilePart(file, begin, file.bytes, file.bytes)]
 
 
 def _skip_line(stream: BinaryIO, position: int, limit: int) -> bool:
-    """Goes behind the line at a position; returns whether it ends below the limit."""
+    """Moves a stream past the line at a position. Returns whether the line ends below a limit."""
     stream.seek(position)
     return stream.readline(limit - position).endswith(b"\n")
 
 
 def _has_mark(stream: BinaryIO, position: int) -> bool:
-    """Returns whether what would be the mark of UTF-8 stands there, in the middle of a file."""
+    """Returns whether the bytes at a position are a byte order mark of UTF-8.
+
+    A part must not begin there. Its reader would remove the bytes, which belong to the text.
+    """
     stream.seek(position)
     return stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
@@ -188,11 +195,11 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
     """Returns a corpus's files, sorted by name.
 
     Args:
-        pattern: a file, a directory or a glob; hidden files are left out.
-        corpus: of a directory, only files that its declaration names are taken.
+        pattern: a file, a directory or a glob. Hidden files are left out.
+        corpus: its declaration selects the files of a directory.
 
     Raises:
-        InputError: there are none, or all are empty.
+        InputError: there are no files, or all are empty.
     """
     paths, root = _list_paths(pattern)
     files = [
@@ -209,12 +216,12 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
             expected = f"the files of `corpus_spec`={corpus.spec.name} ({names})"
             raise InputError(pattern, expected, "none of them")
     if not any(file.bytes for file in files):
-        raise InputError(pattern, "text", "nothing: every file there is empty")
+        raise InputError(pattern, "text", "only empty files")
     return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
-    """Returns the files of a path or glob with their sizes, and the folder of relative names."""
+    """Returns the sizes of a path's or glob's files, and the folder of their relative names."""
     sizes = pattern.find()
     if pattern.is_dir() or not sizes:
         return sizes, str(pattern)
@@ -222,7 +229,7 @@ def _list_paths(pattern: Location) -> tuple[dict[Location, int], str]:
 
 
 def is_declared(file: CorpusFile) -> bool:
-    """Returns whether a corpus's declaration names a file, or it is an archive of files."""
+    """Returns whether a file is an archive or matches a pattern of its corpus's declaration."""
     name = os.path.basename(stem(file.name))
     patterns = (*file.corpus.spec.files, f"*{archives.SUFFIX}")
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

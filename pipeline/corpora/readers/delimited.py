@@ -1,12 +1,17 @@
-"""CSV and TSV: each row is a document, its text fields joined by newlines.
+"""Readers of CSV and TSV: each row is a document, its text fields joined by newlines.
 
-Fields may be in double quotation marks, as RFC 4180 has them. The first row names the fields.
+Fields may be in double quotation marks as in RFC 4180. The first row names the fields.
 
-Many TSV files have no quoted fields, and a quotation mark in their text is a character. In TSV a
-field is therefore quoted only where it begins with a mark, and the next mark that is not doubled
-stands before a tab or the end of a line. A line with as many tabs as the first row is divided at
-these. Where the other mark is in a later line, the lines up to that are rows of their own if each
-has as many tabs as the first row, and none of the later ones begins with one, as indented text.
+Many TSV files have no quoted fields, and a quotation mark in their text is a plain character. In
+TSV a field is therefore quoted only under two conditions:
+
+*   It begins with a quotation mark.
+*   The next mark that is not doubled stands before a tab or the end of a line.
+
+A line with the same number of tabs as the first row is always divided at its tabs. If the closing
+mark is in a later line, the field may span several lines. It does not if each of these lines is a
+complete row: each has the same number of tabs as the first row, and no later line begins with a
+tab, as indented text would.
 """
 
 import codecs
@@ -23,17 +28,18 @@ from pipeline.corpora import fields
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 from pipeline.corpora.readers.base import Reader
 
-# Of all lines of a row; an opening quotation mark without an end takes the rest of the file.
+# Limit of all lines of a row. Without a limit, an opening quotation mark without a closing one
+# would extend the row to the end of the file.
 MAX_ROW_CHARS = 16 * 2**20
-# Bytes that are not UTF-8 come back as they were; the document that has them is refused.
+# Bytes that are not UTF-8 are restored when a row is encoded again. Its document is refused later.
 _BYTES = "surrogateescape"
-# A quoted field from behind a mark up to its closing mark, or to the end of the line.
-_INSIDE = re.compile(r'(?:[^"]++|"")*+')
+# The content of a quoted field: from the opening mark to the closing mark or the end of the line.
+_QUOTED = re.compile(r'(?:[^"]++|"")*+')
 _FIELD_ENDS = ("\t", "\n", "\r\n")
 
 
 class CsvReader(Reader):
-    """Fields between commas."""
+    """Reader of comma-separated values."""
 
     suffixes = (".csv",)
 
@@ -48,13 +54,13 @@ class CsvReader(Reader):
         if not names:
             return
         columns = _text_columns(file, names)
-        for place, cells, fault in rows:
+        for position, cells, fault in rows:
             if fault is None and len(cells) != len(names):
                 expected = f"{len(names)} fields, as in the first row"
-                fault = InputError(f"{file.path}, {place}", expected, len(cells))
-            chosen = cells if fault is not None else [cells[column] for column in columns]
-            content = "\n".join(filter(None, chosen)).encode("utf-8", _BYTES)
-            yield RawDocument(file, cursor.documents, place, content, fault=fault)
+                fault = InputError(f"{file.path}, {position}", expected, len(cells))
+            texts = cells if fault is not None else [cells[column] for column in columns]
+            content = "\n".join(filter(None, texts)).encode("utf-8", _BYTES)
+            yield RawDocument(file, cursor.documents, position, content, fault=fault)
             cursor.documents += 1
 
     def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
@@ -66,35 +72,39 @@ class CsvReader(Reader):
     def _rows(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[tuple[str, list[str], InputError | None]]:
-        """Yields rows that are not blank: where each begins, its fields, and what is wrong."""
+        """Yields the position, the fields and the error, if any, of each row that is not blank."""
         lines = _RowLines(stream, cursor)
         rows = self._cells(lines)
-        # For the whole process; the rows' own limit is the lower one.
+        # This limit applies to the whole process. It never takes effect here, because the limit
+        # of a row is stricter.
         csv.field_size_limit(MAX_ROW_CHARS)
         while True:
-            place = f"line {cursor.lines + 1}"
-            lines.left = MAX_ROW_CHARS
+            position = f"line {cursor.lines + 1}"
+            lines.chars_left = MAX_ROW_CHARS
             try:
                 cells = next(rows, None)
             except csv.Error as error:
-                fault = _not_delimited(file, place, error)
-                if lines.left < 0:
-                    # Where the next row begins is unknown.
+                fault = _malformed_row(file, position, error)
+                if lines.chars_left < 0:
+                    # The row is too long, so the start of the next row is unknown.
                     raise fault from error
-                yield place, [], fault
+                yield position, [], fault
                 continue
             if cells is None:
                 return
             if cells:
-                yield place, cells, None
+                yield position, cells, None
 
     def _cells(self, lines: "_RowLines") -> Iterator[list[str]]:
-        """Returns the rows' fields, none of a blank row; after a malformed row it goes on."""
+        """Returns an iterator over the fields of each row; a blank row has none.
+
+        After an error for a malformed row, the iterator continues with the next row.
+        """
         return csv.reader(lines, strict=True)
 
 
 class TsvReader(CsvReader):
-    """Fields between tabs."""
+    """Reader of tab-separated values."""
 
     suffixes = (".tsv", ".tab")
 
@@ -110,12 +120,16 @@ def _text_columns(file: CorpusFile, names: Sequence[str]) -> list[int]:
 
 
 class _RowLines:
-    """The lines of a stream, of which a row may take so many characters."""
+    """The lines of a stream, with a limit for the characters of a row.
+
+    Attributes:
+        chars_left: number of characters that the current row may still take.
+    """
 
     def __init__(self, stream: BinaryIO, cursor: Cursor) -> None:
         self._stream, self._cursor = stream, cursor
         self._returned: collections.deque[bytes] = collections.deque()
-        self.left = MAX_ROW_CHARS
+        self.chars_left = MAX_ROW_CHARS
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -123,11 +137,11 @@ class _RowLines:
     def __next__(self) -> str:
         line = self._returned.popleft() if self._returned else b""
         if not line.endswith(b"\n"):
-            line += self._stream.readline(max(0, self.left + 1 - len(line)))
+            line += self._stream.readline(max(0, self.chars_left + 1 - len(line)))
         if not line:
             raise StopIteration
-        self.left -= len(line)
-        if self.left < 0:
+        self.chars_left -= len(line)
+        if self.chars_left < 0:
             self._returned.appendleft(line)
             raise csv.Error(f"more than {MAX_ROW_CHARS} bytes, perhaps after a quotation mark")
         if not self._cursor.lines:
@@ -136,13 +150,13 @@ class _RowLines:
         return line.decode("utf-8", _BYTES)
 
     def take_back(self, lines: Sequence[str]) -> None:
-        """Makes the last lines the next ones."""
+        """Returns the most recent lines to the stream, so that they are read again."""
         self._returned.extendleft(line.encode("utf-8", _BYTES) for line in reversed(lines))
         self._cursor.lines -= len(lines)
 
 
 class _TabRows:
-    """The fields of rows, between tabs; of a blank row none."""
+    """Iterator over the fields of tab-separated rows; a blank row has none."""
 
     def __init__(self, lines: _RowLines) -> None:
         self._lines = lines
@@ -170,32 +184,42 @@ class _TabRows:
         return cells
 
     def _closing_mark(self, row: str, begin: int, *, is_whole: bool) -> tuple[str, int]:
-        """Returns a row with the lines that a field takes, and where its closing mark is, or -1."""
+        """Finds the closing quotation mark of a field, also in later lines.
+
+        Args:
+            row: the lines of the row so far.
+            begin: index of the field's first character.
+            is_whole: whether the first line of the row has the number of tabs of a row.
+
+        Returns:
+            the row, extended by the lines of the field, and the index of the closing mark; -1 if
+            the field is not quoted.
+        """
         if not row.startswith('"', begin):
             return row, -1
         limit = row.find("\t", begin) if is_whole else -1
         limit = len(row) if limit < 0 else limit
-        end = _INSIDE.match(row, begin + 1, limit).end()
+        end = _QUOTED.match(row, begin + 1, limit).end()
         if end < len(row):
             return row, end if _is_closing(row, end) else -1
-        ahead: list[str] = []
+        later_lines: list[str] = []
         are_rows = is_whole
-        # There may be more lines behind a stray mark than a row may have.
+        # After a stray mark, the lines up to the next mark may exceed the limit of a row.
         with contextlib.suppress(csv.Error):
             for line in self._lines:
-                ahead.append(line)
+                later_lines.append(line)
                 are_rows = are_rows and self._is_whole(line) and not line.startswith("\t")
-                end = _INSIDE.match(line).end()
+                end = _QUOTED.match(line).end()
                 if end < len(line):
                     if _is_closing(line, end) and not are_rows:
-                        row = "".join([row, *ahead])
+                        row = "".join([row, *later_lines])
                         return row, len(row) - len(line) + end
                     break
-        self._lines.take_back(ahead)
+        self._lines.take_back(later_lines)
         return row, -1
 
     def _is_whole(self, line: str) -> bool:
-        """Returns whether a line has the tabs of a row, if these tell."""
+        """Returns whether a line has the same number of tabs as the first row, at least one."""
         return line.count("\t") == self._num_fields - 1 > 0
 
 
@@ -204,6 +228,6 @@ def _is_closing(row: str, mark: int) -> bool:
     return is_mark and (mark + 1 == len(row) or row.startswith(_FIELD_ENDS, mark + 1))
 
 
-def _not_delimited(file: CorpusFile, place: str, error: csv.Error) -> InputError:
-    expected = "fields in double quotation marks where they need them"
-    return InputError(f"{file.path}, {place}", expected, f"something else ({error})")
+def _malformed_row(file: CorpusFile, position: str, error: csv.Error) -> InputError:
+    expected = "fields that are quoted as in RFC 4180"
+    return InputError(f"{file.path}, {position}", expected, f"a malformed row ({error})")

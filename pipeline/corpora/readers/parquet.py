@@ -1,4 +1,4 @@
-"""Parquet: each row is a document; only the text columns are read, some rows at a time."""
+"""Reader of Parquet: each row is a document. Only the text columns are read, in batches."""
 
 import contextlib
 import dataclasses
@@ -19,22 +19,22 @@ from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
-# What is read of a column at a time.
+# Number of bytes that are read of a column at a time.
 _BUFFER_BYTES = 2**20
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 * 2**20, 2**10
-# A copy of a file that cannot be read from its end is on disk beyond this.
-_MEMORY_BYTES = 64 * 2**20
+# A copy of a file that is not seekable is kept in memory up to this size, and on disk above it.
+_MAX_MEMORY_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """An open file.
+    """An open Parquet file.
 
     Attributes:
         file: the file, for messages.
-        content: what pyarrow reads it with.
-        rows: the number of rows of each row group.
-        sizes: the bytes of each row group, before it was compressed.
+        content: pyarrow's object for the open file.
+        rows: number of rows of each row group.
+        sizes: uncompressed size of each row group in bytes.
     """
 
     file: CorpusFile
@@ -44,20 +44,20 @@ class _Table:
 
 
 class ParquetReader(Reader):
-    """Apache Parquet."""
+    """Reader of Apache Parquet."""
 
     suffixes = (".parquet", ".pq")
     is_text = False
 
     def recognises(self, start: bytes) -> bool:
-        """See `Reader`; a text may begin with the same letters, but then goes on as text."""
+        """See `Reader`. Text may start with these letters, but no control byte follows them."""
         after = start[len(_MAGIC) : len(_MAGIC) + 1]
         return start.startswith((_MAGIC, _ENCRYPTED_MAGIC)) and after < b" " and not after.isspace()
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
-        """See `Reader`; of a stream that only goes forward a nameless copy is read."""
+        """See `Reader`. A stream that is not seekable is copied to a temporary file first."""
         with _seekable(stream) as whole:
             table = _open(file, whole)
             for group, rows in enumerate(table.rows):
@@ -74,7 +74,7 @@ class ParquetReader(Reader):
                 raise columns.damaged(file, "Parquet", "", error) from error
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
-        """See `Reader`: small row groups together, a large one in runs of rows."""
+        """See `Reader`: a part is a range of rows, in one or several row groups."""
         table = _open(file, stream)
         total = sum(table.rows)
         rows = max(1, total * part_bytes // max(1, sum(table.sizes)))
@@ -89,7 +89,7 @@ class ParquetReader(Reader):
     def part_documents(
         self, part: FilePart, stream: BinaryIO, cursor: Cursor
     ) -> Iterator[RawDocument]:
-        """See `Reader`: a process goes on in a row group where its last part ended."""
+        """See `Reader`. A row group that spans several parts stays open between them."""
         if not part.begin:
             _open_rows.cache_clear()
         table = _open(part.file, stream)
@@ -103,25 +103,26 @@ class ParquetReader(Reader):
 
 @contextlib.contextmanager
 def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """Yields the stream or, of one that only goes forward, a copy."""
+    """Yields a stream, or a temporary copy if it is not seekable."""
     if stream.seekable():
         yield stream
         return
-    with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as copy:
+    with tempfile.SpooledTemporaryFile(_MAX_MEMORY_BYTES) as copy:
         shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
         copy.seek(0)
         yield copy
 
 
 def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
-    """Opens a file, whose footer says what it has.
+    """Opens a file and reads its footer.
 
     Raises:
-        InputError: it is encrypted or damaged, or lacks a text field.
+        InputError: the file is encrypted or damaged, or a text field is missing.
     """
     table, schema = _open_content(file, stream)
     columns.expect_text(file, schema)
-    # Of whole rows: pyarrow ends the process where a damaged footer is asked for a column's.
+    # The sizes are those of whole rows. With a damaged footer, pyarrow ends the process when it
+    # reads the sizes of single columns.
     groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
     sizes = [group.total_byte_size for group in groups]
     return _Table(file, table, [group.num_rows for group in groups], sizes)
@@ -139,7 +140,7 @@ def _open_content(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, p
 
 
 class _Rows:
-    """The rows of a row group, which are read forward; for earlier ones it begins anew."""
+    """The rows of a row group, read in order. To read earlier rows, it starts again."""
 
     def __init__(self, table: _Table, group: int) -> None:
         self._table, self._group = table, group
@@ -149,13 +150,12 @@ class _Rows:
 
     def documents(self, first: int, last: int, cursor: Cursor) -> Iterator[RawDocument]:
         """Yields the documents of rows from `first` to `last`."""
-        file, place = self._table.file, f"row group {self._group}, "
+        file, position = self._table.file, f"row group {self._group}"
         try:
             for batch in self._take(first, last):
-                yield from columns.batch_documents(file, batch, cursor, place)
+                yield from columns.batch_documents(file, batch, cursor, f"{position}, ")
         except columns.ERRORS as error:
-            place = f", row group {self._group}"
-            raise columns.damaged(file, "Parquet", place, error) from error
+            raise columns.damaged(file, "Parquet", f", {position}", error) from error
 
     def _open_batches(self) -> Iterator[pa.RecordBatch]:
         row_bytes = self._table.sizes[self._group] // self._table.rows[self._group]
@@ -171,7 +171,7 @@ class _Rows:
         while self._position < last:
             batch = next(self._batches, None) if self._rest is None else self._rest
             if batch is None:
-                raise pa.ArrowInvalid(f"{self._position} rows in place of {last}")
+                raise pa.ArrowInvalid(f"it has {self._position} rows instead of {last}")
             begin, end = max(first - self._position, 0), min(last - self._position, batch.num_rows)
             self._rest = batch.slice(end) if end < batch.num_rows else None
             self._position += end
@@ -181,7 +181,7 @@ class _Rows:
 
 @functools.lru_cache(maxsize=1)
 def _open_rows(file: CorpusFile, group: int) -> _Rows:
-    """Opens a row group, whose parts are mostly read one after another."""
+    """Opens a row group. It stays open because a process usually reads its parts in order."""
     stream = file.path.open("rb")
     rows = _Rows(_open(file, stream), group)
     weakref.finalize(rows, stream.close)

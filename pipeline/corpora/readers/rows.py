@@ -1,6 +1,6 @@
-"""JSON lines and JSON arrays: each row is a document, its text fields joined by newlines.
+"""Reader of JSON lines and JSON arrays: each row is a document, its text fields joined by newlines.
 
-Memory is bounded whatever a file holds: a row that is too long is refused.
+A row that is too long is refused, so that memory is bounded for every file.
 """
 
 import codecs
@@ -17,10 +17,10 @@ from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader, line_parts
 
 MAX_ROW_BYTES = 16 * 2**20
-# Enough for the first sign that is no space.
+# Enough to contain the first character that is not a space.
 _START_BYTES = 4096
-# What is left of a row that is refused: its place in the corpus's digest.
-_FAULTY_BYTES = 2**10
+# Number of bytes that are kept of a row that is refused, for the digest of the corpus.
+_KEPT_BYTES = 2**10
 _BLOCK_CHARS = 2**20
 _SPACES = " \t\r\n"
 _NOT_SPACE = re.compile(f"[^{_SPACES}]|$")
@@ -28,7 +28,7 @@ _DECODER = json.JSONDecoder()
 
 
 class RowsReader(Reader):
-    """JSON lines, or one JSON array where the file begins with `[`."""
+    """Reader of JSON lines, or of one JSON array if the file begins with `[`."""
 
     suffixes = (".json", ".jsonl")
 
@@ -42,7 +42,7 @@ class RowsReader(Reader):
         return _line_rows(file, stream, cursor)
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
-        """See `Reader`; an array is for one reader."""
+        """See `Reader`. An array cannot be split."""
         if _is_array(streams.peek(stream, _START_BYTES)[0]):
             return []
         return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
@@ -67,26 +67,26 @@ def _is_array(start: bytes) -> bool:
 def _line_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[RawDocument]:
     while line := stream.readline(MAX_ROW_BYTES + 1):
         ordinal, cursor.lines = cursor.lines, cursor.lines + 1
-        place, fault = f"line {cursor.lines}", None
+        position, fault = f"line {cursor.lines}", None
         if len(line) > MAX_ROW_BYTES:
             expected = f"a row of at most {MAX_ROW_BYTES} bytes"
-            fault = InputError(f"{file.path}, {place}", expected, "a longer one")
-            _drop_line(stream, line)
-            line = line[:_FAULTY_BYTES]
+            fault = InputError(f"{file.path}, {position}", expected, "a longer row")
+            _skip_line(stream, line)
+            line = line[:_KEPT_BYTES]
         if not ordinal:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield RawDocument(file, ordinal, place, line, fault=fault)
+            yield RawDocument(file, ordinal, position, line, fault=fault)
 
 
-def _drop_line(stream: BinaryIO, line: bytes) -> None:
-    """Goes to the end of a line whose first bytes have been read."""
+def _skip_line(stream: BinaryIO, line: bytes) -> None:
+    """Moves a stream to the end of a line whose first bytes were already read."""
     while line and not line.endswith(b"\n"):
         line = stream.readline(MAX_ROW_BYTES)
 
 
 def _array_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[RawDocument]:
-    """Yields the elements of a JSON array without reading it whole."""
+    """Yields the elements of a JSON array without reading the whole array at once."""
     text = codecs.getreader("utf-8-sig")(stream)
     buffer, position, opening = "", 0, "["
     try:
@@ -95,10 +95,10 @@ def _array_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[
                 begin, end = _next_element(buffer, position, opening)
             except json.JSONDecodeError as error:
                 buffer, position = buffer[position:].lstrip(_SPACES), 0
-                more = text.read(max(_BLOCK_CHARS, len(buffer)))
-                if not more or len(buffer) > MAX_ROW_BYTES:
+                added = text.read(max(_BLOCK_CHARS, len(buffer)))
+                if not added or len(buffer) > MAX_ROW_BYTES:
                     raise _not_json(f"{file.path}, row {cursor.documents}", error.msg) from error
-                buffer += more
+                buffer += added
                 continue
             except (ValueError, RecursionError) as error:
                 raise _not_json(f"{file.path}, row {cursor.documents}", error) from error
@@ -109,21 +109,23 @@ def _array_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[
             cursor.documents += 1
             position, opening = end, ","
         if (buffer[end + 1 :] + text.read(_BLOCK_CHARS)).strip():
-            raise InputError(file.path, "one JSON array", "more after its end")
+            raise InputError(file.path, "one JSON array", "text after its end")
     except UnicodeError as error:
         raise InputError(file.path, received=f"not UTF-8 ({error})") from error
 
 
 def _next_element(buffer: str, position: int, opening: str) -> tuple[int, int]:
-    """Returns begin and end of an array's next element; twice the place of the final "]".
+    """Returns the begin and the end of an array's next element.
+
+    Both are the position of the final "]" if there is no next element.
 
     Args:
         buffer: a part of the array.
-        position: the end of the element before.
-        opening: the character before the element: "[" before the first, else ",".
+        position: the end of the previous element.
+        opening: the character before the element: "[" before the first, "," before the others.
 
     Raises:
-        json.JSONDecodeError: the buffer ends within the element, or is no array.
+        json.JSONDecodeError: the buffer ends within the element, or is not an array.
     """
     position = _NOT_SPACE.search(buffer, position).start()
     if buffer[position : position + 1] == "]" and opening == ",":
@@ -164,6 +166,6 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        # An escape such as \\ud800 is valid JSON and no character.
-        raise InputError(origin, "text", "half a surrogate pair") from error
+        # The escape \\ud800, for example, is valid JSON, but not a character.
+        raise InputError(origin, "text", "an unpaired surrogate") from error
     return text

@@ -1,6 +1,6 @@
-"""Text files.
+"""Reader of text files.
 
-Memory is bounded whatever a file holds: a document or line that is too long is cut into pieces.
+A document or line that is too long is divided, so that memory is bounded for every file.
 """
 
 import codecs
@@ -14,9 +14,9 @@ from pipeline.base import seeding
 from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader, line_parts
 
-# A longer document is cut at the end of a line; its pieces stay on one side of the split.
-MAX_PIECE_BYTES = 4 * 2**20
-# Characters that no reader sees: white space, and the marks that have no width.
+# A longer document is divided into several at line ends. They all belong to the same split.
+MAX_DOCUMENT_BYTES = 4 * 2**20
+# Invisible characters: white space, and marks without width.
 _INVISIBLE = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
     + "".join(map(chr, range(0x2000, 0x2010)))
@@ -25,7 +25,7 @@ _BLANK = re.compile(b"(?:%s)*+" % b"|".join(char.encode("utf-8") for char in _IN
 
 
 class TextReader(Reader):
-    """Text: runs of lines, cut into documents where the corpus's declaration says."""
+    """Reader of text. The corpus's declaration states how documents are separated."""
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
@@ -39,17 +39,17 @@ class TextReader(Reader):
             cursor.lines += 1
             blank = _is_blank(line)
             ends = ends_before(line, blank, len(lines))
-            if lines and (ends or size + len(line) > MAX_PIECE_BYTES):
+            if lines and (ends or size + len(line) > MAX_DOCUMENT_BYTES):
                 content = b"".join(lines)
                 if not ends and split_key is None:
                     split_key = seeding.digest("long document", content)
-                place = f"line {first_line}"
-                yield RawDocument(file, cursor.documents, place, content, split_key)
+                position = f"line {first_line}"
+                yield RawDocument(file, cursor.documents, position, content, split_key)
                 cursor.documents += 1
                 lines, size = [], 0
             if ends:
                 split_key = None
-            # Blank lines count as paragraphs within a document, never as its beginning.
+            # Blank lines separate paragraphs within a document. They never begin one.
             if blank and not lines:
                 continue
             if not lines:
@@ -57,18 +57,21 @@ class TextReader(Reader):
             lines.append(line)
             size += len(line)
         if lines:
-            place, content = f"line {first_line}", b"".join(lines)
-            yield RawDocument(file, cursor.documents, place, content, split_key)
+            position, content = f"line {first_line}", b"".join(lines)
+            yield RawDocument(file, cursor.documents, position, content, split_key)
             cursor.documents += 1
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
-        """See `Reader`; some documents end where only who reads all before them knows."""
+        """See `Reader`. A file is not split if its documents have several lines each.
+
+        Their ends are only known to a process that counts all lines before them.
+        """
         spec = file.corpus.spec
         if spec.documents == "blank_lines":
-            return line_parts(file, stream, part_bytes, _behind_blank_line)
+            return line_parts(file, stream, part_bytes, _after_blank_line)
         if spec.documents == "starts":
-            find = functools.partial(_at_start, _document_boundary(spec))
-            return line_parts(file, stream, part_bytes, find)
+            find_border = functools.partial(_at_start, _document_boundary(spec))
+            return line_parts(file, stream, part_bytes, find_border)
         if spec.documents == "lines" and spec.lines_per_document == 1:
             return line_parts(file, stream, part_bytes, lambda stream, limit: stream.tell())
         return []
@@ -79,30 +82,33 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _short_lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Yields lines with their begins, up to a limit or the first that would be cut."""
+    """Yields the offset and the content of lines, up to a limit or the first long line."""
     while (position := stream.tell()) < limit:
-        line = stream.readline(MAX_PIECE_BYTES // 2)
+        line = stream.readline(MAX_DOCUMENT_BYTES // 2)
         if not line.endswith(b"\n"):
             return
         yield position, line
 
 
-def _behind_blank_line(stream: BinaryIO, limit: int) -> int | None:
+def _after_blank_line(stream: BinaryIO, limit: int) -> int | None:
+    """Returns the offset after the next blank line; None if there is none below the limit."""
     lines = _short_lines(stream, limit)
-    return next((at + len(line) for at, line in lines if _is_blank(line)), None)
+    return next((offset + len(line) for offset, line in lines if _is_blank(line)), None)
 
 
 def _at_start(
     ends_before: Callable[[bytes, bool, int], bool], stream: BinaryIO, limit: int
 ) -> int | None:
+    """Returns the offset of the next line that starts a document; None if none below the limit."""
     lines = _short_lines(stream, limit)
-    return next((at for at, line in lines if ends_before(line, False, 1)), None)
+    return next((offset for offset, line in lines if ends_before(line, False, 1)), None)
 
 
 def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
-    """Returns the test whether a document ends before a line.
+    """Returns a function that decides whether a document ends before a line.
 
-    Its arguments are the line, whether that is blank, and the document's lines so far.
+    Its arguments are the line, whether the line is blank, and the number of lines of the document
+    so far.
     """
     if spec.documents == "lines":
         return lambda line, blank, count: count >= spec.lines_per_document
@@ -115,18 +121,24 @@ def _document_boundary(spec: CorpusSpec) -> Callable[[bytes, bool, int], bool]:
 
 
 def _bounded_lines(stream: BinaryIO, *, is_begin: bool) -> Iterator[bytes]:
-    """Yields lines; one longer than a piece is cut, between characters."""
-    held = stream.readline(MAX_PIECE_BYTES // 2)
+    """Yields lines. A line of more than half the size of a document is cut between characters.
+
+    Args:
+        stream: the lines.
+        is_begin: whether the stream is at the beginning of the file, where a byte order mark is
+            removed.
+    """
+    line = stream.readline(MAX_DOCUMENT_BYTES // 2)
     if is_begin:
-        held = held.removeprefix(codecs.BOM_UTF8)
-    while held:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    while line:
         rest = b""
-        if not held.endswith(b"\n"):
-            cut = len(held)
+        if not line.endswith(b"\n"):
+            cut = len(line)
             # Bytes 10xxxxxx continue a character of UTF-8.
-            while cut > max(1, len(held) - 4) and held[cut - 1] & 0xC0 == 0x80:
+            while cut > max(1, len(line) - 4) and line[cut - 1] & 0xC0 == 0x80:
                 cut -= 1
-            if held[cut - 1] >= 0xC0 and len(held) >= MAX_PIECE_BYTES // 2:
-                held, rest = held[: cut - 1], held[cut - 1 :]
-        yield held
-        held = rest + stream.readline(MAX_PIECE_BYTES // 2)
+            if line[cut - 1] >= 0xC0 and len(line) >= MAX_DOCUMENT_BYTES // 2:
+                line, rest = line[: cut - 1], line[cut - 1 :]
+        yield line
+        line = rest + stream.readline(MAX_DOCUMENT_BYTES // 2)

@@ -1,6 +1,6 @@
-"""TensorFlow datasets as corpora: each example is a document, its text features are the text.
+"""Reader of TensorFlow datasets: each example is a document with the text of its text features.
 
-TensorFlow is imported when a dataset is opened: other formats do not need it.
+TensorFlow is imported when a dataset is opened, because other formats do not need it.
 """
 
 import dataclasses
@@ -31,21 +31,21 @@ _CATALOG_HINT = (
 
 @functools.lru_cache(maxsize=8)
 def _open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
-    """Returns a dataset, which is downloaded to this machine unless it is there."""
+    """Returns a dataset, and downloads it to this machine if necessary."""
     import tensorflow_datasets as tfds
 
     if data_dir is not None:
         Location.parse(data_dir, "input_dir").expect_local()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    # An unknown name, config or version: each has an error class of its own.
+    # An unknown name, config and version each raise a different exception.
     except Exception as error:
         expected, received = "name[/config][:version]", f"{name!r} ({_first_line(error)})"
         raise InputError(_NAME, expected, received, _CATALOG_HINT) from error
     if not builder.is_prepared():
         try:
             builder.download_and_prepare()
-        # Whatever the dataset's own code does: no network, a missing package, …
+        # A dataset's code may raise any exception, for example without network access.
         except Exception as error:
             reason = f"cannot be prepared ({_first_line(error)})"
             received = f"{name} is not in {builder.data_dir} and {reason}"
@@ -69,36 +69,36 @@ def _text_features(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
 
 
 class TfdsReader(RowsReader):
-    """A dataset that `tfds_name` names; its files are the splits, its rows the examples."""
+    """Reader of a dataset that `tfds_name` names. Splits act as files, and examples as rows."""
 
     suffixes = ()
 
     def resolve(self, source: CorpusSource, spec: CorpusSpec) -> CorpusSpec:
-        """See `Reader`: the text fields are those asked for, or the only text feature."""
+        """See `Reader`: sets the text fields of the source, or the only text feature."""
         if source.tfds_name is None:
             raise InputError(
                 Setting("corpus_spec"),
-                "used together with `tfds_name`, as it declares reader: tfds",
+                "used together with `tfds_name`, because it declares reader: tfds",
             )
         builder = _open_builder(source.tfds_name, source.input_dir)
         splits, split = builder.info.splits, source.tfds_split or _TRAIN
         if split not in splits:
-            has = ", ".join(sorted(splits)) or "none"
-            expected = f"a split of {source.tfds_name}, which has {has}"
+            known = ", ".join(sorted(splits)) or "none"
+            expected = f"a split of {source.tfds_name}, which has {known}"
             raise InputError(Setting("tfds_split"), expected, split)
         features = _text_features(builder)
-        wanted = source.text_fields
-        if wanted is None and len(features) == 1:
-            wanted = features
-        missing = [name for name in wanted or () if name not in features]
-        if wanted is None or missing:
-            has = ", ".join(features) or "none"
-            expected = f"text features of {source.tfds_name}, which has {has}"
+        text_fields = source.text_fields
+        if text_fields is None and len(features) == 1:
+            text_fields = features
+        missing = [name for name in text_fields or () if name not in features]
+        if text_fields is None or missing:
+            known = ", ".join(features) or "none"
+            expected = f"text features of {source.tfds_name}, which has {known}"
             raise InputError(Setting("text_fields"), expected, ", ".join(missing) or "none")
-        return msgspec.structs.replace(spec, text_fields=wanted)
+        return msgspec.structs.replace(spec, text_fields=text_fields)
 
     def find(self, source: CorpusSource, corpus: Corpus) -> tuple[CorpusFile, ...]:
-        """See `Reader`: the split of a dataset that is asked for, `train` by default."""
+        """See `Reader`: returns the corpus's split of the dataset, `train` by default."""
         splits = _open_builder(corpus.tfds_name, corpus.tfds_dir).info.splits
         name = corpus.split or _TRAIN
         if not splits[name].num_examples:
@@ -106,12 +106,12 @@ class TfdsReader(RowsReader):
         return (CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus),)
 
     def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
-        """See `FileReader`: of the fields only the text fields."""
+        """See `FileReader`: the fields are only the text fields."""
         row = next((json.loads(document.content) for document, _ in self.read(file)), {})
         return dataclasses.replace(file, format=TFDS), row
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
-        """See `Reader`: the examples in their stored order; the bytes are an estimate."""
+        """See `Reader`: yields the examples in stored order. The bytes read are an estimate."""
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
@@ -121,16 +121,18 @@ class TfdsReader(RowsReader):
         dataset = builder.as_dataset(
             split=file.name,
             shuffle_files=False,
-            # One file after another: the same order on every machine.
+            # Reading one file after another gives the same order on every machine.
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             decoders=tfds.decode.PartialDecoding(dict.fromkeys(fields, True)),
         )
         bytes_each = file.bytes / builder.info.splits[file.name].num_examples
         try:
             for ordinal, row in enumerate(tfds.as_numpy(dataset)):
-                place = f"{file.name} example {ordinal}"
-                content = _row_json({name: row[name] for name in fields}, f"{file.path}, {place}")
-                yield RawDocument(file, ordinal, place, content), int(bytes_each * (ordinal + 1))
+                position = f"{file.name} example {ordinal}"
+                values = {name: row[name] for name in fields}
+                content = _row_json(values, f"{file.path}, {position}")
+                bytes_read = int(bytes_each * (ordinal + 1))
+                yield RawDocument(file, ordinal, position, content), bytes_read
         except tf.errors.OpError as error:
             raise InputError(_NAME, received=f"{corpus.tfds_name}: {_first_line(error)}") from error
 
