@@ -27,7 +27,7 @@ TAGS = ("O", *(f"{prefix}-{name}" for prefix in "BIES" for name in ("PER", "LOC"
         ("O O", []),
         ("B-X I-X O B-X", [("X", 0, 1), ("X", 3, 3)]),
         ("B-X B-X", [("X", 0, 0), ("X", 1, 1)]),
-        # IOB1: I- begins an entity unless one of its type goes on.
+        # IOB1: I- begins an entity unless it continues one of its type.
         ("I-X I-X O I-Y", [("X", 0, 1), ("Y", 3, 3)]),
         ("I-X I-Y B-Y I-Y", [("X", 0, 0), ("Y", 1, 1), ("Y", 2, 3)]),
         ("B-X I-Y", [("X", 0, 0), ("Y", 1, 1)]),
@@ -63,10 +63,10 @@ def test_entities_survive_their_tags(sentence, scheme: str) -> None:
 
 @given(st.lists(st.sampled_from(TAGS), max_size=12))
 def test_entities_hold_each_tagged_word_once(tags: list[str]) -> None:
-    found = find_entities(tags)
-    inside = [place for _, first, last in found for place in range(first, last + 1)]
+    entities = find_entities(tags)
+    inside = [place for _, first, last in entities for place in range(first, last + 1)]
     assert inside == [place for place, tag in enumerate(tags) if tag != "O"]
-    for name, first, last in found:
+    for name, first, last in entities:
         assert {tag.partition("-")[2] for tag in tags[first : last + 1]} == {name}
 
 
@@ -118,7 +118,7 @@ def test_scores_are_seqevals_on_a_thousand_random_taggings() -> None:
         right = _random_tags(random, lengths, tags)
         noise = _random_tags(random, lengths, tags)
         predicted = [
-            [one if random.random() < 0.7 else other for one, other in zip(*pair, strict=True)]
+            [tag if random.random() < 0.7 else other for tag, other in zip(*pair, strict=True)]
             for pair in zip(right, noise, strict=True)
         ]
         _assert_seqevals(right, predicted)
@@ -138,7 +138,7 @@ def test_scores_are_seqevals_on_real_files(task: str, folder: str) -> None:
         assert entity_scores(right, right)["f1"] == 1.0
         noise = _random_tags(random, [len(tags) for tags in right], spec.labels)
         predicted = [
-            [one if random.random() < 0.9 else other for one, other in zip(*pair, strict=True)]
+            [tag if random.random() < 0.9 else other for tag, other in zip(*pair, strict=True)]
             for pair in zip(right, noise, strict=True)
         ]
         _assert_seqevals(right, predicted)

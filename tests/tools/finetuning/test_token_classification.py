@@ -85,15 +85,15 @@ def test_each_word_is_decided_once(words: list[str], length: int, stride: int) -
     ids, numbers = split_words(Words(), words)
     for feature in features:
         assert len(feature.input_ids) <= length and (feature.words >= 0).any()
-        places = np.flatnonzero(feature.words >= 0)
-        first = [int(np.flatnonzero(numbers == feature.words[place])[0]) for place in places]
-        assert feature.input_ids[places].tolist() == ids[first].tolist()
+        deciding = np.flatnonzero(feature.words >= 0)
+        first = [int(np.flatnonzero(numbers == feature.words[place])[0]) for place in deciding]
+        assert feature.input_ids[deciding].tolist() == ids[first].tolist()
     # What each decides is what it predicts.
     logits = [
         np.eye(len(words), dtype=np.float32)[np.maximum(feature.words, 0)] for feature in features
     ]
-    (found,) = KIND.predict(examples, features, logits, max_answer_length=1)
-    assert found.tolist() == list(range(len(words)))
+    (tags,) = KIND.predict(examples, features, logits, max_answer_length=1)
+    assert tags.tolist() == list(range(len(words)))
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20))
@@ -165,7 +165,7 @@ def test_the_loss_is_the_mean_over_words() -> None:
     }
     weight, temperature, losses = 0.25, 1.5, []
     for row, place in ((0, 1), (0, 2), (1, 0)):
-        p, q = (_log_softmax(one[row, place] / temperature) for one in (teacher, student))
+        p, q = (_log_softmax(logits[row, place] / temperature) for logits in (teacher, student))
         divergence = float((np.exp(p) * (p - q)).sum())
         label = -float(_log_softmax(student[row, place])[targets[row, place]])
         losses.append(weight * temperature**2 * divergence + (1 - weight) * label)
@@ -301,13 +301,13 @@ def test_bad_entities_are_named(tmp_path, row: str, place: str) -> None:
 
 def test_labels_of_the_training_file_are_complete() -> None:
     examples = _examples(("a b", "O B-Y"), ("c d", "S-X I-Z"))
-    found = KIND.find_labels(WEIBO, examples)
-    assert found == ("O", "B-X", "I-X", "B-Y", "I-Y", "B-Z", "I-Z")
+    labels = KIND.find_labels(WEIBO, examples)
+    assert labels == ("O", "B-X", "I-X", "B-Y", "I-Y", "B-Z", "I-Z")
 
 
 def _written(tmp_path, task: str, examples, tags: list[str]) -> str:
     spec = tasks.load_task(task)
-    predictions = [np.array([spec.labels.index(tag) for tag in one.split()]) for one in tags]
+    predictions = [np.array([spec.labels.index(tag) for tag in line.split()]) for line in tags]
     path = Location.parse(tmp_path) / spec.submission.file_of("test")
     write_submission(spec, examples, predictions, path)
     return path.read_text(encoding="utf-8")
