@@ -29,7 +29,7 @@ from tools.report.page import expect_packages
 
 SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
 # The cache holds one shard in so many.
-_NUM_SHARDS = 6
+_NUM_SHARDS = 24
 _VOCAB_SIZE = 8_000
 # What some four minutes are enough for on two cores, by what is computed in.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}

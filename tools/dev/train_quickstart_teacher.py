@@ -2,9 +2,9 @@
 
 python -m tools.dev.train_quickstart_teacher --work=DIR
 
-It learns from the quickstart's own text, but for the documents that the quickstart evaluates on,
+It learns from the quickstart's own text, except the documents that the quickstart evaluates on,
 for about half an hour on two cores, and is written to `tools/quickstart_teacher` in float16.
-Stopped at any moment, the same command continues.
+If it is interrupted, re-run the command to resume.
 """
 
 import dataclasses
