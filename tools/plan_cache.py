@@ -49,8 +49,8 @@ class PlanConfig(Settings):
     )
     truncation_mass: float | None = setting(
         None,
-        "Stores no more tokens at a position than reach this probability mass, at most k; for "
-        "example 0.999.",
+        "Stores the most probable tokens of a position until their probabilities sum to this "
+        "value, at most k; for example 0.999.",
         low=0.0,
         high=1.0,
     )
@@ -62,8 +62,8 @@ class PlanConfig(Settings):
     )
     temperatures: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
-        "Temperatures of distillation at which the mass kept and the divergence are measured, "
-        "ascending from 1.",
+        "Temperatures of distillation at which the mass in the top-k and the divergence are "
+        "measured, ascending from 1.",
         parse=parse_numbers,
     )
     dupe_factors: tuple[int, ...] = setting(
@@ -75,8 +75,8 @@ class PlanConfig(Settings):
     )
     output_dir: Location | None = setting(
         None,
-        "Directory where the cache would go, whose free disk is reported; nothing is written "
-        "there. By default the directory of `output`.",
+        "Planned directory of the cache, to report its free disk space. Nothing is written to it. "
+        "By default the directory of `output`.",
     )
     output: Location | None = setting(None, "New JSON file for the table.")
     html: Location | None = setting(
@@ -94,7 +94,7 @@ class PlanConfig(Settings):
         self.output_dir.expect_local()
 
     def capture_config(self) -> TeacherCacheConfig:
-        """Returns what `create_teacher_output_data` would be asked for."""
+        """Returns the settings of `create_teacher_output_data` for the planned cache."""
         return TeacherCacheConfig(
             output_dir=self.output_dir,
             input_dir=self.input_dir,
@@ -120,13 +120,13 @@ class Plan:
     """The contents of the table.
 
     Attributes:
-        num_examples: in the directory, at its own `dupe_factor`.
-        dupe_factor: of the directory.
+        num_examples: of the masked examples, at their `dupe_factor`.
+        dupe_factor: of the masked examples.
         teacher: the `sha256` of the teacher.
         compute_dtype: of the teacher's forward pass.
-        free_bytes: of the disk where the cache would go.
+        free_bytes: free disk space at the planned directory.
         sample: the measurements.
-        costs: for each of its plans one for each dupe factor asked for.
+        costs: for each plan of the sample, the cost at each requested dupe factor.
     """
 
     num_examples: int
@@ -150,7 +150,7 @@ class Plan:
 
 
 def _free_bytes(directory: Location) -> int:
-    """Returns the free disk where a directory is, or would be made."""
+    """Returns the free disk space at a directory, which need not exist."""
     path = pathlib.Path(directory).absolute()
     while not path.exists():
         path = path.parent
@@ -160,7 +160,7 @@ def _free_bytes(directory: Location) -> int:
 def cache_costs(
     plan: "CachePlan", manifest: Manifest, dupe_factors: Sequence[int], free_bytes: int
 ) -> tuple[CacheCost, ...]:
-    """Scales the bytes and seconds of an example to whole caches."""
+    """Scales the size and time of an example to whole caches."""
     total = sum(map(manifest.num_examples, manifest.splits))
     costs = []
     for dupe_factor in dupe_factors:
@@ -219,14 +219,14 @@ def _size(count: float) -> str:
 
 
 def _name(plan: "CachePlan") -> tuple[str, str]:
-    """Returns the columns that tell a plan from others."""
+    """Returns the columns that identify a plan."""
     if plan.state_bits is None:
         return plan.logit_encoding, str(plan.truncation_factor)
     return f"{plan.logit_encoding}, {plan.state_bits} bits", "all"
 
 
 def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
-    """Yields a table of what is kept at each temperature, and warnings."""
+    """Yields a table of the mass and the divergence at each temperature, and warnings."""
     temperatures = list(plans[0].temperatures)
     titles = ["encoding", "k", "bytes"]
     for temperature in temperatures:
@@ -244,8 +244,9 @@ def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
             for plan in plans
             if plan.state_bits is None
         }
-        if light := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
-            yield list_mass.warning(temperature, masses[max(light)], max(light))
+        if too_small := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
+            k = max(too_small)
+            yield list_mass.warning(temperature, masses[k], k)
 
 
 def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:
@@ -271,13 +272,16 @@ def table(plan: Plan) -> str:
         [
             *aligned_lines(titles, rows),
             "",
-            f"of {plan.sample.num_positions:,} masked positions of {plan.sample.num_examples:,} "
-            f"of {plan.num_examples:,} examples (dupe_factor {plan.dupe_factor})",
-            "KL: teacher to decoded, the tail spread evenly over its tokens; nats, without T²",
-            "codec KL, reverse: the tail as one class, teacher to decoded and decoded to teacher",
-            "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
-            f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
-            f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
+            f"measured at {plan.sample.num_positions:,} masked positions of "
+            f"{plan.sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
+            f"{plan.dupe_factor})",
+            "KL: teacher to decoded, with the tail spread evenly over its tokens; nats, without T²",
+            "codec KL, reverse: teacher to decoded, and decoded to teacher, with the tail as a "
+            "single class",
+            "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
+            f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
+            f"{plan.compute_dtype}",
+            f"free disk: {_size(plan.free_bytes)}; larger caches are marked !",
             *plan.sample.labels.describe(),
             "",
             *_temperature_lines(plan.sample.plans),

@@ -1,4 +1,4 @@
-"""Batches: bounded shapes, every example once, padding that means nothing."""
+"""Tests of the teacher's batches: each example once, bounded shapes, zero padding."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def _example(ids: list[int], segments: list[int], positions: list[int]):
     )
 
 
-def test_a_batch_by_hand() -> None:
+def test_batch_is_padded_with_zeros_to_the_next_shape() -> None:
     batch = forward.build_batch(
         [_example([2, 7, 8, 3], [4], [1]), _example([2, 4, 3, 6, 3], [3, 2], [1, 3])],
         batch_size=3,
