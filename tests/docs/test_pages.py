@@ -31,7 +31,7 @@ _OTHER_FLAGS = {
 _MOST_WORDS = 25
 _NAMED_PATH = re.compile(r"(?:data_specs|pipeline|tools|tests)/[\w./*-]+")
 _NAMED_MODULE = re.compile(r"(?:data_specs|pipeline|tools|tests)(?:\.\w+)+")
-_RUN_MODULE = re.compile(r"-m ((?:data_specs|pipeline|tools|tests)(?:\.[a-z_]+)+)$")
+_RUN_MODULE = re.compile(r"-m ((?:data_specs|pipeline|tools|tests)(?:\.[a-z_]+)+)")
 _FLAG = re.compile(r"(?<![\w-])--(\w+)(?![\w-])")
 
 
