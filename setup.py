@@ -18,6 +18,8 @@ REQUIREMENTS = [
 
 # The newest minor version that the suite was run with is the bound.
 JAX = "jax>=0.7,<0.11"
+# Pages and charts.
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 OURS = ("pipeline", "data_specs", "tools")
 PACKAGES = [f"{name}{end}" for name in OURS for end in ("", ".*")]
 
@@ -37,7 +39,7 @@ setup(
     package_data={
         "data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"],
         # Templates of pages.
-        "tools": ["**/*.html", "**/*.jinja", "**/*.css"],
+        "tools": ["**/*.jinja"],
     },
     install_requires=REQUIREMENTS,
     extras_require={
@@ -53,19 +55,18 @@ setup(
             "ai-edge-litert>=2.0",
             "tensorflow-text>=2.20",
         ],
-        "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.8"],
-        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+        "quickstart": ["snownlp>=0.12.3", *REPORT],
+        "report": REPORT,
         "peers": ["torch", "transformers>=4.50", "jieba>=0.42"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6",
             "import-linter>=2",
-            "jinja2>=3.1",
-            "matplotlib>=3.8",
             "ruff>=0.9",
             "vulture>=2.14",
             JAX,
+            *REPORT,
         ],
     },
     entry_points={

@@ -5,6 +5,7 @@ predictions are scored and how they are handed in.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,24 +16,67 @@ from data_specs.declarations import Words
 
 FOLDER = pathlib.Path(__file__).with_name("tasks")
 
-# What is predicted: one of several classes, a number, or a span of the second text.
-KINDS = ("classification", "regression", "span")
-# How a file is read; `squad` is SQuAD's JSON.
-READERS = ("json_lines", "tsv", "csv", "squad")
+# What is predicted: one of several classes, a number, a span of the second text, or a tag of
+# each word.
+CLASSIFICATION = "classification"
+REGRESSION = "regression"
+SPAN = "span"
+TOKEN_CLASSIFICATION = "token_classification"
 # Whether a quotation mark in a TSV or CSV file is a character like any other, or
 # encloses a field, which then may hold separators and line breaks.
 QUOTING = ("none", "double")
-# What a kind of task is scored with.
-METRICS = {
-    "classification": ("accuracy", "f1", "f1_weighted", "matthews"),
-    "regression": ("pearson", "spearman"),
-    "span": ("squad", "mlqa_zh", "cmrc"),
-}
+# The prefixes of tags by scheme: B begins an entity, I is inside, E ends one, S is a whole one.
+SCHEMES = {"bio": "BI", "bioes": "BIES"}
+# The tag of words outside every entity.
+OUTSIDE_TAG = "O"
 # What a metric of spans gives; each other metric gives itself.
 SPAN_SCORES = ("f1", "exact_match")
-SUBMISSIONS = ("clue", "glue", "squad")
+
+
+class KindRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The values that declarations of a kind of task may have.
+
+    Attributes:
+        metrics: the names of its scores.
+        readers: how its files may be read.
+        submissions: the forms in which its predictions may be handed in.
+    """
+
+    metrics: tuple[str, ...]
+    readers: tuple[str, ...]
+    submissions: tuple[str, ...]
+
+
+_ROWS = ("json_lines", "tsv", "csv")
+KINDS: Mapping[str, KindRules] = {
+    CLASSIFICATION: KindRules(
+        metrics=("accuracy", "f1", "f1_weighted", "matthews"),
+        readers=_ROWS,
+        submissions=("clue", "glue"),
+    ),
+    REGRESSION: KindRules(
+        metrics=("pearson", "spearman"), readers=_ROWS, submissions=("clue", "glue")
+    ),
+    SPAN: KindRules(
+        metrics=("squad", "mlqa_zh", "cmrc"), readers=("squad",), submissions=("squad",)
+    ),
+    TOKEN_CLASSIFICATION: KindRules(
+        metrics=("f1", "precision", "recall", "f1_macro"),
+        readers=("conll", "json_lines"),
+        submissions=("conll", "cluener"),
+    ),
+}
 
 _METADATA = ("title", "url", "licence", "language", "submission")
+# Settings that came later than others: left out at their defaults, so that a run of an older
+# task keeps its configuration.
+_LATER = {"scheme": "bio", "word_pattern": ""}
+
+
+def _every(field: str) -> tuple[str, ...]:
+    """Returns the values of a field of all kinds, each once."""
+    values = (value for rules in KINDS.values() for value in getattr(rules, field))
+    return tuple(dict.fromkeys(values))
 
 
 class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,8 +84,9 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         file: the name that the benchmark expects.
-        format: one of `SUBMISSIONS`: JSON lines of `id` and `label`; a TSV with
-            the header `index`, `prediction`; one JSON object of answers by id.
+        format: one of its kind's: JSON lines of `id` and `label`; a TSV with
+            the header `index`, `prediction`; one JSON object of answers by id; lines of
+            a word, a tab and its tag; JSON lines of `id` and entities by their types.
         split_files: the names of splits that have another one.
     """
 
@@ -53,7 +98,7 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _expect_plain_name("file", self.file)
         for name in self.split_files.values():
             _expect_plain_name("split_files", name)
-        declarations.expect_one_of("format", self.format, SUBMISSIONS)
+        declarations.expect_one_of("format", self.format, _every("submissions"))
 
     def file_of(self, split: str) -> str:
         """Returns the name of a split's file."""
@@ -70,22 +115,28 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         licence: its licence.
         language: a code such as `zh`.
         kind: one of `KINDS`.
-        text_fields: one or two fields of a row; of a `squad` file always question and context.
+        text_fields: one or two fields of a row; of a `squad` file always question and context, of
+            a `conll` file the column of words.
         files: for each split the names or globs of its files, the first that match taken; several
             matches are read one after another. Splits whose name begins with `test` need no labels.
-        metrics: of `METRICS`, the main one first.
+        metrics: of its kind's, the main one first.
         submission: how predictions are handed in.
         label_field: the field of a row that is its label.
         labels: the labels as in the file; their order is that of the classes.
-            The second is the positive one of `f1` and `matthews`.
+            The second is the positive one of `f1` and `matthews`. Of a token
+            classification all tags; without them those of the training file count.
         skip_labels: rows with these are left out.
         score_range: of a regression; predictions are cut to it where they are handed in.
         id_field: the field that names a row, where it has one; elsewhere its number, from 0.
-        reader: one of `READERS`.
+        reader: one of its kind's; `squad` is SQuAD's JSON, `conll` columns of tabs or spaces, a
+            word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
         columns: their names where it does not; a first row that holds the names
             of all texts is a header all the same, as in CoLA's test file.
         quoting: one of `QUOTING`.
+        scheme: of tags, a key of `SCHEMES`.
+        word_pattern: a regular expression of the whole cell of a word, whose only group is the
+            word; empty where the cell is the word.
     """
 
     name: str
@@ -107,21 +158,27 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     header: bool = True
     columns: Words = ()
     quoting: str = "none"
+    scheme: str = "bio"
+    word_pattern: str = ""
 
     def __post_init__(self) -> None:
-        declarations.expect_one_of("kind", self.kind, KINDS)
-        declarations.expect_one_of("reader", self.reader, READERS)
+        declarations.expect_one_of("kind", self.kind, tuple(KINDS))
+        declarations.expect_one_of("reader", self.reader, _every("readers"))
         declarations.expect_one_of("quoting", self.quoting, QUOTING)
+        declarations.expect_one_of("scheme", self.scheme, tuple(SCHEMES))
         for metric in self.metrics:
-            declarations.expect_one_of("metrics", metric, METRICS[self.kind])
+            declarations.expect_one_of("metrics", metric, KINDS[self.kind].metrics)
         if len(self.text_fields) > 2:
             raise ValueError(f"text_fields: expected one or two, received {len(self.text_fields)}")
         self._check_presence()
         self._check_labels()
+        self._check_tags()
         self._check_files()
 
     def _check_presence(self) -> None:
-        is_class, is_number, is_span = (self.kind == kind for kind in KINDS)
+        is_class, is_number, is_span, is_tags = (
+            self.kind == kind for kind in (CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION)
+        )
         for key, expected, is_given, belongs in (
             ("labels", "two or more with kind: classification", len(self.labels) > 1, is_class),
             ("label_field", "a name except with kind: span", self.label_field != "", not is_span),
@@ -129,7 +186,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ("reader", "squad with kind: span", self.reader == "squad", is_span),
             ("columns", "all with header: false", len(self.columns) > 0, not self.header),
         ):
-            if is_given != belongs:
+            if is_given != belongs and not (is_tags and key == "labels"):
                 received = declarations.shown(getattr(self, key))
                 raise ValueError(f"{key}: expected {expected} and only there, received {received}")
 
@@ -137,15 +194,36 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len(set(self.labels) | set(self.skip_labels)) != len(self.labels + self.skip_labels):
             raise ValueError("labels: expected each once, and none that skip_labels leaves out")
         binary = {"f1", "matthews"} & set(self.metrics)
-        if binary and len(self.labels) != 2:
+        if self.kind == CLASSIFICATION and binary and len(self.labels) != 2:
             raise ValueError(
                 f"metrics: expected {min(binary)} with two labels, received {len(self.labels)}"
             )
-        if self.kind == "span" and len(self.metrics) != 1:
+        if self.kind == SPAN and len(self.metrics) != 1:
             raise ValueError("metrics: expected one with kind: span, received several")
         unknown = {*self.text_fields, self.label_field} - set(self.columns)
         if self.columns and unknown:
             raise ValueError(f"columns: expected {sorted(unknown)[0]} among them, found none")
+
+    def _check_tags(self) -> None:
+        rules = KINDS[self.kind]
+        declarations.expect_one_of("reader", self.reader, rules.readers)
+        declarations.expect_one_of("submission: format", self.submission.format, rules.submissions)
+        if self.kind != TOKEN_CLASSIFICATION:
+            return
+        if len(self.text_fields) != 1:
+            raise ValueError(f"text_fields: expected one, received {len(self.text_fields)}")
+        if self.reader == "conll" and not self.columns:
+            raise ValueError("columns: expected all with reader: conll, received none")
+        wrong = [tag for tag in self.labels if not is_tag(tag, self.scheme)]
+        if self.labels and (wrong or OUTSIDE_TAG not in self.labels):
+            received = declarations.shown(wrong[0]) if wrong else f"none that is {OUTSIDE_TAG}"
+            raise ValueError(f"labels: expected {describe_tags(self.scheme)}, received {received}")
+        try:
+            groups = re.compile(self.word_pattern).groups
+        except re.error as error:
+            raise ValueError(f"word_pattern: expected a regular expression ({error})") from error
+        if self.word_pattern and groups != 1:
+            raise ValueError(f"word_pattern: expected one group, received {groups}")
 
     def _check_files(self) -> None:
         for split, names in self.files.items():
@@ -160,12 +238,26 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def main_metric(self) -> str:
         """The score that decides: a key of what `tools.finetuning.scoring.evaluate` gives."""
-        return SPAN_SCORES[0] if self.kind == "span" else self.metrics[0]
+        return SPAN_SCORES[0] if self.kind == SPAN else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:
         """Returns the settings that decide the examples and the scores."""
         values = msgspec.structs.asdict(self)
-        return {name: value for name, value in values.items() if name not in _METADATA}
+        left_out = [name for name, default in _LATER.items() if values[name] == default]
+        return {name: values[name] for name in values if name not in (*_METADATA, *left_out)}
+
+
+def is_tag(tag: str, scheme: str) -> bool:
+    """Returns whether a tag is `O`, or a prefix of the scheme, a hyphen and a type."""
+    prefix, hyphen, entity_type = tag.partition("-")
+    is_typed = prefix in tuple(SCHEMES[scheme]) and hyphen and entity_type
+    return tag == OUTSIDE_TAG or bool(is_typed)
+
+
+def describe_tags(scheme: str) -> str:
+    """Returns a scheme's tags in words, for messages."""
+    prefixed = ", ".join(f"{prefix}-TYPE" for prefix in SCHEMES[scheme])
+    return f"{OUTSIDE_TAG}, {prefixed}"
 
 
 def load_task(name_or_path: str) -> TaskSpec:

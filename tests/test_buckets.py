@@ -294,7 +294,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
     # One of each process; on a disk it is the same.
     assert len(events) == 2 and all(made[name] for name in events)
     assert not list(mirror_folder().rglob("step-*"))
-    with pytest.raises(InputError, match="another request: learning_rate is 0.001 there"):
+    with pytest.raises(InputError, match="another run configuration: learning_rate is 0.001 there"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 

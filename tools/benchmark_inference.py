@@ -1,4 +1,4 @@
-"""How fast models answer here: latency and throughput of students beside their teacher.
+"""Measures latency and throughput of students and their teacher.
 
 offline_distill benchmark_inference --models=TEACHER,STUDENT --seq_length=512
 

@@ -1,11 +1,11 @@
-"""What a smaller teacher cache costs: the same student from each of several, side by side.
+"""Trains the same student from each of several caches, and compares the students.
 
 offline_distill compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
   --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"
 
-Each student is trained for the same steps and evaluated on the eval split of the first
-cache, so that all are measured by the same teacher's word. Stopped at any moment, the
-same command continues.
+Each student is trained for the same number of steps and evaluated on the eval split of the first
+cache, so that all are compared with the same teacher targets. Re-run the command to resume an
+interrupted comparison.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -27,7 +28,7 @@ from tools.commands import run_command
 from tools.student_evaluation import evaluate
 from tools.text_table import aligned_lines
 
-# Of the report on an eval split: its names there, and over the columns of the table.
+# Metrics of an evaluation, with the titles of their columns in the table.
 METRICS: Mapping[str, str] = {
     "masked_lm_accuracy": "accuracy",
     "masked_lm": "masked LM",
@@ -39,12 +40,12 @@ _OWN_FLAGS = ("input_dir", "input_file", "output_dir", "random_seed", "do_train"
 
 
 def _parse_flags(text: str) -> tuple[str, ...]:
-    found = tuple(shlex.split(text))
-    for argument in found:
+    arguments = tuple(shlex.split(text))
+    for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
-            raise InputError(None, f"no `{name}`, which is chosen for each run")
-    return found
+            raise InputError(None, f"without `{name}`, which this tool sets for each run")
+    return arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +57,16 @@ class CompareConfig(Settings):
         "Teacher caches of the same examples, separated by commas.",
         parse=parse_words,
     )
-    work: Location = setting(
-        dataclasses.MISSING, "Directory for the students' directories, on this machine."
-    )
+    work: Location = setting(dataclasses.MISSING, "Local directory for the students' directories.")
     distill_flags: tuple[str, ...] = setting(
-        dataclasses.MISSING, "Flags of run_distill besides the cache.", parse=_parse_flags
+        dataclasses.MISSING,
+        "Flags of run_distill, without those of the cache, the output and the seed.",
+        parse=_parse_flags,
     )
     seeds: tuple[int, ...] = setting(
-        (1, 2), "Seeds, each of which trains one student from each cache.", parse=parse_counts
+        (1, 2), "Random seeds. Each trains one student from each cache.", parse=parse_counts
     )
-    max_eval_steps: int = setting(200, "Batches of 32 of evaluation at most.", low=1)
+    max_eval_steps: int = setting(200, "Maximum number of evaluation batches of 32.", low=1)
     output: Location | None = setting(None, "New JSON file for the table.")
 
     def __post_init__(self) -> None:
@@ -77,21 +78,26 @@ class CompareConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One cache and its students.
+    """A cache and the scores of its students.
 
     Attributes:
         cache: the directory, as text.
-        kept: k, and how many ids a position has on average.
-        logit_encoding: how they are packed.
-        bytes_per_position: the cache adds at a masked position.
-        scores: for each seed, each of `METRICS`.
+        num_ids: k; the mean number of ids at a position.
+        logit_encoding: name of the codec.
+        bytes_per_position: bytes that the cache adds for a masked position.
+        scores: the values of `METRICS` by seed.
     """
 
     cache: str
-    kept: tuple[int, float]
+    num_ids: tuple[int, float]
     logit_encoding: str
     bytes_per_position: float
     scores: Mapping[int, Mapping[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `output` holds."""
+        value = dataclasses.asdict(self)
+        return {**value, "kept": value.pop("num_ids")}
 
     def mean(self, name: str) -> float:
         """Returns a metric's mean over the seeds."""
@@ -107,28 +113,28 @@ def _open(paths: Sequence[Location]) -> list[Manifest]:
     """Returns the manifests of caches of the same examples.
 
     Raises:
-        InputError: one is no teacher cache, or holds other examples than the first.
+        InputError: a directory is not a teacher cache, or holds other examples than the first.
     """
-    found = [manifests.load(path) for path in paths]
-    for path, manifest in zip(paths, found, strict=True):
+    loaded = [manifests.load(path) for path in paths]
+    for path, manifest in zip(paths, loaded, strict=True):
         if manifest.teacher_info is None:
             raise InputError(path, "a teacher cache", manifest.kind)
         if not manifest.num_examples(manifests.TRAIN):
             raise InputError(path, "train examples", "none")
         first, other = (
-            (one.num_examples(manifests.TRAIN), one.teacher_info.parent["sha256"])
-            for one in (found[0], manifest)
+            (either.num_examples(manifests.TRAIN), either.teacher_info.parent["sha256"])
+            for either in (loaded[0], manifest)
         )
         if first != other:
             raise InputError(
                 Setting("caches"),
-                "caches of the same masked examples",
+                "made from the same masked examples",
                 f"{paths[0]} ({first[0]:,} train examples, parent {first[1][:8]}…) and "
                 f"{path} ({other[0]:,}, parent {other[1][:8]}…)",
             )
-    if not found[0].num_examples(manifests.EVAL):
+    if not loaded[0].num_examples(manifests.EVAL):
         raise InputError(paths[0], "eval examples in the first cache", "none")
-    return found
+    return loaded
 
 
 def compare(config: CompareConfig) -> list[Comparison]:
@@ -137,10 +143,10 @@ def compare(config: CompareConfig) -> list[Comparison]:
     The students' directories are `<number of the cache>-<seed>` in `work`.
 
     Raises:
-        InputError: a cache is none, or they are not of the same masked examples.
-        SystemExit: a run failed and has said why.
+        InputError: a directory is not a teacher cache, or the caches hold different examples.
+        SystemExit: a run failed and has printed its error.
     """
-    found = _open(config.caches)
+    loaded = _open(config.caches)
     config.work.make_directory()
     students = {}
     for number, cache in enumerate(config.caches):
@@ -149,7 +155,7 @@ def compare(config: CompareConfig) -> list[Comparison]:
             settings = {"input_dir": cache, "output_dir": student, "random_seed": seed}
             run_command("run_distill", *config.distill_flags, do_eval=False, **settings)
     comparisons = []
-    for number, (cache, manifest) in enumerate(zip(config.caches, found, strict=True)):
+    for number, (cache, manifest) in enumerate(zip(config.caches, loaded, strict=True)):
         scores = {}
         for seed in config.seeds:
             report = evaluate(students[number, seed], config.caches[0], config.max_eval_steps)
@@ -177,14 +183,14 @@ def table(comparisons: Sequence[Comparison]) -> str:
     """Returns the comparison as text."""
     rows = [
         (
-            pathlib.Path(one.cache).name,
-            one.logit_encoding,
-            str(one.kept[0]),
-            f"{one.kept[1]:.1f}",
-            f"{one.bytes_per_position:.1f}",
-            *(_cell(one, name) for name in METRICS),
+            pathlib.Path(comparison.cache).name,
+            comparison.logit_encoding,
+            str(comparison.num_ids[0]),
+            f"{comparison.num_ids[1]:.1f}",
+            f"{comparison.bytes_per_position:.1f}",
+            *(_cell(comparison, name) for name in METRICS),
         )
-        for one in comparisons
+        for comparison in comparisons
     ]
     titles = ("cache", "encoding", "k", "ids", "bytes", *METRICS.values())
     seeds = len(comparisons[0].scores)
@@ -192,9 +198,9 @@ def table(comparisons: Sequence[Comparison]) -> str:
         [
             *aligned_lines(titles, rows),
             "",
-            "bytes: the cache adds at a masked position; ids: kept there on average",
-            f"on the eval split of {comparisons[0].cache}; mean and deviation of {seeds} "
-            f"seed{'s' * (seeds > 1)}",
+            "ids, bytes: mean numbers of ids and bytes that the cache stores at a masked position",
+            f"scores: on the eval split of {comparisons[0].cache}; mean and standard deviation of "
+            f"{seeds} seed{'s' * (seeds > 1)}",
         ]
     )
 
@@ -202,10 +208,10 @@ def table(comparisons: Sequence[Comparison]) -> str:
 def _compare(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, CompareConfig)
     running.import_quietly("tensorflow")
-    found = compare(config)
-    print(f"\n{table(found)}")
+    comparisons = compare(config)
+    print(f"\n{table(comparisons)}")
     if config.output is not None:
-        config.output.write_json([dataclasses.asdict(one) for one in found])
+        config.output.write_json([comparison.to_json() for comparison in comparisons])
         print(f"comparison: {config.output}")
 
 

@@ -1,13 +1,12 @@
-"""A masked-LM model from one layout into the other.
+"""Converts a masked LM between the layouts of Hugging Face and Google.
 
 offline_distill convert_checkpoint --input=MODEL --output_dir=NEW --layout=hf
 
-hf is Hugging Face's: config.json and model.safetensors, for every family that is
-built here. tf1 is Google's: bert_config.json and bert_model.ckpt, for BERT alone.
-Weights are copied bit by bit (of another type than float32, converted to it), the
-tokenizer's files as they are. Of other heads nothing is kept: in tf1 the pooler and
-the sentence-pair head are zeros, so that code which restores a whole pre-trained
-BERT finds them.
+The layout hf is Hugging Face's, config.json and model.safetensors, for all supported families.
+The layout tf1 is Google's, bert_config.json and bert_model.ckpt, for BERT only. Weights are
+copied bit by bit, or converted to float32 from other types. Tokenizer files are copied. Other
+heads are not converted. In tf1, the pooler and the sentence-pair head are zeros, so that code
+that restores a whole pre-trained BERT finds them.
 """
 
 import dataclasses
@@ -33,15 +32,16 @@ if TYPE_CHECKING:
     from pipeline.models.formats.model_directory import ModelSource
 
 HF, _TF1 = "hf", "tf1"
-# Fields that Google's `bert_config.json` does not have, and the only values of its code.
+# Fields that Google's `bert_config.json` does not have.
 _NOT_IN_GOOGLE_LAYOUT = ("layer_norm_eps", "pad_token_id", "model_type", "embedding_size")
+# Values that Google's code supports, by field.
 _GOOGLE_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(name for name, family in FAMILIES.items() if family.in_google_layout),
     "hidden_act": ("gelu", "relu"),
     "layer_norm_eps": (1e-12,),
     "tie_word_embeddings": (True,),
 }
-# What else may lie beside a tokenizer's own file.
+# Other files that may accompany a tokenizer's main file.
 _TOKENIZER_SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -73,7 +73,7 @@ class ConvertConfig(Settings):
         if (self.input is None) == (self.bert_config_file is None):
             raise InputError(
                 Setting("input"),
-                "given, or `bert_config_file` with `init_checkpoint` in its place",
+                "set, or `bert_config_file` with `init_checkpoint` in its place",
                 "neither" if self.input is None else "both",
             )
         if self.input is not None and self.init_checkpoint is not None:
@@ -81,7 +81,8 @@ class ConvertConfig(Settings):
                 Setting("init_checkpoint"), "used together with `bert_config_file`", "`input`"
             )
         if self.input is None and self.init_checkpoint is None:
-            raise InputError(Setting("init_checkpoint"), "the model's checkpoint", "none")
+            expected = "the model's checkpoint where `bert_config_file` is set"
+            raise InputError(Setting("init_checkpoint"), expected, "none")
 
 
 def _find_source(config: ConvertConfig) -> "ModelSource":
@@ -93,13 +94,13 @@ def _find_source(config: ConvertConfig) -> "ModelSource":
 
 
 def google_config(config: "EncoderConfig") -> dict[str, Any]:
-    """Returns the `bert_config.json` from which Google's code makes the same model.
+    """Returns the content of a `bert_config.json` from which Google's code makes the same model.
 
-    Its code counts padding by the mask alone, so `pad_token_id` is left out.
+    Google's code recognizes padding only by the mask, so that `pad_token_id` is left out.
 
     Raises:
-        InputError: Google's layout has no such value, and its code would compute
-            something else.
+        InputError: Google's layout cannot express a value, and its code would compute something
+            else.
     """
     for name, allowed in _GOOGLE_VALUES.items():
         value = getattr(config, name)
@@ -113,21 +114,20 @@ def google_config(config: "EncoderConfig") -> dict[str, Any]:
 def write_tf1_weights(
     prefix: str, config: "EncoderConfig", weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes the weights of a masked-LM model by Google's names.
+    """Writes the weights of a masked-LM model under Google's names.
 
-    The pooler and the sentence-pair head, which a masked LM here does not have,
-    are zeros, so that code which restores every variable of a pre-trained BERT
-    finds them.
+    This project's masked LM has neither the pooler nor the sentence-pair head. They are written
+    as zeros, so that code that restores every variable of a pre-trained BERT finds them.
 
     Args:
         prefix: path of the checkpoint; `.index` and `.data-00000-of-00001` are
             written, not atomically.
-        config: the model's configuration, of a family that Google's layout describes.
-        weights: float32 arrays by our names (`weight_names`), every weight present.
+        config: the model's configuration, of a family that Google's layout supports.
+        weights: float32 arrays of all weights, by the project's names (`weight_names`).
 
     Raises:
-        ValueError: another family.
-        OSError: it cannot be written, for example because the disk is full.
+        ValueError: Google's layout does not support the family.
+        OSError: the files cannot be written, for example because the disk is full.
     """
     import tensorflow as tf
 
@@ -158,20 +158,19 @@ def write_tf1_weights(
 
 
 def write_model(source: "ModelSource", directory: "Location", *, layout: str) -> list[str]:
-    """Writes a model with its tokenizer's files, and returns the names of these.
+    """Writes a model and copies its tokenizer's files; returns the names of the latter.
 
     Args:
-        source: has weights.
-        directory: is made unless it is there; holds no file of the same name.
+        source: a model with weights.
+        directory: is created if it does not exist; must not hold files of the same names.
         layout: `hf` or `tf1`.
 
     Raises:
-        InputError: the weights are not those of the configuration, or the folder
-            cannot be made.
+        InputError: the weights do not fit the configuration, or the directory cannot be created.
     """
     from pipeline.models.formats import model_directory
 
-    # Before there is a folder: a mistake leaves none.
+    # Weights are read first, so that an error leaves no directory.
     weights = source.read_weights()
 
     def write_hf(stage: pathlib.Path) -> None:
@@ -193,30 +192,30 @@ def write_with_tokenizer(
     *,
     last: str,
 ) -> list[str]:
-    """Writes a model and copies the tokenizer's files, and returns the names of these.
+    """Writes a model and copies its tokenizer's files; returns the names of the latter.
 
     Args:
-        source: beside which the tokenizer lies.
+        source: the model whose directory holds the tokenizer.
         directory: see `write_model`.
-        write: writes the model's own files into a folder.
-        last: the file of these that appears last.
+        write: writes the model's files into a directory.
+        last: the model's file that appears last.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the directory cannot be created.
     """
     from pipeline.tokenizers import loading
 
     settings = (source.directory / name for name in _TOKENIZER_SETTINGS)
-    found = [
+    tokenizer_files = [
         *loading.tokenizer_files(source.directory),
         *(path for path in settings if path.is_file()),
     ]
     directory.make_directory()
     with directory.stage_directory(last=last) as stage:
         write(stage)
-        for path in found:
+        for path in tokenizer_files:
             shutil.copyfile(path.mirror(), stage / path.name)
-    return [path.name for path in found]
+    return [path.name for path in tokenizer_files]
 
 
 def _convert(values: absl_flags.FlagValues) -> None:
@@ -229,7 +228,7 @@ def _convert(values: absl_flags.FlagValues) -> None:
             google_config(source.config)
         except InputError as error:
             raise InputError(
-                Setting("layout"), received=f"{_TF1}: {error}", hint="hf takes every model"
+                Setting("layout"), received=f"{_TF1}: {error}", hint="hf supports all families"
             ) from error
     directory.expect_empty()
     if _TF1 in (source.layout, config.layout):
@@ -238,7 +237,7 @@ def _convert(values: absl_flags.FlagValues) -> None:
     source.print_unused()
     table = weight_names.weight_table(source.config)
     print(f"weights    {len(table)} of a {source.config.model_type}, from {source.layout}")
-    print(f"tokenizer  {', '.join(copied) or 'no file of one beside the model'}")
+    print(f"tokenizer  {', '.join(copied) or 'none, as the model directory has no tokenizer file'}")
     print(f"model: {directory}")
 
 

@@ -7,6 +7,8 @@ ids, and any TensorFlow loads it; saved_model_text takes text, of a model with a
 vocab.txt, and its readers must import tensorflow_text first. Both are loaded in a fresh process.
 litert is a file for phones, litert_int8 the same with weights of 8 bits; onnx is read by
 onnxruntime. All but litert_int8 are float32, and all take any batch and any length.
+sentence_transformers is a directory that the library of this name loads: hf, and how vectors of
+texts are made (--pooling, --normalize). Its vectors are compared in place of guesses.
 
 Each is read again and compared with the model on real text: the lines of --sentences, every
 seventh token masked, or the eval examples of --input_dir. A format whose first guesses are
@@ -16,9 +18,10 @@ and export.json with the figures. All but hf and saved_model need
 pip install '.[export]'.
 
 Of a fine-tuned model (a run's folder model, as tools.finetune writes it) the logits are those
-of the classes, [B, C], or of an answer's start and end, [B, 2, L]. It is compared on the lines
-as they are. For pairs and questions they are taken two by two: the first with the second, the
-third with the fourth. That a classification is of pairs is read from the run's request.json.
+of the classes, [B, C], of an answer's start and end, [B, 2, L], or of each token's tags,
+[B, L, C]. It is compared on the lines as they are. For pairs and questions they are taken two
+by two: the first with the second, the third with the fourth. That a classification is of
+pairs is read from the run's request.json.
 """
 
 import dataclasses
@@ -37,6 +40,8 @@ from pipeline.base.settings import Settings, parse_words, setting
 from pipeline.commands import flags, running
 from tools.exports import formats
 from tools.exports.formats import CardSettings
+from tools.model_tokenizer import load_model_tokenizer
+from tools.sentence_layout import PoolingSettings, SentenceLayout, choose_layout
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
@@ -108,14 +113,7 @@ def _find_tokenizer(config: ExportConfig, source: "ModelSource") -> "Tokenizer |
 
     if not loading.tokenizer_files(source.directory) and config.sentences is None:
         return None
-    tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
-    if len(tokenizer.vocab) > source.config.vocab_size:
-        raise InputError(
-            Setting("model"),
-            f"a tokenizer of at most {source.config.vocab_size} tokens, as the model has",
-            f"{len(tokenizer.vocab)} in {source.directory}",
-        )
-    return tokenizer
+    return load_model_tokenizer(source)
 
 
 def _open_cache(config: ExportConfig, source: "ModelSource") -> "CacheInput | None":
@@ -171,6 +169,19 @@ def describe(report: "Report") -> str:
     )
 
 
+def _find_layout(
+    config: ExportConfig, pooling: PoolingSettings, source: "ModelSource"
+) -> SentenceLayout | None:
+    """Returns how vectors are made; None where no format needs it."""
+    if formats.SENTENCE_TRANSFORMERS not in config.formats:
+        for name in ("pooling", "normalize"):
+            if getattr(pooling, name) is not None:
+                expected = f"used together with `formats`={formats.SENTENCE_TRANSFORMERS}"
+                raise InputError(Setting(name), expected, ",".join(config.formats))
+        return None
+    return choose_layout(source.directory, pooling)
+
+
 def _write_report(report: "Report", config: ExportConfig, max_seq_length: int) -> None:
     from tools import measurement
 
@@ -197,9 +208,10 @@ class _Prepared:
     examples: "list[Example]"
     card: CardSettings
     origin: "Origin"
+    layout: SentenceLayout | None
 
 
-def _prepare(config: ExportConfig, card: CardSettings) -> _Prepared:
+def _prepare(config: ExportConfig, card: CardSettings, pooling: PoolingSettings) -> _Prepared:
     from pipeline.models.formats import model_directory
     from tools.exports import examples, model_card, model_task
 
@@ -217,7 +229,8 @@ def _prepare(config: ExportConfig, card: CardSettings) -> _Prepared:
     origin = model_card.find_origin(config.model, None if cache is None else cache.manifest)
     if card.base_model is None and origin.teacher is not None:
         card = dataclasses.replace(card, base_model=origin.teacher.id)
-    return _Prepared(source, task, tokenizer, max_seq_length, checked, card, origin)
+    layout = _find_layout(config, pooling, source)
+    return _Prepared(source, task, tokenizer, max_seq_length, checked, card, origin, layout)
 
 
 def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) -> None:
@@ -236,7 +249,8 @@ def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) 
 
 def _export(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, ExportConfig)
-    prepared = _prepare(config, flags.read_config(values, CardSettings))
+    card, pooling = (flags.read_config(values, kind) for kind in (CardSettings, PoolingSettings))
+    prepared = _prepare(config, card, pooling)
     directory = config.output_dir
     # Other backends' graphs are not TensorFlow's.
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -244,7 +258,11 @@ def _export(values: absl_flags.FlagValues) -> None:
     from tools.exports import exporter, hugging_face
 
     subject = hugging_face.load_subject(
-        prepared.source, prepared.task, prepared.tokenizer, prepared.max_seq_length
+        prepared.source,
+        prepared.task,
+        prepared.tokenizer,
+        prepared.max_seq_length,
+        prepared.layout,
     )
     directory.make_directory()
     report = exporter.export(
@@ -267,7 +285,7 @@ def _export(values: absl_flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    table = flags.define_flags(ExportConfig, CardSettings)
+    table = flags.define_flags(ExportConfig, PoolingSettings, CardSettings)
     return running.run(table, _export, __doc__, argv)
 
 

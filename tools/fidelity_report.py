@@ -31,11 +31,11 @@ class FidelityConfig(Settings):
     )
     teacher: Location = setting(
         dataclasses.MISSING,
-        "Model directory, or model of the hub, that it was made with.",
+        "The teacher of the cache: a model directory or a model of the hub.",
         hub_files=hub_id.MODEL,
     )
-    sample: int = setting(512, "Number of examples that are compared.", low=1)
-    any_teacher: bool = setting(False, "Whether a teacher that is not the cache's is accepted.")
+    sample: int = setting(512, "Number of examples to compare.", low=1)
+    any_teacher: bool = setting(False, "Whether to accept a teacher other than the cache's.")
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
     compute_dtype: str = setting(
         FLOAT32, "Precision of the encoder; logits are always float32.", choices=(FLOAT32, BFLOAT16)
@@ -44,12 +44,13 @@ class FidelityConfig(Settings):
 
 
 def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, Any]]:
-    """Measures how true a cache is to a teacher.
+    """Compares a cache with a teacher.
 
     Returns:
-        the report, and what it is of: the teacher's checksum, and fields of the manifest.
+        the report; a description of the comparison, with the teacher's checksum and fields of
+        the manifest.
     """
-    # Keras is imported only now that there is something to compute.
+    # Importing Keras takes seconds, so that it is imported only when it is needed.
     from pipeline.models.formats import model_directory
     from pipeline.storage import cache_input
     from pipeline.storage import manifest as manifests
@@ -57,11 +58,13 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
     from pipeline.teacher.settings import TeacherCacheConfig
     from tools.cache_analysis import cache_report
 
-    named = TeacherCacheConfig(output_dir=".", input_dir=config.input_dir, teacher=config.teacher)
-    source = capture.find_teacher(named)
+    settings = TeacherCacheConfig(
+        output_dir=".", input_dir=config.input_dir, teacher=config.teacher
+    )
+    source = capture.find_teacher(settings)
     cache = cache_input.open_cache(config.input_dir, None)
     cache_report.expect_comparable(cache)
-    source = capture.fit_teacher(named, source, cache)
+    source = capture.fit_teacher(settings, source, cache)
     sha256 = source.sha256()
     if not config.any_teacher:
         cache_report.expect_teacher(cache, sha256)
@@ -79,7 +82,7 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
         "truncation_factor": info.truncation_factor,
         "logit_encoding": info.logit_encoding,
         **({"state_bits": info.state_bits} if info.holds_states else {}),
-        # None of caches that were merged and differ in it.
+        # None for a cache that was merged from caches with different values.
         "cache_compute_dtype": cache.manifest.flags.get("compute_dtype"),
     }
     return report, about
@@ -91,8 +94,8 @@ def _lines(report: "CacheReport") -> Iterator[tuple[str, str]]:
             f"KL(teacher || cached), T = {temperature}",
             f"mean {summary.mean:.2e}, 99% {summary.p99:.2e}, largest {summary.max:.2e}",
         )
-    yield "same first guess", f"{report.top1_agreement:.2%}"
-    yield "mass kept", f"{report.mass_kept:.3%}"
+    yield "same top-1 token", f"{report.top1_agreement:.2%}"
+    yield "mass in the top-k", f"{report.mass_kept:.3%}"
     yield "largest error, log-probability in the top-k", f"{report.topk_error:.2e}"
     yield "largest error, log of the tail", f"{report.tail_error:.2e}"
     yield "largest error, label's log-probability", f"{report.label_error:.2e}"
@@ -120,8 +123,8 @@ def table(report: "CacheReport") -> str:
             "",
             *aligned_lines(("feature", "bytes a position"), sizes),
             "",
-            f"of {report.num_positions:,} masked positions of {report.num_examples:,} examples; "
-            "the tail is one class; nats",
+            f"measured at {report.num_positions:,} masked positions of {report.num_examples:,} "
+            "examples; divergences in nats, with the tail as a single class",
         ]
     )
 

@@ -25,7 +25,7 @@ from pipeline.commands import flags, running
 from pipeline.storage import manifest as manifests
 from tools.finetuning.settings import FinetuneConfig, GridSettings
 from tools.finetuning.short_runs import task_name
-from tools.finetuning.task_data import find_files
+from tools.finetuning.task_files import find_files
 from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What `benchmark_inference` times: an encoder's forward pass, computed in one way."""
+"""An encoder's forward pass, computed in one way."""
 
 import dataclasses
 import pathlib
@@ -20,6 +20,8 @@ from pipeline.models.weight_names import encoder_table
 Arrays = dict[str, np.ndarray]
 # Computes a batch, and has the result as NumPy arrays.
 Forward = Callable[[Mapping[str, np.ndarray]], Any]
+# From the last hidden states [B, L, D] and the mask [B, L] to what is kept of them.
+Keep = Callable[[Any, Any], Any]
 _SEED = 12345
 _INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
 
@@ -58,24 +60,34 @@ def _load(source: ModelSource, dtype: str) -> Any:
     return model
 
 
-def keras_forward(source: ModelSource, device: str, compute_dtype: str) -> Forward:
-    """Loads a model and compiles its encoder: the last hidden states, float32 [B, L, D].
+def _last_states(states: Any, mask: Any) -> Any:
+    from keras import ops
+
+    del mask
+    return ops.cast(states, "float32")
+
+
+def keras_forward(
+    source: ModelSource, device: str, compute_dtype: str, keep: Keep = _last_states
+) -> Forward:
+    """Loads a model and compiles its encoder.
 
     Args:
         source: has weights.
         device: Keras's name of what computes.
         compute_dtype: name of a dtype policy.
+        keep: by default all of the last hidden states, float32 [B, L, D].
     """
     import keras
 
     with keras.device(device):
         model = _load(source, compute_dtype)
     if keras.config.backend() == "jax":
-        return _jax_forward(model, device)
-    return _tensorflow_forward(model, device)
+        return _jax_forward(model, device, keep)
+    return _tensorflow_forward(model, device, keep)
 
 
-def _jax_forward(model: Any, device: str) -> Forward:
+def _jax_forward(model: Any, device: str, keep: Keep) -> Forward:
     import jax
 
     from pipeline.teacher import forward
@@ -85,13 +97,16 @@ def _jax_forward(model: Any, device: str) -> Forward:
     values = jax.device_put([variable.value for variable in model.variables], target)
     forward = jax.jit(
         forward.stateless_forward(
-            model, lambda outputs, _: outputs[records.HIDDEN_STATES][-1].astype("float32")
+            model,
+            lambda outputs, batch: keep(
+                outputs[records.HIDDEN_STATES][-1], batch[records.INPUT_MASK]
+            ),
         )
     )
     return lambda batch: jax.device_get(forward(values, batch))
 
 
-def _tensorflow_forward(model: Any, device: str) -> Forward:
+def _tensorflow_forward(model: Any, device: str, keep: Keep) -> Forward:
     import tensorflow as tf
 
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in _INPUTS}
@@ -101,7 +116,7 @@ def _tensorflow_forward(model: Any, device: str) -> Forward:
         # Within the graph, which else goes to a GPU whatever is said outside.
         with tf.device(device):
             states = model.encoder(batch, training=False)[records.HIDDEN_STATES]
-            return tf.cast(states[-1], tf.float32)
+            return keep(states[-1], batch[records.INPUT_MASK])
 
     return lambda batch: forward(batch).numpy()
 

@@ -37,7 +37,10 @@ class InspectConfig(Settings):
         None, "In place of `first`: the first hexadecimal digits of the example's id."
     )
     guesses: int = setting(
-        5, "Number of the teacher's guesses at a masked position.", low=1, high=1_000
+        5,
+        "Number of the teacher's predictions to show at a position.",
+        low=1,
+        high=1_000,
     )
     html: Location | None = setting(None, "New HTML file for what is shown.")
 
@@ -76,24 +79,24 @@ def inspect_cache(config: InspectConfig) -> tuple[list[str], str | None]:
 
 
 def _notes(manifest: "Manifest") -> Iterator[str]:
-    """Yields how to read what is shown."""
+    """Yields explanations of the examples."""
     from data_specs import records
     from pipeline.storage.manifest import SAMPLED
     from pipeline.teacher import judgement
 
     if manifest.kind == records.UNMASKED_WINDOWS:
-        yield "Masked anew each epoch by run_distill; a bar stands before each word."
+        yield "run_distill masks these windows anew in each epoch. Each word starts at a bar."
     if manifest.teacher_info is None:
         return
     if manifest.teacher_info.truncation == SAMPLED:
         yield (
-            "Guesses are drawn by chance: p is the share of the draws, the tail is empty; "
-            "the label's p is the teacher's own."
+            "Predictions are sampled: p is a token's share of the samples, and the tail is empty. "
+            "p(label) is the teacher's probability."
         )
     elif manifest.teacher_info.holds_states:
-        yield "Guesses are of the whole distribution, rebuilt from head states; the tail is empty."
+        yield "The whole distribution is decoded from head states; the tail is empty."
     else:
-        yield "Tail: the teacher's probability outside the cached ids."
+        yield "Tail: the teacher's probability mass outside the cached ids."
     if (labels := judgement.of_cache(manifest)) is not None:
         yield f"Teacher: {labels.figures()}; {labels.baselines()}."
 

@@ -1,6 +1,6 @@
-"""Records of int64 and float lists, padded, as the Chinese RoBERTa-wwm distillation stores them.
+"""Padded records of int64 and float lists, as in the Chinese RoBERTa-wwm distillation.
 
-The sizes and the speed of this project's records are compared with them.
+Benchmarks compare the sizes and the speed of this project's records with them.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ _BATCH_SIZE = 32
 
 
 def list_record(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a record, written through Python lists.
+    """Returns a record that is built from Python lists.
 
     Args:
-        arrays: of one example, padded: `input_ids`, `input_mask`, `segment_ids` [L],
+        arrays: padded arrays of one example: `input_ids`, `input_mask`, `segment_ids` [L],
             `masked_lm_positions`, `masked_lm_ids`, `masked_lm_weights` [P], `topk_ids`
             and `topk_logits` [P, K].
     """
@@ -40,7 +40,7 @@ def list_record(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def list_features(length: int, positions: int, k: int) -> dict[str, tf.io.FixedLenFeature]:
-    """Returns the parsing specification of such records: L, P and K."""
+    """Returns the parsing specification of records with the sizes L, P and K."""
     shapes = {name: [length] for name in _INPUTS} | {name: [positions] for name in _LABELS}
     shapes |= {name: [positions, k] for name in TOPK}
     return {
@@ -50,7 +50,7 @@ def list_features(length: int, positions: int, k: int) -> dict[str, tf.io.FixedL
 
 
 def padded_examples(cache: CacheInput, split: str, count: int) -> list[dict[str, Any]]:
-    """Returns the arrays of a split's first examples, padded, as `list_record` takes them."""
+    """Returns the padded arrays of a split's first examples, the input of `list_record`."""
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     examples = []
     for serialized in reader.evaluation_records(cache, split).take(count).batch(_BATCH_SIZE):

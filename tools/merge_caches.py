@@ -1,9 +1,9 @@
-"""Averages teacher caches over the same masked examples into one: several teachers, one cache.
+"""Averages teacher caches of several teachers over the same masked examples into one cache.
 
 offline_distill merge_caches --input_dirs=CACHE_A,CACHE_B --weights=0.5,0.5 --output_dir=MERGED
 
-The probabilities are averaged at temperature 1, the only temperature of the
-merged cache, which has a top-k. Killed at any moment, the same command finishes the rest.
+Probabilities are averaged at temperature 1, the only temperature of the merged cache. The merged
+cache holds a top-k. Re-run the command to resume an interrupted merge.
 """
 
 import collections
@@ -43,17 +43,18 @@ class MergeConfig(Settings):
         parse=parse_words,
     )
     output_dir: Location = setting(
-        dataclasses.MISSING, "Directory for the merged cache: empty, or of an interrupted run."
+        dataclasses.MISSING,
+        "Directory for the merged cache: empty, or that of an interrupted run to resume.",
     )
     weights: tuple[float, ...] | None = setting(
         None,
-        "A number above 0 for each cache, for example 2,1. Equal by default.",
+        "Weight of each cache, a number above 0; for example 2,1. Equal by default.",
         parse=parse_numbers,
     )
     truncation_factor: int | None = setting(
         None,
-        "k, the number of tokens stored at a masked position; the largest of the caches by "
-        "default. Required where one holds head states.",
+        "k, the number of tokens stored at a masked position; the largest k of the caches by "
+        "default. Required if a cache holds head states.",
         low=1,
     )
     logit_encoding: str = setting("float16", "Codec of the logits.", choices=tuple(CODECS))
@@ -72,32 +73,32 @@ class MergeConfig(Settings):
         if self.weights is None:
             return
         if len(self.weights) != len(self.input_dirs):
-            expected = f"{len(self.input_dirs)}, one for each of `input_dirs`"
+            expected = f"a list of {len(self.input_dirs)} numbers, one for each of `input_dirs`"
             raise InputError(Setting("weights"), expected, len(self.weights))
         if not all(weight > 0.0 for weight in self.shares):
             received = ",".join(f"{weight:g}" for weight in self.weights)
-            raise InputError(Setting("weights"), "numbers above 0", received)
+            raise InputError(Setting("weights"), "a list of numbers above 0", received)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The weights, of sum 1."""
+        """The weights, normalized to a sum of 1."""
         weights = self.weights or (1.0,) * len(self.input_dirs)
         total = math.fsum(weights)
-        # A sum of 0 is of weights that are refused.
+        # Weights with a sum of 0 are refused later.
         return tuple(weight / total if total > 0.0 else 0.0 for weight in weights)
 
 
 def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherInfo:
-    """Returns what the merged cache will hold."""
+    """Returns the manifest's description of the merged targets."""
     infos = [cache.manifest.teacher_info for cache in caches]
     if config.truncation_factor is None and any(info.holds_states for info in infos):
-        expected = "a number, as a cache of head states has all tokens and the merged one a top-k"
+        expected = "set to merge a cache of head states, as the merged cache holds a top-k"
         raise InputError(Setting("truncation_factor"), expected, "none")
-    # More than the longest list may not be there everywhere.
-    longest = max(info.truncation_factor for info in infos)
-    wanted = min(config.truncation_factor or longest, caches[0].manifest.vocab.size)
-    if wanted > longest:
-        expected = f"at most {longest}, the largest of `input_dirs`"
+    # Together, the caches may have no more ids at a position than the largest k.
+    largest = max(info.truncation_factor for info in infos)
+    truncation_factor = min(config.truncation_factor or largest, caches[0].manifest.vocab.size)
+    if truncation_factor > largest:
+        expected = f"at most {largest}, the largest k of `input_dirs`"
         raise InputError(Setting("truncation_factor"), expected, config.truncation_factor)
     teachers = [
         {**info.teacher, "weight": weight}
@@ -105,7 +106,7 @@ def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherI
     ]
     masses = [info.truncation_mass for info in infos if info.truncation_mass is not None]
     return TeacherInfo(
-        truncation_factor=wanted,
+        truncation_factor=truncation_factor,
         logit_encoding=config.logit_encoding,
         temperatures=(merging.TEMPERATURE,),
         teacher={"merged": teachers},
@@ -117,7 +118,7 @@ def _teacher_info(config: MergeConfig, caches: Sequence[CacheInput]) -> TeacherI
 def _run_configuration(
     config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
 ) -> dict[str, Any]:
-    """Returns the settings that decide the output, as JSON values."""
+    """Returns the run configuration, as JSON values."""
     mass = info.truncation_mass
     return {
         "kind": records.TEACHER_CACHE,
@@ -135,10 +136,10 @@ def _run_configuration(
 
 
 def merge_caches(config: MergeConfig) -> Manifest:
-    """Merges teacher caches, or finishes a merge that was killed; returns the manifest.
+    """Merges teacher caches, or resumes an interrupted merge; returns the manifest.
 
     Raises:
-        InputError: the caches or the directory are invalid. Shards that are whole stay.
+        InputError: the caches or the directory are invalid. Complete shards stay.
     """
     caches = [CacheInput(path, manifests.load(path)) for path in config.input_dirs]
     merging.expect_same_examples(caches)
@@ -151,10 +152,10 @@ def merge_caches(config: MergeConfig) -> Manifest:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     manifests.reserve_output_dir(config.output_dir, settings)
     source, inputs = caches[0].directory, [cache.manifest for cache in caches]
-    # Before the first shard: the codec may need them.
+    # The codec may need the token counts, so that they are written before the first shard.
     counts = cache_input.count_tokens(config.output_dir, info, source, inputs[0])
     splits = _merge_shards(config, caches, info)
-    # A byte-equal repetition needs it besides the run configuration.
+    # To reproduce the bytes, a run needs the same environment and run configuration.
     environment = {"machine": platform.machine(), "numpy": np.__version__}
     environment |= CODECS[info.logit_encoding].environment
     statistics = _in_common([manifest.statistics for manifest in inputs])
@@ -175,10 +176,10 @@ def merge_caches(config: MergeConfig) -> Manifest:
 def _merge_shards(
     config: MergeConfig, caches: Sequence[CacheInput], info: TeacherInfo
 ) -> dict[str, tuple[ShardInfo, ...]]:
-    inputs, done = caches[0].manifest, {}
+    inputs, completed = caches[0].manifest, {}
     for shard in inputs.shards:
-        done[shard.file] = manifests.completed_shard(config.output_dir, shard.file)
-    total = sum(shard.num_examples for shard in inputs.shards if done[shard.file] is None)
+        completed[shard.file] = manifests.completed_shard(config.output_dir, shard.file)
+    total = sum(shard.num_examples for shard in inputs.shards if completed[shard.file] is None)
     with tqdm.tqdm(total=total, unit=" examples", desc="merge", smoothing=0.1) as bar:
         merger = merging.CacheMerger(
             caches=caches,
@@ -186,19 +187,22 @@ def _merge_shards(
             codec=cache_input.make_codec(config.output_dir, info, inputs.vocab.size),
             on_examples=bar.update,
         )
-        for file in [file for file, whole in done.items() if whole is None]:
+        for file in [file for file, shard in completed.items() if shard is None]:
             measured = collections.Counter() if manifests.varies_in_size(info) else None
             merged = merger.records(file, measured)
             sums = functools.partial(dict, measured=measured)
-            done[file] = serialization.write_shard(config.output_dir, file, merged, sums)
+            completed[file] = serialization.write_shard(config.output_dir, file, merged, sums)
     return {
-        split: tuple(done[shard.file] for shard in shards)
+        split: tuple(completed[shard.file] for shard in shards)
         for split, shards in inputs.splits.items()
     }
 
 
 def _in_common(mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the entries that all have: of flags, those of the masked examples at least."""
+    """Returns the entries that are equal in all mappings.
+
+    The flags of the masked examples are among them.
+    """
     first, *others = mappings
     return {
         name: value

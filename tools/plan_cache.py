@@ -1,6 +1,6 @@
-"""Tells, before a teacher cache is made, what each k and codec would keep and cost.
+"""Estimates the size, time and fidelity of teacher caches before the teacher runs.
 
-offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --picture=plan.png
+offline_distill plan_cache --input_dir=EXAMPLES --teacher=MODEL --html=plan.html
 
 The teacher runs over a sample of the masked examples. Nothing is cached.
 """
@@ -49,8 +49,8 @@ class PlanConfig(Settings):
     )
     truncation_mass: float | None = setting(
         None,
-        "Stores no more tokens at a position than reach this probability mass, at most k; for "
-        "example 0.999.",
+        "Stores the most probable tokens of a position until their probabilities sum to this "
+        "value, at most k; for example 0.999.",
         low=0.0,
         high=1.0,
     )
@@ -62,8 +62,8 @@ class PlanConfig(Settings):
     )
     temperatures: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
-        "Temperatures of distillation at which the mass kept and the divergence are measured, "
-        "ascending from 1.",
+        "Temperatures of distillation at which the mass in the top-k and the divergence are "
+        "measured, ascending from 1.",
         parse=parse_numbers,
     )
     dupe_factors: tuple[int, ...] = setting(
@@ -75,12 +75,12 @@ class PlanConfig(Settings):
     )
     output_dir: Location | None = setting(
         None,
-        "Directory where the cache would go, whose free disk is reported; nothing is written "
-        "there. By default the directory of `output`.",
+        "Planned directory of the cache, to report its free disk space. Nothing is written to it. "
+        "By default the directory of `output`.",
     )
     output: Location | None = setting(None, "New JSON file for the table.")
-    picture: Location | None = setting(
-        None, "New PNG file: bytes a position against the divergence."
+    html: Location | None = setting(
+        None, "New HTML file: charts of the divergence against the bytes of a position."
     )
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class PlanConfig(Settings):
         self.output_dir.expect_local()
 
     def capture_config(self) -> TeacherCacheConfig:
-        """Returns what `create_teacher_output_data` would be asked for."""
+        """Returns the settings of `create_teacher_output_data` for the planned cache."""
         return TeacherCacheConfig(
             output_dir=self.output_dir,
             input_dir=self.input_dir,
@@ -107,7 +107,7 @@ class PlanConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class CacheCost:
-    """What a whole cache takes if the corpus is masked `dupe_factor` times."""
+    """Size and time of a whole cache if the corpus is masked `dupe_factor` times."""
 
     dupe_factor: int
     bytes: int
@@ -120,13 +120,13 @@ class Plan:
     """The contents of the table.
 
     Attributes:
-        num_examples: in the directory, at its own `dupe_factor`.
-        dupe_factor: of the directory.
+        num_examples: of the masked examples, at their `dupe_factor`.
+        dupe_factor: of the masked examples.
         teacher: the `sha256` of the teacher.
         compute_dtype: of the teacher's forward pass.
-        free_bytes: of the disk where the cache would go.
+        free_bytes: free disk space at the planned directory.
         sample: the measurements.
-        costs: for each of its plans one for each dupe factor asked for.
+        costs: for each plan of the sample, the cost at each requested dupe factor.
     """
 
     num_examples: int
@@ -150,7 +150,7 @@ class Plan:
 
 
 def _free_bytes(directory: Location) -> int:
-    """Returns the free disk where a directory is, or would be made."""
+    """Returns the free disk space at a directory, which need not exist."""
     path = pathlib.Path(directory).absolute()
     while not path.exists():
         path = path.parent
@@ -160,7 +160,7 @@ def _free_bytes(directory: Location) -> int:
 def cache_costs(
     plan: "CachePlan", manifest: Manifest, dupe_factors: Sequence[int], free_bytes: int
 ) -> tuple[CacheCost, ...]:
-    """Scales the bytes and seconds of an example to whole caches."""
+    """Scales the size and time of an example to whole caches."""
     total = sum(map(manifest.num_examples, manifest.splits))
     costs = []
     for dupe_factor in dupe_factors:
@@ -172,7 +172,7 @@ def cache_costs(
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Measures what caches would keep and cost."""
+    """Measures fidelity, size and time of caches."""
     # Keras is imported only now that there is something to compute.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
@@ -219,14 +219,14 @@ def _size(count: float) -> str:
 
 
 def _name(plan: "CachePlan") -> tuple[str, str]:
-    """Returns the columns that tell a plan from others."""
+    """Returns the columns that identify a plan."""
     if plan.state_bits is None:
         return plan.logit_encoding, str(plan.truncation_factor)
     return f"{plan.logit_encoding}, {plan.state_bits} bits", "all"
 
 
 def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
-    """Yields a table of what is kept at each temperature, and warnings."""
+    """Yields a table of the mass and the divergence at each temperature, and warnings."""
     temperatures = list(plans[0].temperatures)
     titles = ["encoding", "k", "bytes"]
     for temperature in temperatures:
@@ -244,8 +244,9 @@ def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
             for plan in plans
             if plan.state_bits is None
         }
-        if light := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
-            yield list_mass.warning(temperature, masses[max(light)], max(light))
+        if too_small := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
+            k = max(too_small)
+            yield list_mass.warning(temperature, masses[k], k)
 
 
 def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:
@@ -266,18 +267,21 @@ def table(plan: Plan) -> str:
     for cost in plan.costs[0]:
         titles += [f"x{cost.dupe_factor}", "hours"]
     rows = list(map(_cells, plan.sample.plans, plan.costs))
-    fastest = max(1.0 / one.seconds for one in plan.sample.plans)
+    fastest = max(1.0 / measured.seconds for measured in plan.sample.plans)
     return "\n".join(
         [
             *aligned_lines(titles, rows),
             "",
-            f"of {plan.sample.num_positions:,} masked positions of {plan.sample.num_examples:,} "
-            f"of {plan.num_examples:,} examples (dupe_factor {plan.dupe_factor})",
-            "KL: teacher to decoded, the tail spread evenly over its tokens; nats, without T²",
-            "codec KL, reverse: the tail as one class, teacher to decoded and decoded to teacher",
-            "bytes: the cache adds at a masked position; xN: the whole cache at dupe_factor N",
-            f"hours: of capture here, {fastest:.3g} examples/s at best, {plan.compute_dtype}",
-            f"free disk: {_size(plan.free_bytes)}; what does not fit is marked !",
+            f"measured at {plan.sample.num_positions:,} masked positions of "
+            f"{plan.sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
+            f"{plan.dupe_factor})",
+            "KL: teacher to decoded, with the tail spread evenly over its tokens; nats, without T²",
+            "codec KL, reverse: teacher to decoded, and decoded to teacher, with the tail as a "
+            "single class",
+            "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
+            f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
+            f"{plan.compute_dtype}",
+            f"free disk: {_size(plan.free_bytes)}; larger caches are marked !",
             *plan.sample.labels.describe(),
             "",
             *_temperature_lines(plan.sample.plans),
@@ -285,25 +289,40 @@ def table(plan: Plan) -> str:
     )
 
 
+def html_page(plan: Plan) -> str:
+    """Returns the page: the divergence at each temperature, in charts and in a table."""
+    from tools.report import caches, inputs, page
+
+    sample = plan.sample
+    lead = (
+        f"Measured at {sample.num_positions:,} masked positions of {sample.num_examples:,} of "
+        f"{plan.num_examples:,} examples. The teacher's forward pass is {plan.compute_dtype}."
+    )
+    labels = page.Note(f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.")
+    contents = [*caches.plan_parts(inputs.planned_caches(plan.to_json())), labels]
+    section = page.Section("Divergence against size", contents)
+    return page.report_page("Plan of a teacher cache", lead, [section])
+
+
 def _plan(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, PlanConfig)
     config.capture_config()
-    for location in (config.output, config.picture):
+    for location in (config.output, config.html):
         if location is not None:
             location.expect_absent()
-    if config.picture is not None:
-        from tools import plan_picture
+    if config.html is not None:
+        from tools.report import page
 
-        plan_picture.expect_matplotlib()
+        page.expect_packages()
     running.choose_backend(values)
     plan = plan_cache(config)
     print(table(plan))
     if config.output is not None:
         config.output.write_json(plan.to_json())
         print(f"plan: {config.output}")
-    if config.picture is not None:
-        plan_picture.draw(plan.sample.plans, config.picture)
-        print(f"picture: {config.picture}")
+    if config.html is not None:
+        config.html.write_whole(html_page(plan).encode("utf-8"))
+        print(f"page: {config.html}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

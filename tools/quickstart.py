@@ -24,6 +24,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_report, quickstart_text
 from tools.commands import Step, claim_directory, make_steps, run_command, show_step
+from tools.report.page import expect_packages
 
 _MAX_SEQ_LENGTH = 64
 # The teacher sees all train examples; what it says is kept of one shard in so many.
@@ -185,6 +186,7 @@ class Quickstart:
 def _quickstart(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
     config = flags.read_config(values, QuickstartConfig)
+    expect_packages()
     # What the user may have got wrong first: a corrected command may then use the folder.
     if config.teacher is not None:
         model_directory.find_model(config.teacher)
@@ -195,12 +197,13 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     run.claim()
     steps = run.steps()
     make_steps(steps, begun, num_more=1)
-    show_step(len(steps) + 1, len(steps) + 1, "table and picture", begun)
+    show_step(len(steps) + 1, len(steps) + 1, "table and page", begun)
     running.import_quietly("tensorflow")
-    report = quickstart_report.measure(run.work, run.teacher)
+    students = quickstart_report.read_students(run.work)
+    report = quickstart_report.measure(run.work, run.teacher, students)
     print(f"\n{quickstart_report.table(report)}\n")
-    picture = quickstart_report.draw(report, run.work)
-    print(f"picture: {picture}")
+    page = quickstart_report.write(report, students, run.work)
+    print(f"page: {page}")
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes; everything is in {run.work}")
 
 

@@ -6,7 +6,7 @@
 #
 # Makes a virtual environment, trains a small teacher (unless there is one), caches
 # what it says, distils a student of half its layers, trains the same student without
-# the teacher, and ends with a table and a picture. Stopped at any moment, the same
+# the teacher, and ends with a table and a page of charts. Stopped at any moment, the same
 # command continues.
 #
 # WORK=DIR names where everything goes (quickstart by default), VENV=DIR the

@@ -1,10 +1,9 @@
-"""The quickstart's last page: one table and one picture."""
+"""The quickstart's report: a table for the terminal, and an HTML page of tables and charts."""
 
 import dataclasses
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,20 +11,20 @@ from pipeline.base.location import Location
 from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import cache_input, serialization
+from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, Manifest
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
 from tools import measurement
-from tools.report.charts import COLOURS, GREY
-from tools.report.runs import METRICS_FILE, read_metrics
+from tools.report import charts, curves, page
+from tools.report.runs import Run, read_runs
 from tools.text_table import aligned_lines
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+STUDENTS = ("distilled", "undistilled")
 _LATENCY_RUNS = 60
 # Records that sizes are measured on.
 _SAMPLE = 200
-_COLOURS = {"distilled": COLOURS[0], "undistilled": COLOURS[1], "teacher": GREY}
+_MEASURES = (curves.ACCURACY, curves.LOSS, curves.AGREEMENT)
+_TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,35 +41,31 @@ class ModelReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the table and the picture show.
+    """The numbers of the tables.
 
     Attributes:
         models: teacher, distilled and undistilled.
-        curves: of each student, (step, accuracy, agreement) at each evaluation.
         num_positions: held-out masked positions.
         position_bytes: bytes of the cache for each masked position, inputs included.
-        ancestor_bytes: the same in lists of int64 and float, padded, as the Chinese
+        list_bytes: the same in lists of int64 and float, padded, as the Chinese
             RoBERTa-wwm distillation stores them.
         truncation_factor: k.
     """
 
     models: tuple[ModelReport, ...]
-    curves: Mapping[str, Sequence[tuple[int, float, float]]]
     num_positions: int
     position_bytes: float
-    ancestor_bytes: float
+    list_bytes: float
     truncation_factor: int
 
 
-def _evaluations(directory: Location) -> list[dict[str, float]]:
-    """Returns the eval lines of a run."""
-    return [line for line in read_metrics(directory / METRICS_FILE) if line["split"] == EVAL]
+def read_students(work: Location) -> list[Run]:
+    """Reads the runs of both students."""
+    return read_runs([work / name for name in STUDENTS])
 
 
-def measure(work: Location, teacher: Location) -> Report:
-    """Collects what the runs below `work` have measured, and measures the rest."""
-    from tools import list_records
-
+def measure(work: Location, teacher: Location, students: Sequence[Run]) -> Report:
+    """Returns the results of the runs below `work`, and measures latencies and sizes."""
     cache = cache_input.open_cache(work / "cache", None)
     manifest = cache.manifest
     evaluation = [
@@ -78,46 +73,44 @@ def measure(work: Location, teacher: Location) -> Report:
         for shard in manifest.splits[EVAL]
         for example in read_examples(cache.directory / shard.file, manifest)
     ]
-    codec = cache_input.open_codec(cache.directory, manifest)
-    label_log_probs = np.concatenate(
-        [
-            TeacherTargets.from_features(
-                example.features, codec, manifest.teacher_info
-            ).label_log_probs
-            for example in evaluation
-        ]
-    ).astype(np.float64)
-    places = {"teacher": teacher, **{name: work / name for name in ("distilled", "undistilled")}}
-    latencies = _latencies(list(places.values()), manifest, evaluation[0])
-    lines = {name: _evaluations(work / name) for name in ("distilled", "undistilled")}
-    scores = {
-        name: (last[-1]["masked_lm_accuracy"], last[-1]["masked_lm"], last[-1]["teacher_agreement"])
-        for name, last in lines.items()
-    }
-    teacher_accuracy = lines["distilled"][-1]["teacher_accuracy"]
-    scores["teacher"] = (teacher_accuracy, -float(label_log_probs.mean()), 1.0)
-    sample = evaluation[:_SAMPLE]
+    label_log_probs = _label_log_probs(cache, evaluation)
+    accuracy = students[0].final["teacher_accuracy"]
+    scores = [(accuracy, -float(label_log_probs.mean()), 1.0)]
+    scores += [tuple(run.final[measure.key] for measure in _MEASURES) for run in students]
+    directories = [teacher, *(run.directory for run in students)]
+    latencies = _latencies(directories, manifest, evaluation[0])
+    own_bytes, list_bytes = _position_bytes(cache, evaluation[:_SAMPLE])
+    return Report(
+        models=tuple(
+            ModelReport(name, _num_parameters(directory), *score, latency)
+            for name, directory, score, latency in zip(
+                ("teacher", *STUDENTS), directories, scores, latencies, strict=True
+            )
+        ),
+        num_positions=len(label_log_probs),
+        position_bytes=own_bytes,
+        list_bytes=list_bytes,
+        truncation_factor=manifest.teacher_info.truncation_factor,
+    )
+
+
+def _label_log_probs(cache: CacheInput, examples: Sequence[MaskedExample]) -> np.ndarray:
+    """Returns the teacher's log-probability of each label, float64 [positions]."""
+    info = cache.manifest.teacher_info
+    codec = cache_input.open_codec(cache.directory, cache.manifest)
+    targets = (TeacherTargets.from_features(example.features, codec, info) for example in examples)
+    return np.concatenate([target.label_log_probs for target in targets]).astype(np.float64)
+
+
+def _position_bytes(cache: CacheInput, sample: Sequence[MaskedExample]) -> tuple[float, float]:
+    """Returns the bytes per masked position of records here, and of padded lists."""
+    from tools import list_records
+
     own_records = [serialization.encode_example(example.features) for example in sample]
     padded = list_records.padded_examples(cache, EVAL, len(sample))
     num_positions = sum(len(example.masked_lm_positions) for example in sample)
-    return Report(
-        models=tuple(
-            ModelReport(name, _num_parameters(place), *scores[name], latency)
-            for (name, place), latency in zip(places.items(), latencies, strict=True)
-        ),
-        curves={
-            name: [
-                (int(line["step"]), line["masked_lm_accuracy"], line["teacher_agreement"])
-                for line in found
-            ]
-            for name, found in lines.items()
-        },
-        num_positions=len(label_log_probs),
-        position_bytes=sum(map(len, own_records)) / num_positions,
-        ancestor_bytes=sum(len(list_records.list_record(arrays)) for arrays in padded)
-        / num_positions,
-        truncation_factor=manifest.teacher_info.truncation_factor,
-    )
+    list_bytes = sum(len(list_records.list_record(arrays)) for arrays in padded)
+    return sum(map(len, own_records)) / num_positions, list_bytes / num_positions
 
 
 def _num_parameters(directory: Location) -> int:
@@ -125,7 +118,7 @@ def _num_parameters(directory: Location) -> int:
 
 
 def _latencies(
-    places: Sequence[Location], manifest: Manifest, example: MaskedExample
+    directories: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
     """Returns the median milliseconds that each model takes for one example, in turns."""
     # Keras is imported only now that there is something to compute.
@@ -143,17 +136,15 @@ def _latencies(
             model_directory.load_masked_lm(model_directory.find_model(place)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
-        for place in places
+        for place in directories
     ]
     calls = [functools.partial(forward, batch) for forward in forwards]
     times = measurement.in_turns(calls, _LATENCY_RUNS, warm_up=5)
     return [1000.0 * statistics.median(taken) for taken in times]
 
 
-def table(report: Report) -> str:
-    """Returns the table as text."""
-    titles = ("", "parameters", "accuracy", "loss", "agreement", "CPU latency")
-    rows = [
+def _rows(report: Report) -> list[tuple[str, ...]]:
+    return [
         (
             model.name,
             f"{model.parameters / 1e6:.2f} M",
@@ -164,69 +155,55 @@ def table(report: Report) -> str:
         )
         for model in report.models
     ]
-    lines = aligned_lines(titles, rows)
-    ratio = report.ancestor_bytes / report.position_bytes
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"accuracy, loss: of {report.num_positions:,} masked tokens of documents kept aside",
-            "agreement: how often the first guess is the teacher's",
-            f"cache: {report.position_bytes:.0f} bytes a masked position at "
-            f"k={report.truncation_factor}, inputs included; "
-            f"{report.ancestor_bytes:.0f} in lists of int64 and float ({ratio:.2f} times as many)",
-        ]
+
+
+def _notes(report: Report) -> list[str]:
+    ratio = report.list_bytes / report.position_bytes
+    return [
+        f"accuracy, loss: of {report.num_positions:,} masked tokens of held-out documents",
+        "agreement: share of predictions that are the teacher's",
+        f"cache: {report.position_bytes:.0f} bytes per masked position at "
+        f"k={report.truncation_factor}, inputs included; "
+        f"{report.list_bytes:.0f} in lists of int64 and float ({ratio:.2f} times as many)",
+    ]
+
+
+def table(report: Report) -> str:
+    """Returns the table as text."""
+    return "\n".join([*aligned_lines(_TITLES, _rows(report)), "", *_notes(report)])
+
+
+def _size_chart(report: Report) -> page.Chart:
+    """Returns a chart of the bytes of a masked position, here and in lists."""
+    sizes = {"this cache": report.position_bytes, "int64 and float lists": report.list_bytes}
+    colours = (0, charts.NUM_COLOURS)
+    rows = []
+    for colour, (name, size) in zip(colours, sizes.items(), strict=True):
+        point = charts.Point(size, 0.0, f"{name}: {size:,.1f} bytes")
+        rows.append(charts.Series(name, (point,), colour, value=f"{size:,.0f}"))
+    axis = charts.Axis(
+        "bytes per masked position", "{:,.0f}".format, limits=(0.0, 1.05 * max(sizes.values()))
     )
+    ratio = report.list_bytes / report.position_bytes
+    title = f"Lists of int64 and float take {ratio:.1f} times the bytes of this cache"
+    return page.chart(title, "inputs included", charts.interval_figure(rows, axis))
 
 
-def draw(report: Report, work: Location) -> Location:
-    """Draws the picture, and writes the table beside it; returns the picture's path."""
-    import matplotlib
+def html_page(report: Report, students: Sequence[Run]) -> str:
+    """Returns the page: the table, the size of the cache, curves and settings."""
+    models = page.Table(_TITLES, _rows(report))
+    note = "undistilled: the baseline student, trained on labels only, from the same start"
+    notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
+    results = page.Section("Teacher and students", [models, *notes])
+    size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
+    sections = [results, curves.curves(students), size, curves.settings(students)]
+    return page.report_page("Quickstart", curves.headline(students), sections)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (agreement, accuracy, sizes) = pyplot.subplots(
-        1, 3, figsize=(13, 4.2), width_ratios=(3, 3, 2), layout="constrained"
-    )
-    _draw_curves(agreement, report, 2, "first guess is the teacher's, %")
-    _draw_curves(accuracy, report, 1, "masked token guessed, %")
-    of_teacher = 100.0 * report.models[0].accuracy
-    accuracy.axhline(of_teacher, color=_COLOURS["teacher"], linestyle="--", label="teacher")
-    bars = sizes.bar(
-        ["this cache", "int64 and\nfloat lists"],
-        [report.position_bytes, report.ancestor_bytes],
-        color=[_COLOURS["distilled"], _COLOURS["teacher"]],
-    )
-    sizes.bar_label(bars, fmt="%.0f")
-    sizes.set_title("bytes a masked position")
-    for axes in (agreement, accuracy):
-        axes.legend(frameon=False)
-    for axes in (agreement, accuracy, sizes):
-        axes.spines[["top", "right"]].set_visible(False)
-    path = work / "report.png"
-    with path.atomic_write() as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+def write(report: Report, students: Sequence[Run], work: Location) -> Location:
+    """Writes the page, the table and the numbers; returns the page's path."""
     (work / "report.txt").write_whole((table(report) + "\n").encode("utf-8"))
     (work / "report.json").write_json(dataclasses.asdict(report))
+    path = work / "report.html"
+    path.write_whole(html_page(report, students).encode("utf-8"))
     return path
-
-
-def _draw_curves(axes: "Axes", report: Report, column: int, title: str) -> None:
-    """Draws one measure of each student over its updates, the last value beside its point."""
-    for name, points in report.curves.items():
-        steps = [point[0] for point in points]
-        shares = [100.0 * point[column] for point in points]
-        axes.plot(steps, shares, marker="o", color=_COLOURS[name], label=name)
-        axes.annotate(
-            f"{shares[-1]:.1f}%",
-            (steps[-1], shares[-1]),
-            textcoords="offset points",
-            xytext=(6, -3),
-            color=_COLOURS[name],
-        )
-    axes.set_title(title)
-    axes.set_xlabel("updates")
-    axes.margins(x=0.14)
-    axes.grid(alpha=0.3)

@@ -1,13 +1,13 @@
-"""A student with only the tokens that a corpus needs, from a teacher.
+"""Makes a student with only the tokens that a corpus needs.
 
 offline_distill reduce_vocabulary --input_dir=CACHE --teacher=TEACHER --coverage=0.999
     --student_layers=2 --output_dir=START
 run_distill --input_dir=CACHE --student=START --output_dir=STUDENT
 
-Counts the true tokens of the train split, keeps the special and the most frequent
-ones, and writes a model directory: the teacher's layers, the rows of its word
-embeddings that are kept, and the smaller tokenizer. The cache is read as it is: run_distill
-cuts a token that the student lacks into tokens that it has, or reads it as [UNK].
+Counts the true tokens of the train split, and keeps the special and the most frequent tokens.
+Writes a model directory with the teacher's layers, the kept rows of its word embeddings and the
+smaller tokenizer. The cache does not change: run_distill splits a missing token into tokens of
+the student, or reads it as [UNK].
 """
 
 import dataclasses
@@ -39,26 +39,28 @@ class ReduceConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     input_dir: Location = setting(
-        dataclasses.MISSING, "Masked examples or a teacher cache, of the corpus."
+        dataclasses.MISSING, "Shard directory of masked examples or teacher cache of the corpus."
     )
     teacher: Location = setting(
         dataclasses.MISSING,
-        "Model directory, or model of the hub, that the weights come from.",
+        "Model directory or model of the hub that the weights come from.",
         hub_files=hub_id.MODEL,
     )
     output_dir: Location = setting(dataclasses.MISSING, "Directory for the student: new or empty.")
     vocab_size: int | None = setting(
-        None, "Number of tokens to keep, the special ones included.", low=1
+        None, "Number of tokens to keep, including the special tokens.", low=1
     )
     coverage: float | None = setting(
         None,
-        "In place of `vocab_size`: the share of the text's tokens that the kept ones stand for; "
+        "In place of `vocab_size`: minimum share of the text's tokens that the kept tokens cover; "
         "for example 0.9995.",
     )
     min_count: int | None = setting(
-        None, "In place of `vocab_size`: how often the text must hold a token to keep it.", low=1
+        None, "In place of `vocab_size`: minimum count of a token in the text to keep it.", low=1
     )
-    keep_tokens: Location | None = setting(None, "File of tokens that are always kept, one a line.")
+    keep_tokens: Location | None = setting(
+        None, "Text file of tokens that are always kept, one per line."
+    )
     student_layers: int | None = setting(
         None, "Number of the teacher's layers to keep; all by default.", low=1
     )
@@ -74,11 +76,12 @@ class ReduceConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.coverage is not None and not 0.0 < self.coverage <= 1.0:
-            raise InputError(Setting("coverage"), "a share in (0, 1]", self.coverage)
+            expected = "a share above 0 and at most 1"
+            raise InputError(Setting("coverage"), expected, self.coverage)
 
 
 def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
-    """Returns, as text, what a reduction saves."""
+    """Returns a table of the sizes of teacher and student."""
     pair = (teacher, student)
     counts = [count_parameters(config) for config in pair]
     shares = [
@@ -101,16 +104,16 @@ def table(teacher: EncoderConfig, student: EncoderConfig) -> str:
 def describe_coverage(
     counts: np.ndarray, kept_ids: np.ndarray, tokenizer: Tokenizer
 ) -> Iterator[str]:
-    """Yields lines on how the student reads the text's tokens.
+    """Yields lines on the student's reading of the text.
 
     Args:
-        counts: of the tokens in the text.
+        counts: int [V], counts of the tokens in the text.
         kept_ids: of the student's tokens.
         tokenizer: of the teacher.
     """
     total = counts.sum()
-    kept = f"{counts[kept_ids].sum() / total:.3%} of the text's {total:,} tokens"
-    yield f"covered: {kept}, {np.count_nonzero(counts):,} different ones"
+    share = f"{counts[kept_ids].sum() / total:.3%} of the text's {total:,} tokens"
+    yield f"covered: {share}, {np.count_nonzero(counts):,} of them distinct"
     table = np.full(len(counts), NO_ID, np.int32)
     table[kept_ids] = np.arange(len(kept_ids))
     pieces = vocab_subset.cut_tokens(
@@ -120,11 +123,12 @@ def describe_coverage(
         unknown_id=NO_ID,
         continuation=tokenizer.continuation,
     )
-    numbers = np.sum(pieces != NO_ID, axis=1)
-    cut, unknown = counts[(table == NO_ID) & (numbers > 0)], counts[numbers == 0]
-    shares = [f"{part.sum() / total:.3%}" for part in (cut, unknown)]
-    yield f"lost: {shares[0]} cut into covered tokens, {shares[1]} unknown"
-    yield f"inputs become {counts @ np.maximum(numbers, 1) / total:.3f} times as long"
+    num_pieces = np.sum(pieces != NO_ID, axis=1)
+    split_counts = counts[(table == NO_ID) & (num_pieces > 0)]
+    unknown_counts = counts[num_pieces == 0]
+    split, unknown = (f"{part.sum() / total:.3%}" for part in (split_counts, unknown_counts))
+    yield f"missing: {split} split into covered tokens, {unknown} unknown"
+    yield f"inputs become {counts @ np.maximum(num_pieces, 1) / total:.3f} times as long"
 
 
 def _reduce(values: absl_flags.FlagValues) -> None:
@@ -138,11 +142,11 @@ def _reduce(values: absl_flags.FlagValues) -> None:
         from_teacher.expect_tied(source.config)
         source = cache_tokenizer.fit_vocab(cache, source)
     tokenizer = cache_tokenizer.load_cache_tokenizer(cache)
-    # The model has a padding of its own.
+    # The model's padding token may differ from the tokenizer's.
     always = np.union1d(vocab_reduction.always_kept(tokenizer), [source.config.pad_token_id])
     if config.keep_tokens is not None:
-        wanted = vocab_reduction.read_keep_tokens(config.keep_tokens, tokenizer.vocab)
-        always = np.union1d(always, wanted)
+        listed_ids = vocab_reduction.read_keep_tokens(config.keep_tokens, tokenizer.vocab)
+        always = np.union1d(always, listed_ids)
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     counts = vocab_reduction.text_counts(cache_tokens.count_tokens(cache), tokenizer)
     kept_ids = vocab_reduction.choose_tokens(counts, always, limit)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BETTER, WORSE, EQUAL = "better", "worse", "equal"
 WITHIN_SPREAD = "within the spread"
 
 
@@ -30,7 +31,7 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, 
     value, pooled = ours["mean"] - theirs["mean"], None
     if ours["std"] is not None and theirs["std"] is not None:
         pooled = math.sqrt((ours["std"] ** 2 + theirs["std"] ** 2) / 2)
-    verdict = "better" if value > 0 else "worse" if value < 0 else "equal"
+    verdict = BETTER if value > 0 else WORSE if value < 0 else EQUAL
     if pooled is None:
         verdict += ", one seed"
     elif abs(value) <= pooled:

@@ -1,4 +1,4 @@
-"""A published recipe, shrunk to minutes, on one's own text: does it run here, do its losses fall?
+"""Runs a published recipe on your text, shrunk to minutes, without any model.
 
 offline_distill try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
 

@@ -1,7 +1,7 @@
-"""Checks a directory's shards to the last byte, and makes broken ones of a cache again.
+"""Checks a directory to the last byte, and repairs a teacher cache.
 
-Of the tokenizer's files it checks the vocabulary and the special tokens, which alone the
-manifest records; their other settings, such as lower-casing, may have been changed.
+It checks the vocabulary and the special tokens of the tokenizer's files, which the manifest
+records. Other settings of these files, for example lower-casing, may have been changed.
 
 offline_distill verify_cache --input_dir=CACHE
 offline_distill verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _BACKENDS = ("tensorflow", "jax")
 _MAX_LINE = 2_000
-# What makes a directory of each kind, and again: the same request gives the same bytes.
+# The command that makes a directory of each kind. The same settings give the same bytes.
 _MAKERS = {
     records.MASKED_EXAMPLES: "create_pretraining_data",
     records.UNMASKED_WINDOWS: "create_pretraining_data",
@@ -53,26 +53,26 @@ class VerifyConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     input_dir: Location = setting(
-        dataclasses.MISSING, "Directory of shards of any kind, with its manifest."
+        dataclasses.MISSING, "Shard directory of any kind, with its manifest."
     )
     teacher: Location | None = setting(
         None,
-        "Of a teacher cache: the model directory, or model of the hub, that it was made with.",
+        "The teacher of a teacher cache: a model directory or a model of the hub.",
         hub_files=hub_id.MODEL,
     )
     sample_examples: int = setting(
-        256, "Requires `teacher`. Number of examples that it runs over again.", low=0
+        256, "Requires `teacher`. Number of examples to compare with a run of the teacher.", low=0
     )
     repair: bool = setting(
         False,
-        "Requires `teacher` and `examples`. Whether to make broken files of a teacher cache again.",
+        "Requires `teacher` and `examples`. Whether to repair the broken files of a teacher cache.",
     )
     examples: Location | None = setting(
         None, "Requires `repair`. The masked examples that the cache was made from."
     )
     backend: str | None = setting(
         None,
-        "Framework that Keras computes with; the one that the cache was made with by default.",
+        "Backend of Keras; by default the one that the cache was made with.",
         choices=_BACKENDS,
     )
 
@@ -86,9 +86,13 @@ class VerifyConfig(Settings):
 
 
 class Verification(NamedTuple):
-    """The report on the files, the records read and their seconds, and the report of the sample.
+    """The result of a verification.
 
-    The last is None without a teacher, and where files are broken.
+    Attributes:
+        report: on the files.
+        num_records: number of records that were read.
+        seconds: time of reading them.
+        sample: the comparison with the teacher; None without a teacher or if files are broken.
     """
 
     report: DirectoryReport
@@ -98,12 +102,18 @@ class Verification(NamedTuple):
 
     @property
     def problems(self) -> Problems:
-        """What is wrong, by the name of the file."""
+        """The problems of all checks, by the name of the file."""
         return self.report.problems | ({} if self.sample is None else self.sample.problems)
 
 
 class Teacher(NamedTuple):
-    """The teacher of a cache, how the cache was made with it, and what a repair captures from."""
+    """The teacher of a cache.
+
+    Attributes:
+        source: the model.
+        config: the settings that the cache was made with.
+        inputs: the inputs of a repair; None without one.
+    """
 
     source: "ModelSource"
     config: "TeacherCacheConfig"
@@ -111,18 +121,22 @@ class Teacher(NamedTuple):
 
 
 def load_manifest(directory: Location) -> Manifest:
-    """Loads a directory's manifest; the InputError of a damaged one says how it comes back."""
+    """Loads a directory's manifest.
+
+    Raises:
+        InputError: the manifest is missing or damaged; the hint states how to restore it.
+    """
     try:
         return manifests.load(directory)
     except InputError as error:
         if not (directory / manifests.MANIFEST_FILE).is_file():
-            # What is to be done about an unfinished directory is said already.
+            # The error about an unfinished directory has its own hint.
             raise
         try:
             kind = (directory / manifests.REQUEST_FILE).read_json().get("kind")
         except InputError:
             raise error from None
-        error.hint = _publish_again(_MAKERS.get(str(kind), "that made it"))
+        error.hint = _publish_again(_MAKERS.get(str(kind), "the command that made it"))
         raise
 
 
@@ -132,8 +146,7 @@ def check_tokenizer(
     """Checks a directory's tokenizer.
 
     Returns:
-        what is wrong with its files; which tokens it calls special, bool [V], or None
-        where it cannot be read.
+        the problems of its files; its special tokens, bool [V], or None if it cannot be read.
     """
     from pipeline.storage import cache_tokenizer
 
@@ -155,7 +168,7 @@ def check_tokenizer(
 
 
 def verify_directory(directory: Location, manifest: Manifest) -> Verification:
-    """Checks all that can be checked without a teacher."""
+    """Runs all checks that need no teacher."""
     problems, is_special = check_tokenizer(directory, manifest)
     begun = time.perf_counter()
     total = directory_checks.total_records(directory, manifest)
@@ -170,7 +183,7 @@ def verify_directory(directory: Location, manifest: Manifest) -> Verification:
 
 
 def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
-    """Finds the teacher of a cache, and the masked examples where it is to be repaired."""
+    """Finds the teacher of a cache, and the masked examples for a repair."""
     from pipeline.teacher import capture
     from tools.verification import repair
 
@@ -187,10 +200,10 @@ def open_teacher(config: VerifyConfig, manifest: Manifest) -> Teacher:
 def verify_with_teacher(
     config: VerifyConfig, manifest: Manifest, teacher: Teacher | None
 ) -> Verification:
-    """Checks a directory and, where nothing is broken, a sample of it beside its teacher."""
-    found = verify_directory(config.input_dir, manifest)
-    if teacher is None or found.problems or not config.sample_examples:
-        return found
+    """Checks a directory and, if it is valid, compares a sample of it with its teacher."""
+    verification = verify_directory(config.input_dir, manifest)
+    if teacher is None or verification.problems or not config.sample_examples:
+        return verification
     from pipeline.models.formats import model_directory
     from tools.verification import sample_check
 
@@ -204,79 +217,80 @@ def verify_with_teacher(
         batch_size=teacher.config.predict_batch_size,
         compute_dtype=teacher.config.compute_dtype,
     )
-    return found._replace(sample=sample)
+    return verification._replace(sample=sample)
 
 
-def _lines(manifest: Manifest, found: Verification) -> Iterator[str]:
-    """Yields the report on a directory of which all is well."""
+def _lines(manifest: Manifest, verification: Verification) -> Iterator[str]:
+    """Yields the report on a directory without problems."""
     size = sum(shard.bytes for shard in manifest.shards)
-    yield f"manifest   {manifest.kind}; request, flags and sizes agree"
+    yield f"manifest   {manifest.kind}; run configuration, flags and sizes agree"
     if manifest.tokenizer_files:
         names = ", ".join(manifest.tokenizer_files)
-        yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens and the special ones as recorded"
+        yield f"tokenizer  {names}; {manifest.vocab.size:,} tokens and special tokens as recorded"
     yield (
         f"shards     {len(manifest.shards):,} of {size:,} bytes; size, SHA-256, framing and "
         "sidecar of each as recorded"
     )
+    num_records, seconds = verification.num_records, verification.seconds
     yield (
-        f"records    {found.num_records:,} in {found.seconds:.1f} s "
-        f"({found.num_records / max(found.seconds, 1e-9):,.0f} a second); {_checked(manifest)}"
+        f"records    {num_records:,} in {seconds:.1f} s "
+        f"({num_records / max(seconds, 1e-9):,.0f} a second); {_checked(manifest)}"
     )
-    if found.report.shared_texts is not None:
+    if verification.report.shared_texts is not None:
         yield (
-            f"splits     no example stands in both; of {manifest.num_examples(manifests.EVAL):,} "
-            f"eval examples {found.report.shared_texts:,} have a text that stands in train, too"
+            f"splits     no example is in both; the text of {verification.report.shared_texts:,} "
+            f"of {manifest.num_examples(manifests.EVAL):,} eval examples is also in train"
         )
-    if found.sample is not None:
-        largest = ", ".join(f"{name} {value:.1e}" for name, value in found.sample.largest.items())
+    if (sample := verification.sample) is not None:
+        largest = ", ".join(f"{name} {value:.1e}" for name, value in sample.largest.items())
         yield (
-            f"sample     {found.sample.num_examples:,} examples, "
-            f"{found.sample.num_positions:,} positions: the teacher says the same; largest "
-            f"differences of log-probabilities: {largest}"
+            f"sample     {sample.num_examples:,} examples, {sample.num_positions:,} positions "
+            f"agree with the teacher; largest differences of log-probabilities: {largest}"
         )
 
 
 def _checked(manifest: Manifest) -> str:
-    """Returns the names of the checks of each record."""
+    """Returns text that names the checks of each record."""
     if manifest.kind == records.TASK_LOGITS:
-        return "features and logits as they must be"
-    parts = ["features", "lengths", "ids", "order"]
-    parts.append("words" if manifest.kind == records.UNMASKED_WINDOWS else "masks")
+        return "features and logits are valid"
+    names = ["features", "lengths", "ids", "order"]
+    names.append("words" if manifest.kind == records.UNMASKED_WINDOWS else "masks")
     if (info := manifest.teacher_info) is not None:
-        parts += ["head states"] if info.holds_states else ["top-k", "tails"]
-        parts.append("labels")
+        names += ["head states"] if info.holds_states else ["top-k", "tails"]
+        names.append("labels")
         if info.hidden_groups:
-            parts.append("hidden states")
+            names.append("hidden states")
         if manifest.teacher_info.embedding is not None:
-            parts.append("embeddings")
-    return f"{', '.join(parts[:-1])} and {parts[-1]} as they must be"
+            names.append("embeddings")
+    return f"{', '.join(names[:-1])} and {names[-1]} are valid"
 
 
 def _publish_again(maker: str) -> str:
     return (
-        f"move {manifests.MANIFEST_FILE} away and run the same command ({maker}) again: it "
-        "publishes the manifest from the shards that are whole"
+        f"move {manifests.MANIFEST_FILE} away and re-run {maker} with the same settings: it "
+        "publishes the manifest from the complete shards"
     )
 
 
-def _way_out(manifest: Manifest, problems: Problems) -> str:
-    """Returns what can be done about what is wrong."""
+def _remedy(manifest: Manifest, problems: Problems) -> str:
+    """Returns a hint on the repair of problems."""
     maker = _MAKERS[manifest.kind]
     if manifest.teacher_info is not None and "merged" in manifest.teacher_info.teacher:
         maker = "offline_distill merge_caches"
     if manifests.MANIFEST_FILE in problems:
         return _publish_again(maker)
     if maker == _MAKERS[records.TEACHER_CACHE]:
-        return "`repair` with `teacher` and `examples` makes the broken files again, and no others"
-    return f"run the same {maker} command in an empty folder: it makes the same bytes again"
+        return "set `repair`, `teacher` and `examples` to make only the broken files again"
+    return f"re-run {maker} with the same settings and an empty directory: the bytes are the same"
 
 
 def _repair(
     config: VerifyConfig, manifest: Manifest, teacher: Teacher, problems: Problems
 ) -> tuple[Manifest, Verification]:
-    """Makes again what is broken or missing, and checks the directory once more."""
+    """Repairs a directory and verifies it again."""
     if manifests.MANIFEST_FILE in problems:
-        expected, hint = f"a sound {manifests.MANIFEST_FILE} to go by", _way_out(manifest, problems)
+        expected = f"used with a valid {manifests.MANIFEST_FILE}"
+        hint = _remedy(manifest, problems)
         raise InputError(Setting("repair"), expected, config.input_dir, hint)
     from tools.verification import repair
 
@@ -294,12 +308,12 @@ def _print_problems(problems: Problems) -> None:
 
 def _verify(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, VerifyConfig)
-    # A damaged file may hold text that a terminal cannot show.
+    # Text from a damaged file may have characters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")
     directory, teacher = config.input_dir, None
     is_unfinished = config.repair and not (directory / manifests.MANIFEST_FILE).is_file()
     if is_unfinished and (directory / OLD_MANIFEST).is_file():
-        # Of an interrupted repair.
+        # An interrupted repair has left the old manifest.
         manifest = manifests.load(directory, OLD_MANIFEST)
     else:
         manifest = load_manifest(directory)
@@ -307,28 +321,28 @@ def _verify(values: absl_flags.FlagValues) -> None:
         if manifest.kind != records.TEACHER_CACHE:
             subject = Setting("repair" if config.repair else "teacher")
             received = f"{directory}, which holds {manifest.kind}"
-            hint = _way_out(manifest, {})
-            raise InputError(subject, f"a {records.TEACHER_CACHE}", received, hint)
+            hint = _remedy(manifest, {})
+            raise InputError(subject, f"used with a {records.TEACHER_CACHE}", received, hint)
         if values.backend is None:
             recorded = manifest.flags.get("backend")
             values.backend = recorded if recorded in _BACKENDS else _BACKENDS[0]
         running.choose_backend(values)
         teacher = open_teacher(config, manifest)
     if is_unfinished:
-        manifest, found = _repair(config, manifest, teacher, {})
+        manifest, verification = _repair(config, manifest, teacher, {})
     else:
-        found = verify_with_teacher(config, manifest, teacher)
-        if found.problems and config.repair:
-            _print_problems(found.problems)
-            manifest, found = _repair(config, manifest, teacher, found.problems)
-    _print_problems(found.problems)
-    if found.problems:
-        files = "1 file is" if len(found.problems) == 1 else f"{len(found.problems):,} files are"
-        received = f"one where {files} broken ({', '.join(found.problems)})"
-        hint = _way_out(manifest, found.problems)
-        raise InputError(directory, "a sound directory", received, hint)
-    print("\n".join(_lines(manifest, found)))
-    print(f"all is well: {directory}")
+        verification = verify_with_teacher(config, manifest, teacher)
+        if verification.problems and config.repair:
+            _print_problems(verification.problems)
+            manifest, verification = _repair(config, manifest, teacher, verification.problems)
+    problems = verification.problems
+    _print_problems(problems)
+    if problems:
+        files = "1 file is" if len(problems) == 1 else f"{len(problems):,} files are"
+        received = f"{files} broken ({', '.join(problems)})"
+        raise InputError(directory, received=received, hint=_remedy(manifest, problems))
+    print("\n".join(_lines(manifest, verification)))
+    print(f"no problems found: {directory}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

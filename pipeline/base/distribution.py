@@ -1,8 +1,11 @@
 """Devices and processes that share the work of a command."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
-from pipeline.base.errors import InputError, Setting
+from pipeline.base.errors import InputError, InterruptedRunError, Setting
 
 # Values of `--distribution`.
 ALONE = "none"
@@ -12,6 +15,8 @@ DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
 _TIMEOUT_SECONDS = 100
 # The environment variable for `coordinator_address`, which JAX reads itself.
 _ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
+# Below it, in the key-value store that joined processes share, each that failed has an entry.
+_FAILURES = "offline_distill/failures"
 
 
 def join(
@@ -60,3 +65,47 @@ def join(
             received = f"{passed or 'none'} ({error})"
         hint = "set `num_processes`=1 to run one process alone"
         raise InputError(setting, expected, received, hint) from error
+
+
+def _key_value_store() -> Any:
+    """Returns JAX's client of the store that joined processes share; None where this is alone."""
+    # JAX has no public name for it.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+@contextlib.contextmanager
+def failure_reported() -> Iterator[None]:
+    """Tells the joined processes when the block fails; they learn it by `expect_others`.
+
+    JAX ends processes together. One that failed waits for the others at its end, and without
+    this they would work until JAX kills all of them.
+    """
+    try:
+        yield
+    except BaseException:
+        store = _key_value_store()
+        if store is not None:
+            # The process that has the store may be the one that was lost.
+            with contextlib.suppress(RuntimeError):
+                store.key_value_set(f"{_FAILURES}/{_process_id()}", "", allow_overwrite=True)
+        raise
+
+
+def _process_id() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def expect_others() -> None:
+    """Checks that no joined process has reported a failure.
+
+    Raises:
+        InterruptedRunError: one has.
+    """
+    store = _key_value_store()
+    for key, _ in [] if store is None else store.key_value_dir_get(_FAILURES):
+        received = f"process {key.rpartition('/')[2]} failed"
+        raise InterruptedRunError(None, received=received, hint="see its output")

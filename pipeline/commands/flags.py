@@ -154,7 +154,7 @@ class _FieldParser(flags.ArgumentParser):
         if not isinstance(argument, str):
             return argument
         kind = value_type(self._field)
-        if kind not in (int, float):
+        if kind not in (int, float) or declaration_of(self._field).parse is not None:
             return read_value(self._field, argument)
         try:
             value = kind(argument)

@@ -56,8 +56,12 @@ class Preparation:
     teacher_hidden_size: int | None
     teacher_embedding_size: int | None
 
-    def block_size(self) -> int | None:
-        """Returns the most positions whose logits are computed at once; None for all."""
+    def block_size(self, num_devices: int = 1) -> int | None:
+        """Returns the most positions whose logits are computed at once; None for all.
+
+        Args:
+            num_devices: that share a batch, each of which has the logits of its part.
+        """
         config, manifest = self.config, self.cache.manifest
         over_all = self.objective.comparison.loss_positions == "all"
         vocab_size = self.start.config.vocab_size
@@ -65,7 +69,7 @@ class Preparation:
             # Of a student that knows only some of the tokens, the teacher's logits are more.
             vocab_size = max(vocab_size, manifest.vocab.size)
         return position_blocks.block_size(
-            batch_size=max(config.train_batch_size, config.eval_batch_size),
+            batch_size=max(config.train_batch_size, config.eval_batch_size) // num_devices,
             num_positions=manifest.max_seq_length if over_all else manifest.max_predictions_per_seq,
             vocab_size=vocab_size,
         )

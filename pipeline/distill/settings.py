@@ -251,10 +251,11 @@ class DistillConfig(Settings):
         12345, "Seed of the order, of dropout and of new weights.", low=0, high=2**32 - 1
     )
     shuffle_buffer_size: int = setting(10_000, "Examples that are shuffled in memory.", low=1)
-    length_buckets: int = setting(
-        8,
+    length_buckets: int | None = setting(
+        None,
         "Number of lengths that the inputs of a step, sorted by length, are padded to. 1 pads "
-        "all to `max_seq_length`.",
+        "all to `max_seq_length`. By default as the run began, else 8, or 4 on TPUs, where "
+        "programs take long to compile.",
         low=1,
     )
     save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)

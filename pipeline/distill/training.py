@@ -15,6 +15,7 @@ import tensorflow as tf
 import tqdm
 
 from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import Location
 from pipeline.distill import batches, checkpoints, optimization, profiling, step_times
 from pipeline.distill.cached_head import open_head
 from pipeline.distill.checkpoints import Checkpoint, CheckpointFiles
@@ -337,7 +338,9 @@ def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Ra
     )
 
 
-def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
+def build_distiller(
+    run: Preparation, steps_per_update: int = 1, *, num_devices: int = 1
+) -> Distiller:
     """Returns the student of a run with its objective and optimizer, ready to `fit`."""
     config, teacher = run.config, None
     if run.teacher is not None:
@@ -357,7 +360,7 @@ def build_distiller(run: Preparation, steps_per_update: int = 1) -> Distiller:
         num_steps=config.num_train_steps,
         steps_per_update=steps_per_update,
         seed=config.random_seed,
-        block_size=run.block_size(),
+        block_size=run.block_size(num_devices),
     )
     optimization.compile_distiller(distiller, config, steps_per_update=steps_per_update)
     return distiller
@@ -379,6 +382,24 @@ def _broken_records_told(cache: CacheInput) -> Iterator[None]:
         raise InputError(cache.directory, expected, "another", hint) from error
 
 
+def choose_for_devices(config: DistillConfig, replicas: Replicas) -> DistillConfig:
+    """Returns the settings of a run with those that are left to its devices and processes."""
+    return dataclasses.replace(
+        config,
+        num_data_streams=choose_streams(config, replicas),
+        length_buckets=config.length_buckets or _choose_length_buckets(config.output_dir),
+    )
+
+
+def _choose_length_buckets(output_dir: Location | None) -> int:
+    """Returns the number of lengths: as the run began, else the one that suits the devices."""
+    if output_dir is not None and (output_dir / manifests.REQUEST_FILE).is_file():
+        begun = (output_dir / manifests.REQUEST_FILE).read_json().get("length_buckets")
+        if isinstance(begun, int) and begun > 0:
+            return begun
+    return length_buckets.choose_num_lengths(keras.distribution.list_devices())
+
+
 def distill(config: DistillConfig) -> Mapping[str, float]:
     """Trains a student, or finishes a run that was killed, and evaluates it.
 
@@ -391,7 +412,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         StoppedRunError: a signal asked to stop; a checkpoint is written.
     """
     replicas = find_replicas(config.distribution)
-    config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
+    config = choose_for_devices(config, replicas)
     run = prepare(config)
     cache = run.cache
     for source in (run.start.source, run.teacher):
@@ -435,10 +456,12 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
         evaluation = _Evaluation(config, cache, replicas)
     if not config.do_train:
         with StopRequest() as stop:
-            return evaluation.run_alone(build_distiller(run), stop)
+            distiller = build_distiller(run, num_devices=replicas.num_devices)
+            return evaluation.run_alone(distiller, stop)
     lengths = sample_lengths(cache)
     chunking = find_chunking(config, cache, replicas, lengths)
-    distiller = build_distiller(run, steps_per_update(config, chunking))
+    count = steps_per_update(config, chunking)
+    distiller = build_distiller(run, count, num_devices=replicas.num_devices)
     with barrier(replicas):
         if replicas.writes:
             manifests.reserve_output_dir(config.output_dir, run.request())

@@ -52,6 +52,25 @@ def _mean_state(states: Any, mask: Any) -> Any:
 _POOLINGS = {"cls": _first_state, "mean": _mean_state}
 
 
+def pool(states: Any, mask: Any, pooling: str) -> Any:
+    """Returns embeddings of inputs, float32 [B, D].
+
+    Args:
+        states: the last hidden states, [B, L, D].
+        mask: 1 at tokens and 0 at padding, [B, L].
+        pooling: one of `data_specs.records.POOLINGS`.
+
+    Example: the mean of states [1, 3, 8] with the mask [1, 1, 0] is 2.
+    """
+    return _POOLINGS[pooling](ops.cast(states, "float32"), mask)
+
+
+def vectors(states: Any, mask: Any, pooling: str, *, normalize: bool) -> Any:
+    """Returns what `pool` does, of length 1 if wanted: the vectors of texts."""
+    pooled = pool(states, mask, pooling)
+    return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12) if normalize else pooled
+
+
 def embed(
     model: MaskedLM,
     inputs: Mapping[str, Any],
@@ -70,4 +89,4 @@ def embed(
     """
     unmasked = {**inputs, INPUT_IDS: unmasked_ids(inputs, labels)}
     states = model.encoder(unmasked, training=training)[HIDDEN_STATES][-1]
-    return _POOLINGS[pooling](ops.cast(states, "float32"), inputs[INPUT_MASK])
+    return pool(states, inputs[INPUT_MASK], pooling)

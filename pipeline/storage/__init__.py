@@ -1,1 +1,1 @@
-"""What lies on disk: records, the codec of the top-k logits, shards, manifests."""
+"""Formats on disk: records, codecs of teacher targets, shards and manifests."""

@@ -1,7 +1,8 @@
-"""Arrays as bytes: the features of records in NumPy and TensorFlow, and the header of NumPy files.
+"""Conversion between arrays and bytes: features of records, and headers of NumPy files.
 
-`data_specs.records` declares each feature's dtype and shape. Its bytes become numbers here, and
-nowhere else. TensorFlow is an argument, so that this module can be imported without it.
+`data_specs.records` declares each feature's dtype and shape. Only this module converts its bytes
+to numbers, in NumPy and in TensorFlow. Functions take TensorFlow as an argument, so that this
+module can be imported without it.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from data_specs.records import Feature
 
 
 def decode(feature: Feature, content: bytes, vocab_size: int) -> np.ndarray:
-    """Returns the numbers of one record's feature, flat.
+    """Returns the numbers of a feature of one record, as a flat array.
 
     Raises:
         ValueError: the bytes end inside a number.
@@ -35,11 +36,11 @@ def encode(feature: Feature, values: np.ndarray, vocab_size: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One feature of n records, one record's numbers after another's.
+    """The numbers of one feature in n records, concatenated.
 
     Attributes:
-        values: the numbers of all records.
-        counts: int64 [n], how many numbers each record has.
+        values: the numbers of all records, flat.
+        counts: int64 [n], the number of values of each record.
     """
 
     values: np.ndarray
@@ -49,13 +50,14 @@ class Column:
     def decode(cls, feature: Feature, contents: Sequence[bytes], vocab_size: int) -> "Column":
         """Reads a feature of several records.
 
-        `contents` are its bytes in each record; numbers that a record cuts off are not noticed.
+        `contents` holds the feature's bytes in each record. A number that is cut off at the end of
+        a record is not detected.
 
         Raises:
-            ValueError: all bytes together end inside a number.
+            ValueError: the concatenated bytes end inside a number.
 
-        Example: the `masked_lm_positions` of records of 2 and 1 masked positions are the values
-        [3, 7, 5] and the counts [2, 1].
+        Example: `masked_lm_positions` of two records with 2 and 1 masked positions gives the
+        values [3, 7, 5] and the counts [2, 1].
         """
         size = feature.numpy_dtype(vocab_size).itemsize
         counts = np.fromiter(map(len, contents), np.int64, len(contents)) // size
@@ -63,17 +65,17 @@ class Column:
 
     @functools.cached_property
     def starts(self) -> np.ndarray:
-        """int64 [n]: where each record's numbers begin."""
+        """int64 [n]: the index of each record's first value."""
         return np.cumsum(self.counts) - self.counts
 
     @functools.cached_property
     def owners(self) -> np.ndarray:
-        """int64: the record that each number belongs to."""
+        """int64: the index of the record that each value belongs to."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 def parse_tensors(tf: Any, serialized: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Returns the bytes of features, each string [B], of serialised records, string [B]."""
+    """Returns the bytes of features, string [B] each, of serialized records, string [B]."""
     text = tf.io.FixedLenFeature([], tf.string)
     return tf.io.parse_example(serialized, dict.fromkeys(names, text))
 
@@ -88,14 +90,14 @@ def padded_tensor(
         feature: its declaration.
         content: string [B].
         vocab_size: V; decides the dtype of ids.
-        sizes: the padded size of each letter of its shape.
+        sizes: the padded size for each letter in the feature's shape.
 
     Returns:
         [B, *shape] of the feature's dtype, 0 at padding.
     """
     dtype = feature.numpy_dtype(vocab_size)
     shape = [sizes[letter] for letter in feature.shape]
-    # Padded decoding knows no float16: the same bits are read as uint16.
+    # TensorFlow's padded decoding does not support float16, so that the bits are read as uint16.
     is_half = dtype == np.float16
     kind, size = tf.uint16 if is_half else tf.as_dtype(dtype), math.prod(shape) * dtype.itemsize
     values = tf.io.decode_raw(content, kind, fixed_length=size)
@@ -103,18 +105,18 @@ def padded_tensor(
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads the header of a `.npy` file of version 1 without trusting it; the array follows.
+    """Reads the header of a `.npy` file of version 1; the file may be malformed.
 
     Returns:
         the array's shape and dtype, as the file states them.
 
     Raises:
-        ValueError: it is not such a header.
+        ValueError: the header is malformed.
     """
     try:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    # A header is a Python literal: for what is none its parser has errors of many kinds.
+    # The header is a Python literal, and its parser raises many types of exceptions.
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
         raise ValueError(f"{type(error).__name__}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The directory of shards that a stage reads: found, narrowed, checked before any work."""
+"""The shard directory that a stage reads; opened, filtered and checked before any work."""
 
 import dataclasses
 import fnmatch
@@ -18,15 +18,14 @@ from pipeline.storage.vocab_subset import VocabSubset
 
 @dataclasses.dataclass(frozen=True)
 class CacheInput:
-    """A complete cache directory, or some of its shards.
+    """A complete shard directory, or some of its shards.
 
     Attributes:
-        directory: the cache directory.
-        manifest: its manifest, with the shards that are to be read.
-        vocab_subset: the tokens of a student that knows only some of the cache's;
-            None for one that knows all.
-        copy_errors: why shards in a bucket could not be copied; filled by
-            `pipeline.storage.reader`.
+        directory: the shard directory.
+        manifest: its manifest, with only the shards to read.
+        vocab_subset: the reduced vocabulary of the student; None if the student has the whole
+            vocabulary.
+        copy_errors: errors of copying shards from a bucket, added by `pipeline.storage.reader`.
     """
 
     directory: Location
@@ -38,25 +37,25 @@ class CacheInput:
 
 
 def open_cache(input_dir: Location | None, input_file: Location | None) -> CacheInput:
-    """Opens a cache directory, or some of its shards.
+    """Opens a shard directory, or some of its shards.
 
     Args:
-        input_dir: a cache directory.
-        input_file: a glob of its shards (or the directory).
+        input_dir: a shard directory.
+        input_file: a glob of its shards, or the directory.
 
     Raises:
-        InputError: not exactly one is given, nothing is there, or the
-            directory is not complete.
+        InputError: not exactly one argument is given, nothing matches, or the directory is
+            incomplete.
     """
     if (input_dir is None) == (input_file is None):
         received = "neither" if input_dir is None else "both"
-        raise InputError(Setting("input_dir"), "given, or `input_file` in its place", received)
-    given = input_dir if input_file is None else input_file
+        raise InputError(Setting("input_dir"), "set, or `input_file` in its place", received)
+    location = input_dir if input_file is None else input_file
     if input_file is None or input_file.is_dir():
-        return CacheInput(given, _load(given))
+        return CacheInput(location, _load(location))
     directory, pattern = input_file.parent, input_file.name
     if input_file.is_file():
-        # A name is no pattern, whatever characters are in it.
+        # The name of an existing file is taken literally, even if it contains `*` or `[`.
         pattern = glob.escape(pattern)
     manifest = _load(directory)
     splits = {}
@@ -65,7 +64,7 @@ def open_cache(input_dir: Location | None, input_file: Location | None) -> Cache
         splits |= {split: chosen} if chosen else {}
     if not splits:
         expected = f"a glob of shards such as {directory}/train-*.tfrecord"
-        raise InputError(input_file, expected, "none there")
+        raise InputError(input_file, expected, "one that matches no shard")
     return CacheInput(directory, dataclasses.replace(manifest, splits=splits))
 
 
@@ -77,9 +76,9 @@ def _load(directory: Location) -> Manifest:
     return manifest
 
 
-def expect_settings(cache: CacheInput, **given: int | None) -> None:
-    """Raises InputError where a given setting (None is not given) contradicts the manifest's."""
-    for name, value in given.items():
+def expect_settings(cache: CacheInput, **settings: int | None) -> None:
+    """Raises InputError if a setting that is not None differs from the manifest's value."""
+    for name, value in settings.items():
         recorded = getattr(cache.manifest, name)
         if value is not None and value != recorded:
             expected = f"{recorded}, as in {cache.directory / manifests.MANIFEST_FILE}"
@@ -87,15 +86,15 @@ def expect_settings(cache: CacheInput, **given: int | None) -> None:
 
 
 def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
-    """Raises InputError where a model knows fewer segments than a cache's inputs have."""
+    """Raises InputError if a model has fewer segment types than the examples."""
     if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
         expected = f"a model of two segments, as `segments`=pair made {cache.directory}"
-        hint = "make the masked examples with `segments`=single"
+        hint = "prepare the masked examples with `segments`=single"
         raise InputError(None, expected, f"one with type_vocab_size {type_vocab_size}", hint)
 
 
 def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
-    """Raises InputError where a model has fewer positions than a cache's inputs may."""
+    """Raises InputError if a model has fewer positions than the longest possible example."""
     length = cache.manifest.max_seq_length
     if length > max_position_embeddings:
         expected = f"a model of at least {length} positions (max_seq_length of {cache.directory})"
@@ -103,12 +102,12 @@ def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
 
 
 def open_codec(directory: Location, manifest: Manifest) -> TargetCodec:
-    """Returns the codec that reads a teacher cache, in whose directory some codecs have a file.
+    """Returns the codec that reads a teacher cache; checks the file that the codec needs, if any.
 
     Raises:
-        InputError: the file is missing, or is not what the manifest says.
+        InputError: the file is missing, or does not match the manifest.
     """
-    # No shards: only the file of token counts or of the output table, where there is one.
+    # Without shards, only the files of token counts and of the output table are verified.
     manifests.verify(directory, dataclasses.replace(manifest, splits={}), full=True)
     return make_codec(directory, manifest.teacher_info, manifest.vocab.size)
 
@@ -116,16 +115,16 @@ def open_codec(directory: Location, manifest: Manifest) -> TargetCodec:
 def count_tokens(
     directory: Location, info: TeacherInfo, source: Location, manifest: Manifest
 ) -> FileInfo | None:
-    """Writes what the codec of a cache that is being made needs to know of the text.
+    """Writes the file of token counts of a cache that is being made, if its codec needs it.
 
     Args:
         directory: of the cache.
-        info: what it will hold.
+        info: of the cache.
         source: the directory of the masked examples, or of a cache made from them.
-        manifest: its manifest.
+        manifest: of `source`.
 
     Returns:
-        the file of token counts; None where the codec needs none.
+        the file of token counts; None if the codec does not need it.
     """
     if not ENCODINGS[info.logit_encoding].needs_token_counts:
         return None
@@ -134,12 +133,13 @@ def count_tokens(
 
 
 def make_codec(directory: Location, info: TeacherInfo, vocab_size: int) -> TargetCodec:
-    """Returns the codec of a cache, also of one that is being made.
+    """Returns the codec of a cache, which may still be incomplete.
 
-    Where the codec needs token counts or an output table, they are in the cache's directory.
+    The directory must hold the file of token counts or of the output table if the codec needs
+    it.
 
     Raises:
-        InputError: the file there holds something else.
+        InputError: the file is malformed.
     """
     if info.holds_states:
         output = output_table.read_table(directory, vocab_size, info.state_size)

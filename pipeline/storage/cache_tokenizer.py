@@ -1,4 +1,4 @@
-"""The tokenizer of a cache, and how the vocabulary of a model relates to it."""
+"""The tokenizer of a shard directory, and checks of a model's vocabulary against it."""
 
 import sys
 from collections.abc import Sequence
@@ -15,40 +15,40 @@ from pipeline.tokenizers.vocabulary import vocab_info
 
 
 def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]) -> None:
-    """Checks that a model has the vocabulary that a cache was made with.
+    """Checks that a model has the vocabulary that a shard directory was made with.
 
-    Of the model's `vocab_files`, compared token by token, one must agree; its tables may then
-    have more rows than tokens. Where there are no files, the sizes alone are compared.
+    One of the model's `vocab_files` must have the same tokens; the model's tables may then have
+    more rows than tokens. Without files, only the sizes are compared.
 
     Raises:
-        InputError: they differ; prints both.
+        InputError: the vocabularies differ; the message names both.
     """
     expected = cache.manifest.vocab
     if vocab_size < expected.size or not vocab_files:
         if vocab_size != expected.size:
             size = f"a vocabulary of {expected.size} tokens, as in {cache.directory}"
-            hint = "a table with more rows than tokens needs the tokenizer's files next to it"
-            more = hint if vocab_size > expected.size else None
-            raise InputError(None, size, f"one of {vocab_size}", more)
+            hint = "if its tables have more rows than tokens, put the tokenizer's files next to it"
+            hint = hint if vocab_size > expected.size else None
+            raise InputError(None, size, f"one of {vocab_size}", hint)
         return
-    found = []
+    received_vocabs = []
     for path in vocab_files:
         received = loading.read_vocab_info(path)
         if received == expected:
             return
-        found.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
+        received_vocabs.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
     sha256 = f"SHA-256 {expected.sha256}, {expected.size} tokens"
     vocabulary = f"the vocabulary of {cache.directory} ({sha256})"
-    raise InputError(None, vocabulary, ", ".join(found))
+    raise InputError(None, vocabulary, ", ".join(received_vocabs))
 
 
 def fit_vocab(cache: CacheInput, source: ModelSource) -> ModelSource:
-    """Returns a model with the vocabulary that a cache was made with.
+    """Returns a model with the vocabulary that a shard directory was made with.
 
-    Rows of its tables that stand for no token are cut off, and a line says so.
+    Cuts off rows of its tables that belong to no token, and prints a line about it.
 
     Raises:
-        InputError: it has another vocabulary; prints both.
+        InputError: the model has another vocabulary; the message names both.
     """
     vocab_files = loading.tokenizer_files(source.directory)
     expect_vocab(cache, source.config.vocab_size, vocab_files)
@@ -58,44 +58,46 @@ def fit_vocab(cache: CacheInput, source: ModelSource) -> ModelSource:
 def _cut(
     cache: CacheInput, source: ModelSource, size: int, vocab_files: Sequence[Location]
 ) -> ModelSource:
-    """Returns a model with its first tokens; prints what was left out, or is not known."""
+    """Returns a model cut to its first `size` tokens; prints notes on rows and special ids."""
     model = source.location or source.directory
     if not vocab_files and source.has_weights:
-        taken = f"its {size} tokens are taken for those of {cache.directory}"
-        print(f"note: {model} has no tokenizer: {taken}", file=sys.stderr)
-    padding, own = source.config.pad_token_id, cache.manifest.special_ids.get("pad")
-    if source.config.family.counts_positions_from_padding and own not in (None, padding):
-        positions = f"its positions begin behind its pad_token_id {padding}"
-        print(f"note: {model}: {positions}, though the tokenizer pads with {own}", file=sys.stderr)
+        assumption = f"assuming that its {size} tokens are those of {cache.directory}"
+        print(f"note: {model} has no tokenizer: {assumption}", file=sys.stderr)
+    model_pad_id, cache_pad_id = source.config.pad_token_id, cache.manifest.special_ids.get("pad")
+    counts_from_padding = source.config.family.counts_positions_from_padding
+    if counts_from_padding and cache_pad_id not in (None, model_pad_id):
+        positions = f"its positions begin after its pad_token_id {model_pad_id}"
+        padding = f"the tokenizer pads with {cache_pad_id}"
+        print(f"note: {model}: {positions}, but {padding}", file=sys.stderr)
     cut = source.with_vocab_size(size)
     if cut.unused_rows:
         rows = f"{cut.unused_rows} of {source.config.vocab_size} rows"
-        print(f"note: {rows} of {model} stand for no token: they are left out", file=sys.stderr)
+        print(f"note: {rows} of {model} belong to no token and are cut off", file=sys.stderr)
     return cut
 
 
 def load_cache_tokenizer(cache: CacheInput) -> Tokenizer:
-    """Loads the tokenizer that a cache was made with from the files in it.
+    """Loads the tokenizer that a shard directory was made with, from its copy of the files.
 
-    Of a SentencePiece model the model itself, not the `tokenizer.json` made of it.
+    A SentencePiece model is loaded from its own file, not from the `tokenizer.json` made of it.
 
     Raises:
-        InputError: none of the files has the manifest's vocabulary.
+        InputError: no file has the manifest's vocabulary.
     """
     expected = cache.manifest.vocab
-    for path in _own_files_first(loading.tokenizer_files(cache.directory)):
+    for path in _json_files_last(loading.tokenizer_files(cache.directory)):
         if loading.read_vocab_info(path) == expected:
             return loading.load_tokenizer(path, do_lower_case=None)
-    files = f"the tokenizer's files (SHA-256 of the tokens {expected.sha256})"
+    files = f"tokenizer files whose tokens have SHA-256 {expected.sha256}"
     raise InputError(cache.directory, files, "none of them")
 
 
-def _own_files_first(paths: Sequence[Location]) -> list[Location]:
+def _json_files_last(paths: Sequence[Location]) -> list[Location]:
     return sorted(paths, key=lambda path: path.suffix == ".json")
 
 
 def fit_student(cache: CacheInput, source: ModelSource) -> tuple[ModelSource, VocabSubset | None]:
-    """Returns a student with its own tokens only, and how it reads a cache; see `find_subset`.
+    """Returns a student cut to its tokens, and its reduced vocabulary; see `find_subset`.
 
     Raises:
         InputError: the vocabulary is neither the cache's nor a part of it.
@@ -109,21 +111,21 @@ def fit_student(cache: CacheInput, source: ModelSource) -> tuple[ModelSource, Vo
 def find_subset(
     cache: CacheInput, vocab_size: int, vocab_files: Sequence[Location]
 ) -> VocabSubset | None:
-    """Finds how a student reads a cache: as it is, or knowing only some of its tokens.
+    """Returns a student's reduced vocabulary; None if its vocabulary is the cache's.
 
-    Of the student's `vocab_files` the one with most tokens decides, of those with at most
-    `vocab_size`. Returns None where its vocabulary is the cache's.
+    Among the student's `vocab_files` with at most `vocab_size` tokens, the one with the most
+    tokens decides.
 
     Raises:
         InputError: the vocabulary is neither the cache's nor a part of it.
     """
-    vocabs = {path: loading.read_vocab(path) for path in _own_files_first(vocab_files)}
-    most = min(vocab_size, cache.manifest.vocab.size - 1)
-    parts = [path for path, tokens in vocabs.items() if len(tokens) <= most]
-    if not parts or cache.manifest.vocab in map(vocab_info, vocabs.values()):
+    vocabs = {path: loading.read_vocab(path) for path in _json_files_last(vocab_files)}
+    max_size = min(vocab_size, cache.manifest.vocab.size - 1)
+    reduced = [path for path, tokens in vocabs.items() if len(tokens) <= max_size]
+    if not reduced or cache.manifest.vocab in map(vocab_info, vocabs.values()):
         expect_vocab(cache, vocab_size, vocab_files)
         return None
-    path = max(parts, key=lambda part: len(vocabs[part]))
+    path = max(reduced, key=lambda path: len(vocabs[path]))
     tokens, reference = vocabs[path], load_cache_tokenizer(cache)
     special_ids = reference.special_ids
     table = vocab_subset.id_table(reference.vocab, tokens, special_ids, where=str(path))
@@ -137,7 +139,7 @@ def find_subset(
     )
     tokenizer = loading.load_tokenizer(path, do_lower_case=None)
     if type(tokenizer) is type(reference):
-        # The student sees the cache's text, whatever its own settings say of capitals.
+        # The student reads the cache's text, so that its own settings for case do not apply.
         tokenizer = tokenizer.with_options_of(reference)
     return VocabSubset(
         table=table,

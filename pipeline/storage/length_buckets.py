@@ -1,32 +1,38 @@
-"""Inputs of similar length together, each chunk padded to one of a few sizes.
+"""Microbatches of inputs of similar length, padded to one of a few lengths.
 
-A batch is as long as its longest input, so that an input among longer ones costs
-what they cost; and a compiler makes a program for each shape it meets. Hence the
-inputs of a batch are sorted by length and cut into chunks, and lengths are rounded up.
+A batch is padded to its longest input, so that padding costs as much as tokens. A compiler makes
+a program for each shape. Therefore the inputs of a batch are sorted by length and cut into
+microbatches ("chunks" in this module), and lengths are rounded up.
 """
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.base import seeding
 
-# Examples that are sorted together at most, unless a batch has more: they are decoded at once.
+# Maximum number of examples that are sorted together, unless a batch has more. They are decoded
+# together, so that the limit bounds memory.
 _MAX_GROUP = 512
-# Groups drawn to see how long chunks become.
+# Number of random groups from which the padded length of chunks is estimated.
 _NUM_DRAWS = 64
+_NUM_LENGTHS = 8
+# On a TPU, a program takes minutes to compile and its tiles have 128 columns. More lengths would
+# save little for inputs of 512 tokens.
+_NUM_LENGTHS_ON_TPU = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunking:
-    """How the examples of an update are cut into parts that are computed one by one.
+    """The division of an update's examples into microbatches.
 
     Attributes:
-        group_size: examples that are sorted by length together, and then cut.
-        num_chunks: parts of a group, of equally many examples.
-        num_lengths: lengths, at most, that parts are padded to; with 1 all have the
-            longest, and nothing is sorted.
+        group_size: number of examples that are sorted by length together.
+        num_chunks: number of microbatches of a group, all with the same number of examples.
+        num_lengths: maximum number of padded lengths. With 1, all microbatches have the maximum
+            length, and examples are not sorted.
     """
 
     group_size: int
@@ -40,12 +46,23 @@ def _bucket_sizes(largest: int, count: int, multiple: int) -> tuple[int, ...]:
     return (*range(step, largest, step), largest)
 
 
-def bucket_lengths(max_seq_length: int, count: int = 8) -> tuple[int, ...]:
+def choose_num_lengths(devices: Sequence[str]) -> int:
+    """Returns the default number of padded lengths.
+
+    Args:
+        devices: names of the devices in Keras, for example `tpu:0`.
+    """
+    on_tpu = any(device.startswith("tpu") for device in devices)
+    return _NUM_LENGTHS_ON_TPU if on_tpu else _NUM_LENGTHS
+
+
+def bucket_lengths(max_seq_length: int, count: int = _NUM_LENGTHS) -> tuple[int, ...]:
     """Returns the lengths that inputs are padded to, ascending.
 
-    They are at most `count`, the last `max_seq_length`. Example: for 512 they are 64, 128, … 512.
+    There are at most `count` lengths, and the last is `max_seq_length`. Example: for 512 they are
+    64, 128, … 512.
     """
-    # Kernels like lengths that are a multiple of 8.
+    # Matrix kernels are faster for lengths that are a multiple of 8.
     return _bucket_sizes(max_seq_length, count, 8)
 
 
@@ -57,16 +74,19 @@ def bucket_widths(max_predictions_per_seq: int) -> tuple[int, ...]:
     return _bucket_sizes(max_predictions_per_seq, 4, 1)
 
 
-def padded_length(length: int, max_seq_length: int) -> int:
-    """Returns the length that an input of at most `max_seq_length` tokens is padded to."""
-    lengths = bucket_lengths(max_seq_length)
+def padded_length(length: int, max_seq_length: int, count: int = _NUM_LENGTHS) -> int:
+    """Returns the length, of `count`, that an input of at most `max_seq_length` tokens gets."""
+    lengths = bucket_lengths(max_seq_length, count)
     return lengths[bisect.bisect_left(lengths, length)]
 
 
 def group_batches(batch_size: int, num_batches: int) -> int:
-    """Returns how many of an update's batches make a group: the most that fit and divide them."""
-    most = max(1, _MAX_GROUP // batch_size)
-    return max(count for count in range(1, min(most, num_batches) + 1) if num_batches % count == 0)
+    """Returns the number of batches in a group.
+
+    It is the largest divisor of an update's number of batches that fits the size of a group.
+    """
+    max_batches = min(max(1, _MAX_GROUP // batch_size), num_batches)
+    return max(count for count in range(1, max_batches + 1) if num_batches % count == 0)
 
 
 def plan_chunks(
@@ -79,23 +99,23 @@ def plan_chunks(
     chunk_cost: int,
     multiple: int = 1,
 ) -> Chunking:
-    """Returns into how many chunks to cut: where the padded tokens and the chunks cost least.
+    """Returns the division into chunks with the lowest cost of padded tokens and chunks.
 
-    A chunk has at most the examples of a batch. Lengths that are all alike give no
-    reason to have more chunks than batches.
+    A chunk has at most the examples of a batch. If all lengths are similar, there are no more
+    chunks than batches.
 
-    Example: of 4 inputs of lengths 10, 10, 10 and 500, one chunk has 4 · 512 padded
-    tokens, two have 2 · 64 + 2 · 512 = 1,152, four 3 · 64 + 512 = 704. With a cost of 500
-    tokens a chunk, two are best: 2,548, 2,152 and 2,704.
+    Example: 4 inputs have the lengths 10, 10, 10 and 500. One chunk has 4 · 512 = 2,048 padded
+    tokens, two have 2 · 64 + 2 · 512 = 1,152, four have 3 · 64 + 512 = 704. If a chunk costs as
+    much as 500 tokens, two are best: 2,548, 2,152 and 2,704.
 
     Args:
-        lengths: int [N], tokens of some of the inputs.
+        lengths: int [N], numbers of tokens of a sample of the inputs.
         batch_size: examples of a batch.
         num_batches: batches of an update.
-        max_seq_length: of the cache.
-        num_lengths: lengths, at most.
-        chunk_cost: what a chunk costs whatever is in it, in tokens.
-        multiple: what the examples of a chunk are a multiple of; it divides `batch_size`.
+        max_seq_length: of the inputs.
+        num_lengths: maximum number of padded lengths.
+        chunk_cost: fixed cost of a chunk, in tokens.
+        multiple: divisor of the number of examples of a chunk; it divides `batch_size`.
     """
     batches = group_batches(batch_size, num_batches)
     size = batches * batch_size

@@ -1,12 +1,12 @@
-"""The manifest: the contents of a directory of shards, published last.
+"""The manifest, which describes the contents of a shard directory and is written last.
 
-A directory goes through three states. `reserve_output_dir` writes `request.json`: the run
-configuration, the settings that decide the data. Then shards appear, each whole, each with a
-hidden sidecar of its count and checksum. When all are there, `publish` writes
-`manifest.json`; a directory without one is unfinished.
+A shard directory is made in three steps. `reserve_output_dir` writes `request.json`, the run
+configuration. Then shards are written, each atomically, each with a hidden sidecar file of its
+count and checksum. When all shards are complete, `publish` writes `manifest.json`. A directory
+without it is unfinished.
 
-A manifest may come from anywhere. A number in it becomes the size of an array, a name the path
-of a file that is copied: the types below bound both, and nothing is used before it is checked.
+A manifest may come from an untrusted source. Its numbers become sizes of arrays, and its names
+become paths of files to copy. The types below bound both, and each value is checked before use.
 """
 
 import collections
@@ -41,44 +41,44 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CHECKSUM_FILE = ".manifest.json.sha256"
 REQUEST_FILE = "request.json"
-# Beside the shards; see `pipeline.storage.token_counts`.
+# The file of token counts; see `pipeline.storage.token_counts`.
 TOKEN_COUNTS_FILE = "token_counts.npy"
-# Beside the shards of a cache of head states; see `pipeline.storage.output_table`.
+# The file of the output table of a cache of head states; see `pipeline.storage.output_table`.
 OUTPUT_TABLE_FILE = "output_table.safetensors"
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
-# In a run configuration: where models came from, which decides nothing.
+# Key in a run configuration: the origin of models, which does not decide the output.
 HUB = "hub"
-# In the statistics: the share of each text that is in the eval split, where texts are divided.
+# Key in the statistics: the share of each text in the eval split, if texts were divided.
 HELD_OUT_TEXT = "held_out_text"
-# In the statistics of a directory with an unusual eval split: that `documents` decided nothing.
+# Key in the statistics: true if each row was a document, so that `documents` had no effect.
 ROWS = "documents_are_rows"
 _LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
-# How the ids of a masked position are chosen: the most probable, or by chance.
+# The selection of the ids of a masked position: the most probable tokens, or random draws.
 TOPK = "topk"
 SAMPLED = "sampled"
 TRUNCATIONS = (TOPK, SAMPLED)
-# In `ShardInfo.measured`: masked positions, and ids kept at them.
+# Keys in `ShardInfo.measured`: numbers of masked positions, and of ids stored at them.
 NUM_POSITIONS = "num_positions"
 NUM_IDS = "num_ids"
-# Encodings that were dropped, with the last commit that reads and writes them.
-_DROPPED_ENCODINGS = {"uint8": "ef818ef"}
-# Of a position, of all groups of hidden states together.
+# Encodings that were removed, with the last commit that reads and writes them.
+_REMOVED_ENCODINGS = {"uint8": "ef818ef"}
+# Maximum number of values at a position, over all groups of hidden states.
 _MAX_HIDDEN_SIZE = 2**20
 _MAX_STATE_SIZE = 2**16
 
-# No array has more items.
+# An array cannot have more items.
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-# Positions are uint16 in a record.
+# A record stores positions in uint16.
 Length = Annotated[int, Meta(ge=0, le=2**16)]
-# Above 0, and finite.
+# A positive, finite number.
 Positive = Annotated[float, Meta(gt=0.0, le=1.7e308)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
-# A sum of logarithms, or of their squares: nothing that is computed with it is infinite.
+# A sum of logarithms, or of their squares. The bounds keep computations with it finite.
 Sum = Annotated[float, Meta(ge=-1e30, le=1e30)]
-# The tokenizer files that may be copied into a directory; no other file there has such a name.
+# A tokenizer file that may be copied into a directory. No other file in it has such a name.
 TokenizerFile = Annotated[
     str,
     json_text.matching(
@@ -89,20 +89,21 @@ TokenizerFile = Annotated[
 
 
 class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The teacher's predictions of the labels, in sums over the masked positions of a shard.
+    """Sums over the masked positions of a shard that score the teacher on the labels.
 
-    The labels' own frequencies in the shard, a unigram model, are beside the teacher. Logarithms
-    are in nats.
+    The teacher is compared with a unigram model of the labels' frequencies in the shard.
+    Logarithms are in nats.
 
     Attributes:
-        num_labels: masked positions.
-        num_hits: labels that are the teacher's most probable token.
-        log_prob: of the labels.
-        log_prob_squares: the same, each squared.
-        entropy: of the teacher's distributions; at each position that of the first of its
-            example which is computed together with it.
-        unigram_hits: labels that are the most frequent one.
-        unigram_log_prob: of the labels, each left out of the frequencies.
+        num_labels: number of masked positions.
+        num_hits: number of labels that are the teacher's most probable token.
+        log_prob: sum of the teacher's log-probabilities of the labels.
+        log_prob_squares: sum of their squares.
+        entropy: sum of the entropies of the teacher's distributions. A position counts with
+            the entropy of the first position of its example in the same block of positions.
+        unigram_hits: number of labels that are the most frequent label.
+        unigram_log_prob: sum of the unigram model's log-probabilities; each label is left out of
+            the frequencies that predict it.
     """
 
     num_labels: Count
@@ -115,11 +116,11 @@ class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One shard: its file's name, examples, bytes and SHA-256 (hexadecimal).
+    """A shard: the name of its file, its numbers of examples and bytes, its SHA-256 in hex.
 
-    Where records of equal shape differ in size, `measured` has, of all records together, the
-    bytes of each feature that a teacher cache adds, by name, and `NUM_POSITIONS` and `NUM_IDS`.
-    Of a shard that a teacher made, `labels` has its predictions of the labels.
+    `measured` is present if records of equal shape may differ in size. It holds sums over all
+    records: the bytes of each feature that a teacher cache adds, by name, `NUM_POSITIONS` and
+    `NUM_IDS`. `labels` is present in a shard of captured targets.
     """
 
     file: Annotated[str, json_text.matching(SHARD_FILE.pattern, "the name of a shard")]
@@ -135,9 +136,9 @@ class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file beside the shards: its name, bytes and SHA-256 (hexadecimal)."""
+    """A file in a shard directory: its name, its number of bytes and its SHA-256 in hex."""
 
-    # Its readers know no other name.
+    # Readers of the file accept only this name.
     file: Annotated[
         str, json_text.matching(re.escape(TOKEN_COUNTS_FILE), f"the file {TOKEN_COUNTS_FILE}")
     ]
@@ -146,7 +147,7 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TableInfo(FileInfo, frozen=True, forbid_unknown_fields=True):
-    """The file of the teacher's output table, as `FileInfo`."""
+    """The file of the teacher's output table; see `FileInfo`."""
 
     file: Annotated[
         str, json_text.matching(re.escape(OUTPUT_TABLE_FILE), f"the file {OUTPUT_TABLE_FILE}")
@@ -154,7 +155,7 @@ class TableInfo(FileInfo, frozen=True, forbid_unknown_fields=True):
 
 
 class HubSource(msgspec.Struct):
-    """The model of the hub that weights came from: its id and its commit."""
+    """The origin of weights on the hub: the model's id and its commit."""
 
     id: Annotated[str, json_text.matching(r"[\w.\-]{1,96}(/[\w.\-]{1,96})?", "the id of a model")]
     commit: Annotated[str, json_text.matching(r"[0-9a-f]{40}", "a commit")]
@@ -164,7 +165,7 @@ class HubSource(msgspec.Struct):
 
 
 class _MergedTeacher(msgspec.Struct):
-    """A teacher of a merged cache, which may be merged itself."""
+    """A teacher of a merged cache; its own cache may be a merged one too."""
 
     weight: Share
     sha256: Sha256 | None = None
@@ -181,25 +182,25 @@ class TeacherInfo:
     """The fields that a teacher cache adds to a manifest.
 
     Attributes:
-        truncation_factor: K, ids kept at a masked position, or the most where that
-            varies; draws at one where `truncation` is `sampled`; V of head states.
+        truncation_factor: K, the number of ids stored at a masked position, or the maximum if
+            it varies; the number of draws if `truncation` is `sampled`; V for head states.
         logit_encoding: a name in `pipeline.storage.codecs.ENCODINGS`.
-        temperatures: those with a stored tail mass, ascending from 1; none of head states,
-            which have no tail.
-        teacher: the teacher's `config` and the `sha256` of its weights, and of a model of the
-            hub `hub`, its id and commit; of a merged cache `merged`, a list of its inputs'
-            teachers, each with its `weight`.
+        temperatures: the temperatures of the stored tail masses, ascending from 1; empty for
+            head states, which have no tail.
+        teacher: the teacher's `config`, the `sha256` of its weights and, for a model of the
+            hub, its id and commit in `hub`. A merged cache has `merged` instead, the list of its
+            inputs' teachers, each with its `weight`.
         parent: the `sha256` of the masked examples' manifest.
-        hidden_groups: the groups of teacher layers, such as `1-6`, whose mean
-            hidden state is kept; empty where none is.
+        hidden_groups: the groups of teacher layers, for example `1-6`, whose mean hidden state
+            is stored; empty if none are.
         hidden_encoding: a name in `pipeline.storage.codecs.HIDDEN_CODECS`.
-        hidden_size: D of the kept states and of the kept embedding.
+        hidden_size: D of the stored hidden states and of the stored embedding.
         truncation: one of `TRUNCATIONS`.
-        truncation_mass: the mass at which a position's ids end; None for none.
-        embedding: the pooling of the kept embedding, one of `records.POOLINGS`; None where
-            none is kept.
-        state_bits: of a number of a head state; None unless `logit_encoding` is `states`.
-        state_size: E of the head states; None likewise.
+        truncation_mass: the mass at which a position's ids end; None without this limit.
+        embedding: the pooling of the stored embedding, one of `records.POOLINGS`; None if none
+            is stored.
+        state_bits: bits per number of a head state; None unless `logit_encoding` is `states`.
+        state_size: E of the head states; None unless `logit_encoding` is `states`.
     """
 
     truncation_factor: Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -218,7 +219,7 @@ class TeacherInfo:
 
     @property
     def holds_states(self) -> bool:
-        """Whether the cache holds head states in place of a top-k."""
+        """Whether the cache holds head states instead of a top-k."""
         return self.logit_encoding == STATES
 
     @property
@@ -227,13 +228,13 @@ class TeacherInfo:
         return self.truncation == SAMPLED or self.truncation_mass is not None
 
     def hidden_codec(self) -> HiddenCodec | None:
-        """Returns the codec of the hidden states; None where none are cached."""
+        """Returns the codec of the hidden states; None if none are cached."""
         if not self.hidden_groups:
             return None
         return HIDDEN_CODECS[self.hidden_encoding](len(self.hidden_groups), self.hidden_size)
 
     def state_packing(self) -> StatePacking | None:
-        """Returns the packing of the head states; None where none are cached."""
+        """Returns the packing of the head states; None if none are cached."""
         return STATE_PACKINGS[self.state_bits](self.state_size) if self.holds_states else None
 
     @property
@@ -246,7 +247,7 @@ class TeacherInfo:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes by the letters of `data_specs.records`."""
+        """Sizes of the dimensions, by the letters of `data_specs.records`."""
         return {
             "K": self.truncation_factor,
             "T": len(self.temperatures),
@@ -258,8 +259,8 @@ class TeacherInfo:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of a manifest.
 
-        The truncation is stated only where it is not simply the top-k; head states and the
-        embedding only where there are some, as in manifests from before there was a choice.
+        Options at their default are left out, so that manifests equal those of versions without
+        these options.
         """
         value = dataclasses.asdict(self)
         if self.truncation == TOPK:
@@ -272,10 +273,10 @@ class TeacherInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of a cache directory. Attributes are named as in `manifest.json`.
+    """The contents of a shard directory. Attributes are named as in `manifest.json`.
 
-    A teacher cache alone has `teacher_info`; `token_counts` have unmasked windows, and
-    teacher caches of codecs that need them; an `output_table` have caches of head states.
+    Only a teacher cache has `teacher_info`. Unmasked windows have `token_counts`, and so have
+    teacher caches whose codec needs them. Caches of head states have an `output_table`.
     """
 
     kind: Literal[tuple(records.FEATURES)]
@@ -284,7 +285,7 @@ class Manifest:
     max_seq_length: Length
     max_predictions_per_seq: Length
     dupe_factor: Count
-    # Any that JSON may hold: it is hashed.
+    # The seed is only hashed, so that it needs no upper bound.
     seed: Annotated[int, Meta(ge=0)]
     flags: Mapping[str, Any]
     splits: Mapping[Literal[SPLITS], Annotated[tuple[ShardInfo, ...], Meta(max_length=2**20)]]
@@ -313,9 +314,9 @@ class Manifest:
         )
 
     def bytes_per_position(self) -> dict[str, float]:
-        """Returns what each feature of a teacher cache takes at a masked position.
+        """Returns the bytes of each feature of a teacher cache at a masked position, by name.
 
-        The mean, as measured, where that varies.
+        If the size varies, it is the measured mean.
         """
         sizes = {"P": 1, **self.teacher_info.sizes}
         added = self.features[len(records.MASKED_EXAMPLE_FEATURES) :]
@@ -330,30 +331,30 @@ class Manifest:
         }
 
     def ids_per_position(self) -> float:
-        """Returns how many ids a teacher cache holds at a masked position, in the mean."""
+        """Returns the mean number of ids that a teacher cache holds at a masked position."""
         means = measured_means(self.shards, [NUM_IDS])
         return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
 
     def label_sums(self) -> LabelSums | None:
-        """Returns the sums over all shards; None where one has none, as in a merged cache."""
+        """Returns the sums over all shards; None if a shard has none, as in a merged cache."""
         sums = [shard.labels for shard in self.shards]
         if not sums or None in sums:
             return None
         names = LabelSums.__struct_fields__
-        return LabelSums(**{name: sum(getattr(one, name) for one in sums) for name in names})
+        return LabelSums(**{name: sum(getattr(shard, name) for shard in sums) for name in names})
 
     def num_examples(self, split: str) -> int:
-        """Returns how many examples a split has; 0 where there is none."""
+        """Returns the number of examples of a split; 0 if the split does not exist."""
         return sum(shard.num_examples for shard in self.splits.get(split, ()))
 
     def evaluation_notes(self) -> Iterator[str]:
-        """Yields lines on the eval split, where documents were too few for a usual one."""
+        """Yields lines on the eval split if there were too few documents to hold some out."""
         share = self.statistics.get(HELD_OUT_TEXT)
         if not self.num_examples(EVAL):
             yield "no eval split: eval_fraction was 0, or there was one short document"
         elif share is not None:
-            yield f"the eval split is the end of the text, {share:.1%} or more of it, as no two"
-            yield "documents differ"
+            yield f"the eval split is the last {share:.1%} or more of the text, as the text has no"
+            yield "two different documents"
         else:
             return
         if not self.statistics.get(ROWS):
@@ -370,7 +371,7 @@ class Manifest:
                 del value[name]
         if self.teacher_info is not None:
             value |= self.teacher_info.to_json()
-            # For people: it follows from the rest.
+            # This is for readers of the manifest: programs compute it from the other fields.
             value["bytes_per_position"] = self.bytes_per_position()
         return value
 
@@ -380,12 +381,12 @@ class Manifest:
 
 
 def shard_file(split: str, index: int, num_shards: int) -> str:
-    """Returns a shard's file name, such as `train-00000-of-00008.tfrecord`."""
+    """Returns the file name of a shard, for example `train-00000-of-00008.tfrecord`."""
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
 
 def shard_place(file: str) -> tuple[int, int]:
-    """Returns (index, number of shards) of a file named by `shard_file`."""
+    """Returns the index and the number of shards from a name that `shard_file` made."""
     match = SHARD_FILE.fullmatch(file)
     if match is None:
         raise ValueError(f"file: expected the name of a shard, received {file!r}")
@@ -393,12 +394,12 @@ def shard_place(file: str) -> tuple[int, int]:
 
 
 def sidecar_path(directory: Location, file: str) -> Location:
-    """Returns the path of a shard's sidecar; hidden, so that no glob of shards meets it."""
+    """Returns the path of a shard's sidecar, a hidden file that globs of shards do not match."""
     return directory / f".{file}.json"
 
 
 def completed_shard(directory: Location, file: str) -> ShardInfo | None:
-    """Returns the sidecar of a shard that is whole, or None."""
+    """Returns the content of a shard's sidecar; None unless the shard is complete."""
     path, sidecar = directory / file, sidecar_path(directory, file)
     if not (path.is_file() and sidecar.is_file()):
         return None
@@ -406,7 +407,7 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
         shard = json_text.convert(sidecar.read_json(), ShardInfo, sidecar)
         _expect_shard(shard, sidecar)
     except InputError:
-        # A damaged sidecar: the shard is made again.
+        # The sidecar is damaged, so that the shard must be made again.
         return None
     return shard if path.stat().st_size == shard.bytes else None
 
@@ -414,9 +415,12 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
 def measure_record(
     measured: collections.Counter[str], features: Mapping[str, bytes], truncation_factor: int
 ) -> None:
-    """Adds the features that a teacher cache adds to a record to `ShardInfo.measured`.
+    """Adds a record's sizes to the content of `ShardInfo.measured`.
 
-    The `truncation_factor` K is the number of ids at a position where no feature tells.
+    Args:
+        measured: the sums, which are updated.
+        features: the features that a teacher cache adds to the record.
+        truncation_factor: K, the number of ids at a position if the record does not count them.
     """
     num_positions = len(features[records.LABEL_LOG_PROBS]) // 2
     num_ids = num_positions * truncation_factor
@@ -428,9 +432,9 @@ def measure_record(
 
 
 def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[str, float] | None:
-    """Returns the means at a masked position of numbers in `ShardInfo.measured`, by name.
+    """Returns the mean per masked position of each number in `ShardInfo.measured`, by name.
 
-    None where a shard does not tell, as all its records of a shape have the same size.
+    Returns None if a shard was not measured, as its records of equal shape have equal size.
     """
     measured = [shard.measured for shard in shards]
     if not measured or None in measured:
@@ -439,16 +443,18 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
     return {name: sum(sums.get(name, 0) for sums in measured) / positions for name in names}
 
 
-def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def describe_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """Returns, in one line, the first setting in which two run configurations differ.
 
-    The kind comes first: other settings follow from it. `HUB` may differ.
+    The kind is compared first, as other settings depend on it. `HUB` may differ. The line is
+    empty if there is no difference.
     """
-    names = (set(there) | set(here)) - {HUB}
+    names = (set(recorded) | set(current)) - {HUB}
     for name in sorted(names, key=lambda key: (key != "kind", key)):
-        if there.get(name) != here.get(name):
+        if recorded.get(name) != current.get(name):
             setting = name if name.isidentifier() else shown(name)
-            return f"{setting} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+            old, new = shown(recorded.get(name)), shown(current.get(name))
+            return f"{setting} is {old} there and {new} here"
     return ""
 
 
@@ -457,77 +463,85 @@ def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool
 
     Args:
         directory: the output directory; it need not exist.
-        run_config: the settings that decide the data, as JSON values.
+        run_config: the run configuration, as JSON values.
 
     Returns:
-        whether the directory is new; False where it has this very run configuration.
+        whether the directory is new; False if it is reserved for this run configuration.
 
     Raises:
-        InputError: it has another run configuration, or files without one.
+        InputError: the directory is reserved for another run configuration, or has files and no
+            run configuration.
     """
     path = directory / REQUEST_FILE
-    # Listed before the file is looked for: another task may be writing it now.
+    # The files are listed before the check for `request.json`, which another task may be writing.
     names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
     if path.is_file():
         difference = describe_difference(path.read_json(), run_config)
         if difference:
-            received = f"it holds the output of another request: {difference}"
+            received = f"it holds the output of another run configuration: {difference}"
             hint = "choose another directory, or delete this one"
             raise InputError(directory, received=received, hint=hint)
         return False
     if present:
         received = f"one with {present[0]!r} and without {REQUEST_FILE}"
-        raise InputError(directory, "an empty directory or one of the same request", received)
+        expected = "an empty directory or one of the same run configuration"
+        raise InputError(directory, expected, received)
     return True
 
 
 def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
-    """Makes a directory with its run configuration, or recognises one that has it.
+    """Reserves a directory for a run configuration, unless it is reserved for it already.
 
-    Arguments, result and errors are those of `check_output_dir`. Call it when no error that
-    the user can correct is left: a corrected command may then still use the directory.
+    Arguments, result and errors are those of `check_output_dir`. Call it after all other checks of
+    the user's input, so that a corrected command may still use the directory.
     """
     is_new = check_output_dir(directory, run_config)
     if is_new:
         directory = directory.make_directory()
         if not (directory / REQUEST_FILE).write_new(json_text.dump(run_config)):
-            # Another command has begun at the same moment.
+            # Another process has just reserved the directory.
             return check_output_dir(directory, run_config)
     return is_new
 
 
 def publish(directory: Location, manifest: Manifest) -> None:
-    """Writes the manifest: from now on the directory is complete."""
-    # The whole shards are beside them.
+    """Writes the manifest, which completes the directory."""
+    # Temporary files are no longer needed, as all shards are complete.
     directory.remove_temporaries({shard.file for shard in manifest.shards})
-    # As `sha256sum` writes it. The manifest tells of all other files; this tells of it.
+    # The manifest holds the checksums of all other files. This file, in the format of
+    # `sha256sum`, holds the manifest's.
     checksum = f"{manifest.sha256()}  {MANIFEST_FILE}\n"
     (directory / CHECKSUM_FILE).write_whole(checksum.encode("ascii"))
     (directory / MANIFEST_FILE).write_json(manifest.to_json())
 
 
 def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
-    """Reads and checks the manifest of a cache directory, which has the name `file` there.
+    """Reads and checks the manifest of a shard directory.
+
+    Args:
+        directory: the shard directory.
+        file: the manifest's name in it.
 
     Raises:
-        InputError: there is none, or a field is missing or invalid.
+        InputError: the manifest is missing, or a field is missing or invalid.
     """
     path = directory / file
     if not path.is_file():
-        state = "no cache"
+        received, hint = "a directory without it", None
         if (path.parent / REQUEST_FILE).is_file():
-            state = "an unfinished one: run the command that makes it again"
+            received = "an unfinished directory"
+            hint = "re-run the command that writes it to resume"
         contents = "masked examples of create_pretraining_data, or a teacher cache"
-        expected = f"a complete cache directory with {MANIFEST_FILE} ({contents})"
-        raise InputError(directory, expected, f"one that is {state}")
+        expected = f"a complete shard directory with {MANIFEST_FILE} ({contents})"
+        raise InputError(directory, expected, received, hint)
     value = path.read_json()
     if (version := value.get("format_version")) != FORMAT_VERSION:
         raise InputError(path, f"format_version {FORMAT_VERSION}", shown(version))
     try:
         json_text.dump(value)
     except UnicodeEncodeError as error:
-        # JSON can spell halves of letters, which no file can hold.
+        # JSON escapes can encode unpaired surrogates, which UTF-8 cannot.
         raise InputError(path, "text", f"an unpaired surrogate ({error.reason})") from error
     return _parse(value, path)
 
@@ -543,7 +557,7 @@ def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
     ignored = {"teacher_info"}
     ignored |= set() if needs_counts else {"token_counts"}
     ignored |= set() if has_table else {"output_table"}
-    fields = {name: part for name, part in value.items() if name not in ignored}
+    fields = {name: field for name, field in value.items() if name not in ignored}
     manifest = json_text.convert(fields, Manifest, path)
     manifest = dataclasses.replace(manifest, teacher_info=info)
     if needs_counts and manifest.token_counts is None:
@@ -562,9 +576,9 @@ def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
 
 
 def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo:
-    # Caches from before there were such fields lack them; others have null.
-    given = {name: part for name, part in value.items() if part is not None}
-    info = json_text.convert(given, TeacherInfo, path)
+    # Fields of options that are not used are missing or null.
+    fields = {name: field for name, field in value.items() if field is not None}
+    info = json_text.convert(fields, TeacherInfo, path)
     _expect_encoding(f"{path}: logit_encoding", info.logit_encoding, ENCODINGS)
     temperatures = info.temperatures
     if info.holds_states:
@@ -572,20 +586,20 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
     elif temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
         received = shown(list(temperatures))
         raise InputError(f"{path}: temperatures", "ascending numbers from 1", received)
-    # The teacher of a cache that is not merged is like one of the teachers of a merged one.
+    # The teacher of a cache has the fields of a merged cache's teacher, except the weight.
     json_text.convert({**info.teacher, "weight": 1.0}, _MergedTeacher, f"{path}: teacher")
     if info.hidden_groups:
         _expect_encoding(f"{path}: hidden_encoding", info.hidden_encoding, HIDDEN_CODECS)
-    # Without groups and embeddings, no one reads the size.
+    # The size is used only with groups or an embedding.
     if info.hidden_groups or info.embedding:
-        most, size = _MAX_HIDDEN_SIZE // max(1, len(info.hidden_groups)), info.hidden_size
-        if not 1 <= (size or 0) <= most:
-            raise InputError(f"{path}: hidden_size", f"a number from 1 to {most}", shown(size))
+        max_size, size = _MAX_HIDDEN_SIZE // max(1, len(info.hidden_groups)), info.hidden_size
+        if not 1 <= (size or 0) <= max_size:
+            raise InputError(f"{path}: hidden_size", f"a number from 1 to {max_size}", shown(size))
     return info
 
 
 def _expect_states(info: TeacherInfo, path: Location) -> None:
-    """Raises InputError unless the sizes of head states are possible and nothing is truncated."""
+    """Raises InputError unless the sizes of head states are valid and nothing is truncated."""
     if info.state_bits not in STATE_PACKINGS:
         expected = f"one of {', '.join(map(str, STATE_PACKINGS))}"
         raise InputError(f"{path}: state_bits", expected, shown(info.state_bits))
@@ -599,7 +613,7 @@ def _expect_states(info: TeacherInfo, path: Location) -> None:
 
 def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any]) -> None:
     if encoding not in table:
-        commit = _DROPPED_ENCODINGS.get(encoding)
+        commit = _REMOVED_ENCODINGS.get(encoding)
         hint = f"commit {commit} is the last that reads and writes it" if commit else None
         raise InputError(subject, f"one of {', '.join(table)}", shown(encoding), hint=hint)
 
@@ -629,7 +643,7 @@ def _expect_shard(shard: ShardInfo, path: Location) -> None:
 
 
 def varies_in_size(info: TeacherInfo) -> bool:
-    """Returns whether records of equal shape may differ in size, so that shards are measured."""
+    """Returns whether records of equal shape may differ in size, which are then measured."""
     return info.variable or ENCODINGS[info.logit_encoding].compresses
 
 
@@ -637,7 +651,7 @@ def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> No
     """Copies the tokenizer's files from one directory to another.
 
     Raises:
-        InputError: one is missing.
+        InputError: a file is missing.
     """
     for name in manifest.tokenizer_files:
         path = source / name
@@ -647,13 +661,15 @@ def copy_tokenizer(source: Location, manifest: Manifest, target: Location) -> No
 
 
 def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
-    """Checks a directory's shards, and the files beside them, against its manifest.
+    """Checks a directory's shards and other files against its manifest.
 
-    The manifest may be narrowed to some of the shards. `full` checks every byte (SHA-256),
-    otherwise only sizes are checked.
+    Args:
+        directory: the shard directory.
+        manifest: its manifest, which may be reduced to some of the shards.
+        full: whether to check every byte (SHA-256); otherwise only sizes are checked.
 
     Raises:
-        InputError: a file is missing, of another size, or has other bytes.
+        InputError: a file is missing, has another size, or has other bytes.
     """
     for shard in manifest.shards:
         _verify_file(directory / shard.file, shard, "shard", full=full)
@@ -663,12 +679,14 @@ def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
         _verify_file(directory / info.file, info, "file of the output table", full=full)
 
 
-def _verify_file(path: Location, info: ShardInfo | FileInfo, what: str, *, full: bool) -> None:
+def _verify_file(
+    path: Location, info: ShardInfo | FileInfo, description: str, *, full: bool
+) -> None:
     if not path.is_file():
-        raise InputError(path, received=f"this {what} is missing")
+        raise InputError(path, received=f"this {description} is missing")
     if (size := path.stat().st_size) != info.bytes:
         sizes = f"expected {info.bytes} bytes, received {size}"
-        raise InputError(path, received=f"this {what} is truncated or damaged: {sizes}")
+        raise InputError(path, received=f"this {description} is truncated or damaged: {sizes}")
     if full and (digest := path.sha256()) != info.sha256:
         digests = f"expected SHA-256 {info.sha256}, received {digest}"
-        raise InputError(path, received=f"this {what} is damaged: {digests}")
+        raise InputError(path, received=f"this {description} is damaged: {digests}")

@@ -1,7 +1,7 @@
-"""The teacher's output layer beside the shards of a cache of head states.
+"""The file of the teacher's output layer in a cache of head states.
 
 `output_table.safetensors` holds `table`, float16 [V, E], and `bias`, float32 [V]; see
-`pipeline.storage.codecs.states`. Its size and checksum are in the manifest.
+`pipeline.storage.codecs.states`. The manifest records its size and checksum.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def ensure_table(
     *,
     read_layer: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> TableInfo:
-    """Writes a teacher's output layer into a directory, unless it is there.
+    """Writes the file of a teacher's output layer, unless it exists.
 
     Args:
         directory: of the cache.
@@ -36,7 +36,7 @@ def ensure_table(
         the file's size and checksum.
 
     Raises:
-        InputError: the file holds something else, or float16 cannot hold the numbers.
+        InputError: the existing file is malformed, or a number exceeds float16.
     """
     from safetensors.numpy import save
 
@@ -46,17 +46,17 @@ def ensure_table(
     else:
         output = OutputTable.of(*read_layer())
         if not output.is_finite:
-            expected = "an output table of finite numbers below 65,504"
-            raise InputError(Setting("teacher"), expected, "others")
+            expected = "a model whose output table has only numbers below 65,504"
+            raise InputError(Setting("teacher"), expected, "larger or non-finite numbers")
         path.write_whole(save({_TABLE: output.table, _BIAS: output.bias}))
     return TableInfo(file=path.name, bytes=path.stat().st_size, sha256=path.sha256())
 
 
 def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputTable:
-    """Reads the file of a cache directory.
+    """Reads the output table of a cache.
 
     Raises:
-        InputError: it is missing, or holds something else than a table of these sizes.
+        InputError: the file is missing, malformed, or holds a table of another size.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -66,9 +66,11 @@ def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputT
     try:
         with safe_open(path.mirror(), framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            received = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
+            received = {
+                name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()
+            }
             expected = {_TABLE: ("F16", [vocab_size, state_size]), _BIAS: ("F32", [vocab_size])}
-            # Before anything is read: a file may claim any size.
+            # Checked before tensors are read, as a malformed file may claim any size.
             if received != expected:
                 text = f"{_TABLE} in F16, [{vocab_size}, {state_size}], and {_BIAS} in F32"
                 raise InputError(path, text, shown(received))
@@ -77,5 +79,5 @@ def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputT
         reason = " ".join(str(error).split())[:200]
         raise InputError(path, f"a safetensors file ({reason})") from error
     if not output.is_finite:
-        raise InputError(path, "finite numbers", "others")
+        raise InputError(path, "finite numbers", "NaN or infinity")
     return output

@@ -1,4 +1,4 @@
-"""Shards as TensorFlow datasets of padded batches. The only reader that needs TensorFlow."""
+"""TensorFlow datasets of records and padded batches; the only reader that needs TensorFlow."""
 
 import concurrent.futures
 import contextlib
@@ -23,13 +23,13 @@ _TAILS = records.MASS_FEATURES[0]
 
 @contextlib.contextmanager
 def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
-    """Raises, in place of TensorFlow's error, the one with which copying a shard failed.
+    """Replaces TensorFlow's error by the original error of copying a shard.
 
-    Shards are copied in threads of TensorFlow, which keeps only the text of an error.
+    Threads of TensorFlow copy the shards, and TensorFlow keeps only the text of an error.
 
     Raises:
-        OSError: the shard is not there, or cannot be copied whole.
-        InputError: it can never be, as a package is missing.
+        OSError: the shard is missing, or cannot be copied completely.
+        InputError: shards cannot be copied, as a package is missing.
     """
     cache.copy_errors.clear()
     try:
@@ -41,7 +41,7 @@ def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _copy_errors_kept(cache: CacheInput) -> Iterator[None]:
+def _noting_copy_errors(cache: CacheInput) -> Iterator[None]:
     try:
         yield
     except (OSError, InputError) as error:
@@ -50,34 +50,34 @@ def _copy_errors_kept(cache: CacheInput) -> Iterator[None]:
 
 
 def _local_paths(cache: CacheInput, files: Iterable[str]) -> Iterator[str]:
-    """Yields where TensorFlow reads shards; those in a bucket are copied when it is their turn."""
+    """Yields the local paths of shards; copies a shard from a bucket when it is requested."""
     for file in files:
-        with _copy_errors_kept(cache), hold_mirrors([cache.directory / file]) as (path,):
+        with _noting_copy_errors(cache), hold_mirrors([cache.directory / file]) as (path,):
             yield str(path)
 
 
 def _local_groups(
     cache: CacheInput, groups: Iterable[RecordGroup]
 ) -> Iterator[tuple[RecordGroup, list[str]]]:
-    """Yields groups, and where TensorFlow reads the shards of each.
+    """Yields shard groups with the local paths of their shards.
 
-    Shards in a bucket are copied to this machine while the group before is read. Their copies
-    stay until the next group is asked for.
+    The shards of a group in a bucket are copied while the previous group is read. The copies
+    stay until the next group is requested.
     """
     remaining = iter(groups)
 
     def copy_next() -> tuple[RecordGroup, contextlib.ExitStack] | None:
         group = next(remaining, None)
-        return group and (group, prefetch_mirrors([cache.directory / f for f in group.files]))
+        return group and (group, prefetch_mirrors([cache.directory / name for name in group.files]))
 
-    with _copy_errors_kept(cache), concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with _noting_copy_errors(cache), concurrent.futures.ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(copy_next)
         try:
-            while found := upcoming.result():
-                group, prefetched = found
+            while copied := upcoming.result():
+                group, prefetched = copied
                 with hold_mirrors([cache.directory / file for file in group.files]) as paths:
                     prefetched.close()
-                    # One group ahead: a later one must not take the room of the next.
+                    # Only one group is prefetched, so that later groups do not fill the disk.
                     upcoming = pool.submit(copy_next)
                     yield group, [str(path) for path in paths]
         finally:
@@ -97,20 +97,20 @@ def training_records(
 ) -> tf.data.Dataset:
     """Returns the endless shuffled stream of a split's records, each with its epoch.
 
+    Shards in a bucket are copied to this machine, one group ahead.
+
     Args:
-        cache: the cache directory.
-        split: its key in the manifest's splits.
+        cache: the shard directory.
+        split: name of the split in the manifest.
         seed: decides the order.
-        start: records to leave out at the beginning, over all epochs: what a
-            run that resumes has already used.
-        buffer: records in the shuffle buffer.
-        num_streams: streams that the shards of each epoch are dealt to.
-        stream: which of them.
+        start: number of records to skip at the beginning, over all epochs, which a resumed run
+            has used before.
+        buffer: number of records in the shuffle buffer.
+        num_streams: number of data streams that share the shards of each epoch.
+        stream: index of the stream.
 
     Returns:
-        pairs of a serialised record, string [], and the number of its epoch,
-        int64 [], from 0. Shards in a bucket are copied to this machine when their
-        turn comes, those of the next groups meanwhile.
+        pairs of a serialized record, string [], and the number of its epoch, int64 [], from 0.
     """
     shards = [shard for shard in cache.manifest.splits[split] if shard.num_examples]
 
@@ -136,30 +136,30 @@ def training_records(
 def sort_by_length(serialized: tf.Tensor, epochs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Sorts records, string [B], with their epochs, int64 [B], by the length of their inputs.
 
-    Those of equal length stay in their order.
+    The sort is stable.
     """
     ranks = tf.argsort(_input_lengths(serialized), stable=True)
     return tf.gather(serialized, ranks), tf.gather(epochs, ranks)
 
 
 def _input_lengths(serialized: tf.Tensor) -> tf.Tensor:
-    """Returns how many tokens each record's input has, int32 [B]."""
+    """Returns the number of tokens of each record's input, int32 [B]."""
     parsed = arrays.parse_tensors(tf, serialized, [_SEGMENTS.name])
     lengths = arrays.padded_tensor(tf, _SEGMENTS, parsed[_SEGMENTS.name], 0, {"S": 2})
     return tf.reduce_sum(tf.cast(lengths, tf.int32), axis=1)
 
 
 def sample_lengths(cache: CacheInput, split: str, *, count: int) -> np.ndarray:
-    """Returns how many tokens the first inputs of a split have, at most `count`, int32 [N]."""
+    """Returns the numbers of tokens of the first `count` inputs of a split, int32 [N]."""
     dataset = evaluation_records(cache, split).take(count).batch(count)
-    parts = list(dataset.map(_input_lengths).as_numpy_iterator())
-    return np.concatenate([np.zeros(0, np.int32), *parts])
+    lengths = list(dataset.map(_input_lengths).as_numpy_iterator())
+    return np.concatenate([np.zeros(0, np.int32), *lengths])
 
 
 def evaluation_records(cache: CacheInput, split: str) -> tf.data.Dataset:
-    """Returns a split's serialised records once, in their stored order.
+    """Returns a split's serialized records once, in their stored order.
 
-    A shard in a bucket is copied to this machine when its turn comes.
+    A shard in a bucket is copied to this machine when it is read.
     """
     files = [shard.file for shard in cache.manifest.splits[split]]
     if cache.directory.is_local:
@@ -177,21 +177,26 @@ def parse_batch(
 
     Args:
         serialized: string [B].
-        manifest: lengths and dtypes come from it.
+        manifest: gives lengths and dtypes.
         codec: of a teacher cache, from `cache_input.open_codec`; None for masked
             examples.
 
     Returns:
-        int32 `input_ids` [B, L], `segment_lengths` [B, 2], `masked_lm_positions`
-        and `masked_lm_ids` [B, P]; float32 `masked_lm_weights` [B, P], 1 at real
-        positions; from a teacher cache `topk_ids` int32 and `topk_logits`
-        float32 [B, P, K] and `log_tail_masses` float32 [B, P, T], or in their place
-        `head_states` float32 [B, P, E]; and where it has them `hidden_states` float32
-        [B, P, G, D] and `embedding` float32 [B, D]. Padding is 0, and −inf in the
-        tails. Where a real position has fewer ids, `NO_ID` and its logit follow.
+        tensors by name:
+
+        - `input_ids` int32 [B, L] and `segment_lengths` int32 [B, 2];
+        - `masked_lm_positions` and `masked_lm_ids`, int32 [B, P];
+        - `masked_lm_weights`, float32 [B, P], 1 at real positions;
+        - with a top-k: `topk_ids` int32 [B, P, K], `topk_logits` float32 [B, P, K] and
+          `log_tail_masses` float32 [B, P, T];
+        - with head states: `head_states` float32 [B, P, E];
+        - if cached: `hidden_states` float32 [B, P, G, D] and `embedding` float32 [B, D].
+
+        Padding is 0, and −inf in the tails. A real position with fewer ids is padded with
+        `NO_ID` and its logit.
 
     Raises:
-        ValueError: a teacher cache without its codec.
+        ValueError: the codec of a teacher cache is missing.
     """
     if manifest.teacher_info is not None and codec is None:
         raise ValueError("codec: expected that of the teacher cache, received none")
@@ -216,9 +221,9 @@ def parse_batch(
     if codec is not None:
         batch.update(codec.target_tensors(tf, parsed, count, sizes["P"]))
         if manifest.teacher_info.temperatures:
-            real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
-            # A log of 0 would be a tail of all the mass, and a top-k of none.
-            batch[records.LOG_TAIL_MASSES] = tf.where(real, padded(_TAILS), -float("inf"))
+            is_real = batch[records.MASKED_LM_WEIGHTS][..., tf.newaxis] > 0
+            # A padding of 0 would mean a tail of all the mass, and a top-k without mass.
+            batch[records.LOG_TAIL_MASSES] = tf.where(is_real, padded(_TAILS), -float("inf"))
         hidden_codec = manifest.teacher_info.hidden_codec()
         if hidden_codec is not None:
             batch[records.HIDDEN_STATES] = hidden_codec.decode_tensors(tf, parsed, sizes["P"])

@@ -1,9 +1,9 @@
 """Typed records: masked examples, unmasked windows and teacher targets.
 
-The features of a record are bytes; these classes hold them as arrays, and turn them into bytes
-again. Letters as in `data_specs.records`.
+The features of a record are bytes. These classes decode them to arrays, and encode arrays to
+bytes. Letters as in `data_specs.records`.
 
-Example: the teacher's three most probable tokens at the masked positions of one record.
+Example: print the teacher's three most probable tokens at the masked positions of each record.
 
     manifest = manifests.load(directory)
     codec = cache_input.open_codec(directory, manifest)
@@ -13,8 +13,8 @@ Example: the teacher's three most probable tokens at the masked positions of one
         p, rest = targets.probabilities(1.0, k=3)
         print(example.masked_lm_positions, targets.ids[:, :3], p, rest)
 
-Where many records are decoded and no example is needed alone, `arrays.Column` has one feature
-of all of them. In a TensorFlow graph, `pipeline.storage.reader.parse_batch` decodes a batch.
+`arrays.Column` decodes one feature of many records at once. In a TensorFlow graph,
+`pipeline.storage.reader.parse_batch` decodes a batch.
 """
 
 import dataclasses
@@ -46,9 +46,9 @@ class _Input:
         example_id: 16 bytes.
         input_ids: int [L], with [CLS] and [SEP].
         segment_lengths: uint16 [S], with [CLS] and [SEP].
-        features: all features of the record that it was read from, in a teacher cache also the
-            targets; empty for one that was not read.
-        declared: the features of such a record, in the order of these attributes.
+        features: all features of the record that was read, in a teacher cache also the targets;
+            empty if it was not read from a record.
+        declared: the features of this kind of record, in the order of these attributes.
     """
 
     example_id: bytes
@@ -62,11 +62,13 @@ class _Input:
 
     @classmethod
     def from_features(cls, features: Mapping[str, bytes], vocab_size: int) -> Self:
-        """Decodes the features of a record, which may have others, too; V decides ids' dtype.
+        """Decodes the features of a record; features of other kinds are ignored.
+
+        The size of the vocabulary, V, decides the dtype of ids.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged, or they contradict each other.
+            ValueError: a feature is malformed, or features contradict each other.
         """
         values = {
             feature.name: arrays.decode(feature, features[feature.name], vocab_size)
@@ -78,7 +80,7 @@ class _Input:
         return record
 
     def to_features(self, vocab_size: int) -> dict[str, bytes]:
-        """Returns the features of this record, without those of a teacher."""
+        """Returns the features of this record, without teacher targets."""
         features = {
             feature.name: arrays.encode(feature, getattr(self, feature.name), vocab_size)
             for feature in self.declared
@@ -88,21 +90,21 @@ class _Input:
 
     @classmethod
     def from_record(cls, record: bytes, manifest: Manifest) -> Self:
-        """Decodes a serialised record of the directory that has this manifest.
+        """Decodes a serialized record of the shard directory with this manifest.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged, they contradict each other, or they are longer than
-                the manifest says.
+            ValueError: a feature is malformed, features contradict each other, or the record is
+                longer than the manifest allows.
         """
         example = cls.from_features(serialization.decode_example(record), manifest.vocab.size)
-        for name, most in (
+        for name, limit in (
             (records.INPUT_IDS, manifest.max_seq_length),
             (records.MASKED_LM_IDS, manifest.max_predictions_per_seq),
         ):
             count = len(getattr(example, name, ()))
-            if count > most:
-                raise ValueError(f"expected at most {most} {name}, received {count}")
+            if count > limit:
+                raise ValueError(f"expected at most {limit} {name}, received {count}")
         return example
 
     def _check(self, vocab_size: int) -> None:
@@ -120,7 +122,7 @@ class MaskedExample(_Input):
 
     Attributes:
         masked_lm_positions: uint16 [P], the masked positions in `input_ids`, ascending.
-        masked_lm_ids: int [P], the true tokens there.
+        masked_lm_ids: int [P], the true tokens at these positions.
     """
 
     masked_lm_positions: np.ndarray
@@ -144,7 +146,7 @@ class MaskedExample(_Input):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window(_Input):
-    """A window that is not masked.
+    """An unmasked window.
 
     Attributes:
         word_starts: uint16 [W], the positions in `input_ids` where words begin, ascending.
@@ -166,10 +168,10 @@ def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
 
 
 def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
-    """Yields the masked examples of a shard, also of a teacher cache's.
+    """Yields the masked examples of a shard, which may be of a teacher cache.
 
     Raises:
-        InputError: the file or a record is damaged; names it.
+        InputError: the file or a record is damaged; the message names the shard and the record.
     """
     for index, record in enumerate(serialization.read_records(path)):
         try:
@@ -179,11 +181,11 @@ def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]
 
 
 def decode_embedding(features: Mapping[str, bytes], info: TeacherInfo) -> np.ndarray | None:
-    """Decodes the embedding of a record of a teacher cache, float32 [D]; None where none is cached.
+    """Decodes the embedding of a record of a teacher cache, float32 [D]; None if none is cached.
 
     Raises:
         KeyError: the feature is missing.
-        ValueError: it is damaged.
+        ValueError: the feature is malformed.
     """
     if info.embedding is None:
         return None
@@ -200,15 +202,15 @@ class TeacherTargets:
     """The cached teacher targets at the masked positions of one record, or of several.
 
     Attributes:
-        ids: int32 [P, K], descending by logit. A row of fewer ids ends in `NO_ID`s.
-        logits: float32 [P, K], each minus its row's largest; `NO_ID_LOGIT` beside `NO_ID`.
+        ids: int32 [P, K], descending by logit. A row of fewer ids is padded with `NO_ID`.
+        logits: float32 [P, K], relative to the largest of their row; `NO_ID_LOGIT` at padding.
         log_tail_masses: float32 [P, T], the log of the mass outside the ids.
         label_log_probs: float32 [P], the log-probability of the label at temperature 1.
-        temperatures: T numbers, ascending from 1; none where the ids are all tokens, so that
-            nothing is outside them at any temperature.
-        hidden_states: float32 [P, G, D]; None where none are cached.
-        head_states: float32 [P, E], to be packed in place of ids and logits; None where these
-            are, and of targets that were read.
+        temperatures: T numbers, ascending from 1; empty if the ids are all tokens, so that the
+            tail is empty at any temperature.
+        hidden_states: float32 [P, G, D]; None if none are cached.
+        head_states: float32 [P, E], to encode instead of ids and logits; None otherwise, and in
+            decoded targets.
     """
 
     ids: np.ndarray
@@ -221,30 +223,30 @@ class TeacherTargets:
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [P]: how many ids each position has."""
+        """int64 [P]: the number of ids at each position."""
         return np.count_nonzero(self.ids != NO_ID, axis=-1)
 
     @classmethod
     def from_features(
         cls, features: Mapping[str, bytes], codec: TargetCodec, info: TeacherInfo
     ) -> Self:
-        """Decodes the targets of a record of a teacher cache, whose codec `open_codec` returns.
+        """Decodes the targets of a record of a teacher cache; `open_codec` returns its codec.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged, they contradict each other, or a number is NaN or, but
-                for masses of 0, infinite.
+            ValueError: a feature is malformed, features contradict each other, or a number is
+                NaN or infinite. The log of a mass of 0 may be −inf.
         """
         positions = arrays.decode(_POSITIONS, features[_POSITIONS.name], codec.vocab_size)
         count, hidden_codec = len(positions), info.hidden_codec()
         ids, logits = codec.decode(features, count)
         masses = {}
-        for feature, each in ((_TAILS, len(info.temperatures)), (_LABELS, 1)):
-            # Without temperatures there is no such feature.
-            content = features[feature.name] if each else b""
+        for feature, per_position in ((_TAILS, len(info.temperatures)), (_LABELS, 1)):
+            # A cache without temperatures has no feature of tail masses.
+            content = features[feature.name] if per_position else b""
             values = arrays.decode(feature, content, codec.vocab_size)
-            if len(values) != count * each:
-                expected = f"expected {count * each} numbers"
+            if len(values) != count * per_position:
+                expected = f"expected {count * per_position} numbers"
                 raise ValueError(f"{feature.name}: {expected}, received {len(values)}")
             masses[feature.name] = values.astype(np.float32)
         masses[_TAILS.name] = masses[_TAILS.name].reshape(count, len(info.temperatures))
@@ -255,18 +257,20 @@ class TeacherTargets:
 
     @classmethod
     def join(cls, targets: Sequence[Self]) -> Self:
-        """Returns the targets of several records of one cache, one after another."""
+        """Concatenates the targets of several records of one cache."""
         names = targets[0]._arrays()
-        joined = {name: np.concatenate([vars(one)[name] for one in targets]) for name in names}
+        joined = {
+            name: np.concatenate([vars(of_record)[name] for of_record in targets]) for name in names
+        }
         return dataclasses.replace(targets[0], **joined)
 
     def __getitem__(self, positions: slice | np.ndarray) -> Self:
         """Returns the targets at some of the positions."""
-        chosen = {name: values[positions] for name, values in self._arrays().items()}
-        return dataclasses.replace(self, **chosen)
+        selected = {name: values[positions] for name, values in self._arrays().items()}
+        return dataclasses.replace(self, **selected)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: part for name, part in vars(self).items() if isinstance(part, np.ndarray)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
     def to_features(
         self,
@@ -278,20 +282,23 @@ class TeacherTargets:
 
         Args:
             codec: packs the top-k, whose logits may be on any scale, or the head states.
-            row_splits: int [records + 1], where each record's positions begin.
+            row_splits: int [records + 1], the boundaries of the records' positions.
             hidden_codec: packs the hidden states; None leaves them out.
 
         Returns:
             the features that a teacher cache adds to each record.
 
         Raises:
-            ValueError: a position has no id, or fewer than K though that does not vary.
+            ValueError: a position has no id, or fewer than K ids although their number is fixed.
         """
         packed_arrays = (self.ids, self.logits) if self.head_states is None else (self.head_states,)
         packed = codec.encode(*packed_arrays, row_splits)
         if hidden_codec is not None:
             states = hidden_codec.encode(self.hidden_states, row_splits)
-            packed = [{**one, **other} for one, other in zip(packed, states, strict=True)]
+            packed = [
+                {**distribution, **hidden}
+                for distribution, hidden in zip(packed, states, strict=True)
+            ]
         masses = (_TAILS, _LABELS) if self.log_tail_masses.shape[-1] else (_LABELS,)
         for features, (begin, end) in zip(packed, itertools.pairwise(row_splits), strict=True):
             for feature in masses:
@@ -303,7 +310,7 @@ class TeacherTargets:
         """Returns the log of the mass outside the ids at a temperature, float32 [P].
 
         Raises:
-            ValueError: it is not cached at this temperature.
+            ValueError: no tail mass is cached at this temperature.
         """
         if not self.temperatures:
             return np.full(len(self.ids), -np.inf, np.float32)
@@ -314,17 +321,17 @@ class TeacherTargets:
     def probabilities(
         self, temperature: float, k: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the teacher's probabilities of the first k ids, and the mass of the rest.
+        """Returns the teacher's probabilities of the first k ids, and the mass of all others.
 
-        p_T = (1 − tail_T) · softmax_K(logits / T); a k below K is a prefix whose dropped mass
+        p_T = (1 − tail_T) · softmax_K(logits / T). If k is below K, the mass of the other ids
         joins the tail.
 
         Args:
-            temperature: one of `temperatures`; any where these are none.
-            k: how many ids; None for all K.
+            temperature: one of `temperatures`; any temperature if these are empty.
+            k: number of ids; None for all K.
 
         Returns:
-            probabilities float64 [P, k] and rest float64 [P]; they sum to 1.
+            probabilities, float64 [P, k], and the mass of the rest, float64 [P]; they sum to 1.
 
         Raises:
             ValueError: no tail mass is cached at this temperature.
@@ -333,12 +340,12 @@ class TeacherTargets:
         scaled = self.logits.astype(np.float64) / temperature
         weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
         tail = np.exp(log_tail.astype(np.float64))
-        kept = (1.0 - tail)[:, np.newaxis] * weights / weights.sum(axis=-1, keepdims=True)
-        k = kept.shape[-1] if k is None else k
-        return kept[:, :k], tail + kept[:, k:].sum(axis=-1)
+        probs = (1.0 - tail)[:, np.newaxis] * weights / weights.sum(axis=-1, keepdims=True)
+        k = probs.shape[-1] if k is None else k
+        return probs[:, :k], tail + probs[:, k:].sum(axis=-1)
 
     def _expect_numbers(self) -> None:
-        # A log of −inf is a mass of 0.
+        # The log of a mass may be −inf, for a mass of 0.
         is_nan = np.isnan(self.log_tail_masses).any() or np.isnan(self.label_log_probs).any()
         if is_nan or not np.isfinite(self.logits).all():
             raise ValueError("expected numbers, received NaN or infinity")

@@ -1,6 +1,6 @@
-"""Records as bytes: `tf.train.Example` messages in TFRecord framing, without TensorFlow.
+"""Serialization of records as `tf.train.Example` messages in TFRecord framing, in plain Python.
 
-Every feature of ours is a single bytes value, so the wire format comes down to
+Each feature of this project is a single bytes value. Therefore the wire format consists only of
 nested length-delimited fields (protocol buffers, wire type 2):
 
     Example  { Features features = 1 }
@@ -8,8 +8,7 @@ nested length-delimited fields (protocol buffers, wire type 2):
     Feature  { BytesList bytes_list = 1 }
     BytesList{ repeated bytes value = 1 }
 
-and features are written sorted by name, as TensorFlow's deterministic
-serialisation does. A TFRecord is
+Features are written sorted by name, as in TensorFlow's deterministic serialization. A TFRecord is
 
     uint64 length | uint32 masked crc32c(length) | data | uint32 masked crc32c(data)
 """
@@ -36,11 +35,11 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _CRC_MASK_DELTA = 0xA282EAD8
 
-# A record of 512 tokens with every token masked and k = 1,024 is below 3 MB.
+# For comparison: a record of 512 masked tokens with k = 1,024 has less than 3 MB.
 MAX_RECORD_BYTES = 256 * 2**20
-# A record of ours has at most a dozen.
+# Records of this project have at most a dozen features.
 _MAX_FEATURES = 64
-# Returns fields of `ShardInfo`, sums over the records of a shard, when all are written.
+# A function that returns fields of `ShardInfo`, after all records of the shard are written.
 Sums = Callable[[], Mapping[str, Any]]
 
 
@@ -55,7 +54,10 @@ def _varint(value: int) -> bytes:
 
 @functools.lru_cache(maxsize=16_384)
 def _entry_prefix(name: str, length: int) -> bytes:
-    """Returns what stands before a feature's value: a record has few names and lengths."""
+    """Returns the bytes before a feature's value.
+
+    The results are cached, as records have few different names and lengths.
+    """
     value = _BYTES_FIELD_1 + _varint(length)
     bytes_list = _BYTES_FIELD_1 + _varint(len(value) + length) + value
     feature = _BYTES_FIELD_2 + _varint(len(bytes_list) + length) + bytes_list
@@ -65,17 +67,17 @@ def _entry_prefix(name: str, length: int) -> bytes:
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """Serialises features, each one bytes value, as a `tf.train.Example`.
+    """Serializes features, a single bytes value each, as a `tf.train.Example`.
 
-    These are the bytes that TensorFlow's deterministic serialisation gives.
+    The bytes equal those of TensorFlow's deterministic serialization.
     """
-    parts = []
+    contents = []
     for name in sorted(features):
         value = features[name]
-        parts += (_entry_prefix(name, len(value)), value)
-    # Values are copied once only.
-    length = sum(map(len, parts))
-    return b"".join((_BYTES_FIELD_1, _varint(length), *parts))
+        contents += (_entry_prefix(name, len(value)), value)
+    # A single join copies each value only once.
+    length = sum(map(len, contents))
+    return b"".join((_BYTES_FIELD_1, _varint(length), *contents))
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -106,30 +108,30 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         position += length
 
 
-def _only_field(data: memoryview, what: str) -> memoryview:
-    # One after another: of nothing but fields a record would take its size many times over.
+def _only_field(data: memoryview, description: str) -> memoryview:
+    # At most two fields are read. A list of all fields could take many times the record's memory.
     fields = _fields(data)
     number, content = next(fields, (0, data))
     if number != 1 or next(fields, None) is not None:
-        raise ValueError(f"{what} without exactly one bytes value")
+        raise ValueError(f"{description} without exactly one bytes value")
     return content
 
 
 def _key_and_value(entry: memoryview) -> tuple[memoryview, memoryview]:
-    # One after another, as in `_only_field`.
+    # At most three fields are read, as in `_only_field`.
     fields = list(itertools.islice(_fields(entry), 3))
-    parts = dict(fields)
-    if len(fields) != 2 or parts.keys() != {1, 2}:
+    by_number = dict(fields)
+    if len(fields) != 2 or by_number.keys() != {1, 2}:
         raise ValueError("a map entry of other fields than key and value")
-    return parts[1], parts[2]
+    return by_number[1], by_number[2]
 
 
 def decode_example(record: bytes) -> dict[str, bytes]:
-    """Reads back what `encode_example` wrote: each feature's bytes value, by name.
+    """Decodes a record of `encode_example` to each feature's bytes value, by name.
 
     Raises:
-        ValueError: the record is broken, has too many features, one of them twice, or
-            one that is not one bytes value.
+        ValueError: the record is malformed, has too many or repeated features, or a feature is
+            not a single bytes value.
     """
     features: dict[str, bytes] = {}
     for entry_number, entry in _fields(_only_field(memoryview(record), "an Example")):
@@ -137,12 +139,12 @@ def decode_example(record: bytes) -> dict[str, bytes]:
             raise ValueError("a map entry without key and value")
         key, value = _key_and_value(entry)
         name = bytes(key).decode("utf-8")
-        what = f"the feature {shown(name)}"
+        description = f"the feature {shown(name)}"
         if name in features:
-            raise ValueError(f"{what} twice")
+            raise ValueError(f"{description} twice")
         if len(features) == _MAX_FEATURES:
             raise ValueError(f"more than {_MAX_FEATURES} features")
-        features[name] = bytes(_only_field(_only_field(value, what), what))
+        features[name] = bytes(_only_field(_only_field(value, description), description))
     return features
 
 
@@ -159,10 +161,10 @@ def frame_record(record: bytes) -> bytes:
 
 
 def read_records(path: Location) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file, checking both checksums of each.
+    """Yields the records of a TFRecord file; checks both checksums of each.
 
     Raises:
-        InputError: the file is truncated or damaged; names it and the byte offset.
+        InputError: the file is truncated or damaged; the message names it and the byte offset.
     """
     offset = 0
     with path.mirrored() as copy, open(copy, "rb") as file:
@@ -186,11 +188,11 @@ def read_records(path: Location) -> Iterator[bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class StagedShard:
-    """A shard that is written, under a name of its writer's own.
+    """A complete shard that is not published yet, in a file with a unique temporary name.
 
     Attributes:
-        info: what it will be.
-        temporary: its file name until then.
+        info: of the published shard.
+        temporary: name of the temporary file.
     """
 
     info: ShardInfo
@@ -202,14 +204,14 @@ def write_shard(
 ) -> ShardInfo:
     """Writes one shard and its sidecar.
 
-    The sidecar is renamed first and the shard last, so that a shard under its
-    final name always has one. If `records` raises, neither appears.
+    The sidecar is written first, so that a shard under its final name always has a sidecar. If
+    `records` raises, neither file appears.
 
     Args:
-        directory: the cache directory.
+        directory: the shard directory.
         file: the shard's name.
-        records: serialised examples, in order; consumed as they are written.
-        sums: what else `ShardInfo` tells of them; None for nothing.
+        records: serialized examples, in order; consumed as they are written.
+        sums: see `Sums`; None if there are no such fields.
 
     Returns:
         the shard's count, size and checksum.
@@ -223,20 +225,19 @@ def write_shard(
 def stage_shard(
     directory: Location, file: str, records: Iterable[bytes], sums: Sums | None = None
 ) -> StagedShard:
-    """Writes one shard for another process to publish.
+    """Writes a shard for another process to publish; arguments as of `write_shard`.
 
-    For runners that may do a job twice at once, perhaps on machines that round
-    differently: whichever is published, its checksum is its own. Arguments are those
-    of `write_shard`.
+    Some runners may run a job twice at the same time, perhaps on machines that round differently.
+    Each copy has its own file and checksum, and only one is published.
     """
-    place = (directory / file).own_temporary()
-    with place.stage() as temporary:
+    path = (directory / file).own_temporary()
+    with path.stage() as temporary:
         shard = _write_records(temporary, file, records, sums)
-    return StagedShard(shard, place.name)
+    return StagedShard(shard, path.name)
 
 
 def publish_shard(directory: Location, staged: StagedShard) -> ShardInfo:
-    """Gives a staged shard its name, its sidecar first; returns what it is."""
+    """Writes the sidecar of a staged shard, and renames the shard; returns its `ShardInfo`."""
     shard = staged.info
     sidecar_path(directory, shard.file).write_json(shard.to_json())
     (directory / staged.temporary).publish(directory / shard.file)

@@ -1,13 +1,13 @@
-"""The order in which training reads a split: a function of seed and epoch alone.
+"""The order in which training reads a split; a function of the seed and the epoch.
 
-An epoch visits the shards in a random order, a group of them at a time; within
-a group records are taken from each in turn and go through a shuffle buffer. A
-run that resumes skips whole groups by the manifest's counts and only re-reads
-the group it stopped in. Where several data streams are asked for, each epoch's
-shards are dealt to them in turn, and each stream goes its own way.
+An epoch reads the shards in a random order, in shard groups. Within a group, records are taken
+from each shard in turn and pass through a shuffle buffer. A resumed run skips complete groups by
+the manifest's counts, and reads again only the group in which it stopped. With several data
+streams, each epoch's shards are dealt to the streams in turn, and each stream is read
+independently.
 
-Example: shards of 10, 10 and 5 records in groups of two. Record 27 of the
-stream is in epoch 1 (25 records each) and, if that epoch's order is (2, 0, 1),
+Example: shards a, b and c of 10, 10 and 5 records are read in groups of two. An epoch has 25
+records, so that record 27 is in epoch 1. If the order of that epoch is (2, 0, 1), the record is
 in its first group, after two others: `RecordGroup(("c", "a"), skip=2, …, epoch=1)`.
 """
 
@@ -17,18 +17,18 @@ from collections.abc import Iterator, Sequence
 from pipeline.base import seeding
 from pipeline.storage.manifest import ShardInfo
 
-# Shards read in turn. More would mix better and cost open files and memory.
+# Shards of a group. More shards would mix better, but need more open files and memory.
 GROUP_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class DataStreams:
-    """The streams that the examples of an update come from, and which of them are read here.
+    """The data streams of an update, and those that this process reads.
 
     Attributes:
-        count: S; each gives an S-th part of every update.
-        first: the first that this process reads.
-        own: how many it reads, from there on.
+        count: S, the number of streams; each supplies 1/S of the examples of an update.
+        first: index of the first stream that this process reads.
+        own: number of consecutive streams that this process reads.
     """
 
     count: int = 1
@@ -38,13 +38,13 @@ class DataStreams:
 
 @dataclasses.dataclass(frozen=True)
 class RecordGroup:
-    """A stretch of the stream.
+    """A shard group of a stream.
 
     Attributes:
-        files: the shards read in turn.
-        skip: records at its beginning, in shuffled order, to leave out.
-        shuffle_seed: seeds the group's shuffle buffer.
-        epoch: which visit of the split it belongs to, from 0.
+        files: names of the shards.
+        skip: number of records to skip at the beginning, in shuffled order.
+        shuffle_seed: seed of the group's shuffle buffer.
+        epoch: number of the epoch, from 0.
     """
 
     files: tuple[str, ...]
@@ -62,18 +62,18 @@ def record_groups(
     num_streams: int = 1,
     stream: int = 0,
 ) -> Iterator[RecordGroup]:
-    """Yields the endless stream of a split from its `start`-th record on.
+    """Yields the shard groups of the endless stream of a split, from its `start`-th record.
 
-    Example: of two streams and an epoch's order (2, 0, 1), stream 0 reads the shards 2
-    and 1, stream 1 the shard 0; in another epoch others.
+    Example: with two streams and an epoch's order (2, 0, 1), stream 0 reads the shards 2 and 1,
+    and stream 1 reads the shard 0. Other epochs have other orders.
 
     Args:
         shards: the split's shards, in the manifest's order; at least `num_streams`.
         seed: the run's seed.
-        start: records already used of this stream, over all epochs.
-        group_size: shards read in turn.
+        start: number of records of this stream that were used before, over all epochs.
+        group_size: shards of a group.
         num_streams: S.
-        stream: which of them.
+        stream: index of the stream.
     """
     epoch, skip = 0, start
     if num_streams == 1:
@@ -85,12 +85,12 @@ def record_groups(
             group = [shards[index] for index in order[begin : begin + group_size]]
             count = sum(shard.num_examples for shard in group)
             if skip < count:
-                # By the place among all streams' shards.
-                place = begin * num_streams + stream
+                # The index of the group's first shard among the shards of all streams.
+                index = begin * num_streams + stream
                 yield RecordGroup(
                     files=tuple(shard.file for shard in group),
                     skip=skip,
-                    shuffle_seed=seeding.hash64(seed, "record order", epoch, place) >> 1,
+                    shuffle_seed=seeding.hash64(seed, "record order", epoch, index) >> 1,
                     epoch=epoch,
                 )
             skip = max(0, skip - count)

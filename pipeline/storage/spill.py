@@ -1,8 +1,8 @@
-"""An external sort: records spilled by the chunks of a corpus, read back by key range.
+"""An external sort: document blocks of a corpus write records, shards read them by key range.
 
-Each chunk writes one file, sorted by key. A shard is a range of keys: it takes
-that range out of every file, sorts it and has its records, in an order that
-does not depend on how the corpus was cut or who cut it. A spill file is
+Each document block writes one file, sorted by key. A shard is a range of keys: it reads that
+range from every file and sorts it. The order does not depend on the division of the corpus into
+blocks. A spill file is
 
     a line of JSON (the header) | a NumPy array of `_INDEX` | the records' bytes
 """
@@ -23,29 +23,29 @@ from pipeline.base.location import Location
 from pipeline.storage import arrays
 
 KEY_SPACE = 2**64
-# Keys are the first 8 bytes of an example id, big-endian, so that their order
-# is that of the ids; the other 8 settle ties.
+# A key is the first 8 bytes of an example id, big-endian, so that keys sort as ids do. The other
+# 8 bytes break ties.
 _INDEX = np.dtype(
     [
         *((name, "<u8") for name in ("key", "tie", "group", "start")),
         *((name, "<u4") for name in ("size", "document")),
     ]
 )
-# What one step of a sorted reading holds in memory, roughly.
+# Approximate memory for the records of one step of reading.
 _STEP_BYTES = 32 * 2**20
 _MAX_HEADER_BYTES = 2**20
-DAMAGED = "a damaged temporary file; delete it, and the same command makes it again"
+DAMAGED = "a damaged temporary file; delete it and re-run the command"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A record on its way to a shard.
+    """A record to sort into a shard.
 
     Attributes:
         example_id: 16 bytes; the sort key.
-        group: 64 bits by which a reader selects, such as a document's hash.
-        record: the serialised example.
-        document: the number of its document within the chunk.
+        group: 64 bits by which a reader selects records, for example a document's hash.
+        record: the serialized example.
+        document: the index of its document within the document block.
     """
 
     example_id: bytes
@@ -65,7 +65,7 @@ class KeyRange:
 
 
 def keys_and_ties(example_ids: Sequence[bytes]) -> np.ndarray:
-    """Returns the halves of example ids, uint64 [2, n]: the keys, and what settles ties."""
+    """Returns the halves of example ids, uint64 [2, n]: the keys and the tie-breakers."""
     return np.frombuffer(b"".join(example_ids), ">u8").reshape(-1, 2).T
 
 
@@ -76,10 +76,13 @@ def write_spill(
     *,
     is_only_writer: bool = True,
 ) -> None:
-    """Writes a spill file of entries in any order, atomically.
+    """Writes a spill file atomically.
 
-    `header` has small JSON values, for `read_header`. With `is_only_writer`, another process
-    that writes the same file is a mistake.
+    Args:
+        path: of the file.
+        entries: in any order.
+        header: small JSON values for `read_header`.
+        is_only_writer: false if another process may write the same file at the same time.
     """
     ordered = sorted(entries, key=lambda entry: entry.example_id)
     index = np.zeros(len(ordered), _INDEX)
@@ -96,7 +99,7 @@ def write_spill(
 
 
 def read_header(path: Location) -> dict[str, Any] | None:
-    """Returns a spill file's header, or None where there is no such file, or a damaged one."""
+    """Returns a spill file's header; None if the file is missing or damaged."""
     if not pathlib.Path(path).is_file():
         return None
     with open(path, "rb") as file:
@@ -109,7 +112,7 @@ def read_header(path: Location) -> dict[str, Any] | None:
 
 
 def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
-    """Returns a spill file's index, mapped, and the offset of its first record."""
+    """Returns a spill file's memory-mapped index, and the offset of its first record."""
     with open(path, "rb") as file:
         file.readline(_MAX_HEADER_BYTES)
         try:
@@ -129,32 +132,32 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
 def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, bytes]:
     index, base = _open_index(path)
     keys = np.array(index["key"])
-    # The last key that is wanted, as what follows it may not fit 64 bits.
+    # The range is searched by its last key, as `high` may exceed 64 bits.
     first, last = np.uint64(low), np.uint64(high - 1)
-    part = np.array(index[keys.searchsorted(first) : keys.searchsorted(last, side="right")])
-    if not len(part):
-        return part, b""
-    begin, end = int(part["start"][0]), int(part["start"][-1]) + int(part["size"][-1])
-    size, starts = path.stat().st_size, part["start"]
-    # No sum of a start within the file and a size overflows.
-    ends = starts + part["size"]
+    rows = np.array(index[keys.searchsorted(first) : keys.searchsorted(last, side="right")])
+    if not len(rows):
+        return rows, b""
+    begin, end = int(rows["start"][0]), int(rows["start"][-1]) + int(rows["size"][-1])
+    size, starts = path.stat().st_size, rows["start"]
+    # A start that passes the check below is within the file, so that its sum does not overflow.
+    ends = starts + rows["size"]
     if starts.max() > size or base + end > size or (starts[1:] != ends[:-1]).any():
         raise InputError(path, received=f"{DAMAGED} (records that do not follow each other)")
     with open(path, "rb") as file:
         file.seek(base + begin)
         content = file.read(end - begin)
-    part["start"] -= np.uint64(begin)
-    return part, content
+    rows["start"] -= np.uint64(begin)
+    return rows, content
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The entries of a range of keys, of one file after another.
+    """The entries of a range of keys, file by file.
 
     Attributes:
-        index: of all entries, `_INDEX` [n]; `start` counts within the content of the file.
-        files: int [n], the number of each entry's file.
-        contents: the records of each file, in the order of the index.
+        index: of all entries, `_INDEX` [n]; `start` is relative to the file's content.
+        files: int [n], the index of each entry's file.
+        contents: the concatenated records of each file, in the order of the index.
     """
 
     index: np.ndarray
@@ -167,8 +170,8 @@ def read_steps(
 ) -> Iterator[Step]:
     """Yields the entries of spill files with keys from `low` to below `high`, range by range.
 
-    `expected_bytes` is roughly what they hold. A step is of 32 MB, so that memory does not
-    grow with it.
+    `expected_bytes` is the approximate size of the entries. It decides the number of steps of
+    about 32 MB, so that memory stays bounded.
 
     Raises:
         InputError: a spill file is damaged.
@@ -176,11 +179,11 @@ def read_steps(
     steps = max(1, -(-expected_bytes // _STEP_BYTES))
     bounds = [low + (high - low) * step // steps for step in range(steps + 1)]
     for first, last in itertools.pairwise(bounds):
-        parts, contents = zip(
+        indices, contents = zip(
             *(_read_range(pathlib.Path(path), first, last) for path in paths), strict=True
         )
-        files = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        yield Step(np.concatenate(parts), files, contents)
+        files = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
+        yield Step(np.concatenate(indices), files, contents)
 
 
 def read_sorted(
@@ -190,28 +193,29 @@ def read_sorted(
     expected_bytes: int,
     left_out: Sequence[np.ndarray] | None = None,
 ) -> Iterator[bytes]:
-    """Yields the records of a range of spill files, in the order of their keys.
+    """Yields the records of spill files in a range of keys, in the order of their keys.
 
     Args:
         paths: the spill files.
         keys: the range.
         expected_bytes: see `read_steps`.
-        left_out: for each file bool [documents], whose records are left out; None for none.
+        left_out: for each file bool [documents], true for the documents whose records are left
+            out; None to read all documents.
 
     Raises:
         InputError: a spill file is damaged.
     """
     for step in read_steps(paths, keys.low, keys.high, expected_bytes=expected_bytes):
-        index, number = step.index, step.files
+        index, files = step.index, step.files
         groups, last_group = index["group"], np.uint64(keys.max_group - 1)
-        wanted = (groups >= np.uint64(keys.min_group)) & (groups <= last_group)
+        is_selected = (groups >= np.uint64(keys.min_group)) & (groups <= last_group)
         if left_out is not None:
-            wanted &= ~_is_left_out(paths, step, left_out)
-        index, number = index[wanted], number[wanted]
+            is_selected &= ~_is_left_out(paths, step, left_out)
+        index, files = index[is_selected], files[is_selected]
         order = np.lexsort((index["tie"], index["key"]))
-        columns = (values[order].tolist() for values in (number, index["start"], index["size"]))
-        for part, start, size in zip(*columns, strict=True):
-            yield step.contents[part][start : start + size]
+        columns = (values[order].tolist() for values in (files, index["start"], index["size"]))
+        for file, start, size in zip(*columns, strict=True):
+            yield step.contents[file][start : start + size]
 
 
 def _is_left_out(

@@ -1,9 +1,9 @@
-"""How often each token is in a directory's text: `token_counts.npy`, int64 [V].
+"""The file of token counts of a shard directory: `token_counts.npy`, int64 [V].
 
-It stands beside the shards, with its size and checksum in the manifest: beside
-unmasked windows, and in teacher caches of codecs that give frequent tokens small
-numbers. Which tokens are rare is known only when every chunk of the corpus has
-been read; each chunk leaves counts beside its spill file, to be summed.
+Directories of unmasked windows have the file, and teacher caches of codecs that give frequent
+tokens small numbers. The manifest records its size and checksum. The counts of a corpus are
+complete only after all its blocks are read, so that each document block writes its counts next
+to its spill file, and they are summed later.
 """
 
 import io
@@ -21,26 +21,26 @@ from pipeline.storage.manifest import TOKEN_COUNTS_FILE, TRAIN, FileInfo, Manife
 from pipeline.storage.records import read_examples
 
 _DTYPE = np.dtype("<i8")
-# More say nothing new of their frequencies.
-_MOST_LABELS = 1_000_000
+# Number of labels that is enough to estimate their frequencies.
+_MAX_LABELS = 1_000_000
 _INPUT_IDS = records.MASKED_EXAMPLE_FEATURES[1]
 
 
 def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
-    """Counts the tokens of records, `[CLS]` and `[SEP]` included: int64 [V].
+    """Returns the counts of the tokens of records, including `[CLS]` and `[SEP]`, int64 [V].
 
-    Where inputs are masked the true tokens count, too.
+    In masked examples, both the inputs and the true tokens at masked positions are counted.
 
     Raises:
         KeyError: a record has no `input_ids`.
-        ValueError: a record is damaged, or of another vocabulary.
+        ValueError: a record is malformed, or has ids beyond the vocabulary.
     """
     counts = np.zeros(vocab_size, np.int64)
     for record in serialized:
         features = serialization.decode_example(record)
         content = features[records.INPUT_IDS] + features.get(records.MASKED_LM_IDS, b"")
         tokens = arrays.decode(_INPUT_IDS, content, vocab_size)
-        # Before counting: an array is made as long as the largest.
+        # Checked before counting, as `bincount` allocates an array as long as the largest id.
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
             raise ValueError(f"expected ids of {vocab_size} tokens, received others")
         counts += np.bincount(tokens, minlength=vocab_size)
@@ -56,12 +56,13 @@ def write_counts(path: Location, counts: np.ndarray) -> FileInfo:
 
 
 def ensure_counts(directory: Location, shards: Iterable[Location], vocab_size: int) -> FileInfo:
-    """Counts the tokens of shards in a file of a directory, unless it is there.
+    """Writes the file of the token counts of all given shards, unless it exists.
 
-    Counts all shards, whichever of them a task is for; returns the file's size and checksum.
+    Returns:
+        the file's size and checksum.
 
     Raises:
-        InputError: the file holds something else, or a shard is damaged.
+        InputError: the existing file is malformed, or a shard is damaged.
     """
     path = directory / TOKEN_COUNTS_FILE
     if path.is_file():
@@ -100,18 +101,19 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
 
 
 def sum_counts(paths: Sequence[Location], vocab_size: int) -> np.ndarray:
-    """Returns the sum of what `write_counts` wrote into several files, int64 [V].
+    """Returns the sum of the counts in several files of `write_counts`, int64 [V].
 
     Raises:
-        InputError: a file is missing, or holds something else.
+        InputError: a file is missing or malformed.
     """
     return sum((_read(path, vocab_size) for path in paths), np.zeros(vocab_size, _DTYPE))
 
 
 def count_labels(directory: Location, manifest: Manifest) -> np.ndarray:
-    """Counts the tokens at masked positions, of a million positions for training: int64 [V].
+    """Returns the counts of the true tokens at masked positions, int64 [V].
 
-    Of unmasked windows all tokens count that may be masked.
+    At most a million positions of the train split are counted. In unmasked windows, all tokens
+    that may be masked are counted.
 
     Raises:
         InputError: a shard is damaged.
@@ -128,16 +130,16 @@ def count_labels(directory: Location, manifest: Manifest) -> np.ndarray:
     for example in examples:
         labels.append(example.masked_lm_ids)
         total += len(example.masked_lm_ids)
-        if total >= _MOST_LABELS:
+        if total >= _MAX_LABELS:
             break
     return np.bincount(np.concatenate(labels), minlength=manifest.vocab.size)
 
 
 def load_counts(directory: Location, manifest: Manifest) -> np.ndarray:
-    """Returns the counts of a directory that has them, int64 [V].
+    """Returns the counts in the file of a directory, int64 [V].
 
     Raises:
-        InputError: the manifest names none, or the file holds something else.
+        InputError: the manifest names no such file, or the file is malformed.
     """
     if manifest.token_counts is None:
         raise InputError(directory, f"{records.UNMASKED_WINDOWS} with token counts")

@@ -1,1 +1,1 @@
-"""The teacher's forward pass and what is kept of it."""
+"""The capture stage: the teacher's forward pass, truncation of its output, and its settings."""

@@ -1,4 +1,4 @@
-"""The capture stage: runs the teacher once over masked examples and stores its targets."""
+"""The capture stage: runs the teacher once over masked examples and stores the teacher targets."""
 
 import collections
 import dataclasses
@@ -16,13 +16,14 @@ import numpy as np
 import tqdm
 
 from data_specs import records
-from pipeline.base import json_text
+from pipeline.base import distribution, json_text
 from pipeline.base.distribution import DATA_PARALLEL
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
 from pipeline.base.prefetch import ahead
 from pipeline.hub import models
 from pipeline.models import embeddings, layer_groups, position_blocks
+from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.layer_groups import TeacherGroup, mean_state
@@ -50,17 +51,17 @@ from pipeline.teacher.forward import Arrays
 from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 
-# Targets held in memory: the examples of a block are sorted by length, so that
-# more would batch better.
+# Memory for the targets of a block. The examples of a block are sorted by length, so that a
+# larger block gives batches with less padding.
 _BLOCK_BYTES = 128 * 2**20
-# A teacher is judged before the shards are made, by twice as many labels as that takes, of at
-# most so many examples.
+# The teacher is judged before any shard is made. Twice the minimum number of labels makes the
+# judgement certain; the number of examples bounds its cost.
 _JUDGED_LABELS = 2 * MIN_LABELS
-_MOST_JUDGED_EXAMPLES = 1_024
-# Examples from which on a teacher of noise is refused. Fewer are done in minutes, and for a trial
-# a warning is enough.
+_MAX_JUDGED_EXAMPLES = 1_024
+# A capture of at least this many examples refuses a teacher that predicts noise. A smaller one
+# takes minutes, so that a warning is enough.
 _LARGE_CAPTURE = 10_000
-# How often a process that is done looks whether the others are.
+# Time between two checks whether the other processes have finished.
 _POLL_SECONDS = 5.0
 
 
@@ -71,7 +72,8 @@ def find_teacher(config: TeacherCacheConfig) -> ModelSource:
     """Returns the teacher that `teacher` or `bert_config_file` names.
 
     Raises:
-        InputError: it is missing, has no masked-LM head, or its configuration is invalid.
+        InputError: the teacher is missing, has no masked-LM head, or has an invalid
+            configuration.
     """
     if config.teacher is not None:
         source = model_directory.find_model(config.teacher)
@@ -87,16 +89,16 @@ def open_examples(
     """Opens the masked examples and checks that they fit the settings and the teacher.
 
     Returns:
-        the masked examples, and the teacher with their vocabulary.
+        the masked examples; the teacher with their vocabulary.
 
     Raises:
-        InputError: they are incomplete or of another kind, or the settings or the
-            teacher do not fit them.
+        InputError: the shard directory is incomplete or holds another kind of record, or the
+            settings or the teacher do not fit it.
     """
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
-        received = f"{cache.manifest.kind}: masks change each epoch, so that nothing can be cached"
-        hint = "use `masking`=static for a cache, or a live teacher: run_distill `teacher`"
+        received = f"{cache.manifest.kind}, whose masks change each epoch and cannot be cached"
+        hint = "prepare with `masking`=static, or use a live teacher: run_distill `teacher`"
         raise InputError(cache.directory, records.MASKED_EXAMPLES, received, hint)
     if cache.manifest.kind != records.MASKED_EXAMPLES:
         raise InputError(cache.directory, records.MASKED_EXAMPLES, f"a {cache.manifest.kind}")
@@ -109,10 +111,11 @@ def open_examples(
 
 
 def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInput) -> ModelSource:
-    """Returns a teacher with a cache's vocabulary.
+    """Returns the teacher with the vocabulary of a shard directory.
 
     Raises:
-        InputError: it has another vocabulary, or no room for the cache's inputs.
+        InputError: the teacher has another vocabulary, or too few positions or segments for the
+            examples.
     """
     with naming_setting("teacher" if config.teacher is not None else "bert_config_file"):
         source = cache_tokenizer.fit_vocab(cache, source)
@@ -124,22 +127,22 @@ def fit_teacher(config: TeacherCacheConfig, source: ModelSource, cache: CacheInp
 # The run configuration.
 
 
-def find_groups(config: TeacherCacheConfig, source: ModelSource) -> tuple[TeacherGroup, ...]:
-    """Returns the groups of layers whose hidden states are kept; none by default."""
+def find_groups(config: TeacherCacheConfig, teacher: EncoderConfig) -> tuple[TeacherGroup, ...]:
+    """Returns the groups of layers whose hidden states are stored; none by default."""
     if config.cache_hidden_states is None:
         return ()
     with naming_setting("cache_hidden_states"):
         return layer_groups.parse_teacher_groups(
-            config.cache_hidden_states, source.config.num_hidden_layers
+            config.cache_hidden_states, teacher.num_hidden_layers
         )
 
 
 def run_configuration(
     config: TeacherCacheConfig, cache: CacheInput, source: ModelSource
 ) -> dict[str, Any]:
-    """Returns the settings that decide the output, as JSON values; reads the teacher's files."""
+    """Returns the run configuration, as JSON values; hashes the teacher's files for it."""
     settings = config.decisive()
-    groups = find_groups(config, source)
+    groups = find_groups(config, source.config)
     del settings["cache_hidden_states"]
     if config.cache_embedding is not None:
         settings["embedding"] = settings.pop("cache_embedding")
@@ -148,7 +151,7 @@ def run_configuration(
         settings["hidden_groups"] = [str(group) for group in groups]
         settings["hidden_size"] = source.config.hidden_size
     else:
-        # It has no effect, and is not in the run configurations of older directories.
+        # It has no effect here, and directories of older versions do not record it.
         del settings["hidden_encoding"]
     factor = config.truncation_factor
     if config.holds_states:
@@ -166,7 +169,7 @@ def run_configuration(
 
 
 def describe_teacher(source: ModelSource) -> dict[str, Any]:
-    """Returns what the manifest says of a teacher; of unused rows only where there are some."""
+    """Returns the manifest's entry of a teacher; it counts unused rows only if there are any."""
     unused = {"unused_rows": source.unused_rows} if source.unused_rows else {}
     return {"config": source.stored_config.to_dict(), "sha256": source.sha256(), **unused}
 
@@ -174,17 +177,19 @@ def describe_teacher(source: ModelSource) -> dict[str, Any]:
 def read_output_layer(source: ModelSource) -> tuple[np.ndarray, np.ndarray]:
     """Reads a teacher's output table, float32 [V, E], and its bias [V]."""
     weights = source.read_weights()
-    # The last one is the decoder where the word embeddings are no output table.
-    words, bias, *decoder = (weights[name] for name in VOCABULARY_ROWS if name in weights)
-    return (decoder or [words])[0], bias
+    # A decoder is present only where the word embeddings are not the output table too.
+    word_embeddings, bias, *decoders = (
+        weights[name] for name in VOCABULARY_ROWS if name in weights
+    )
+    return (decoders or [word_embeddings])[0], bias
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a capture starts from: the settings, the teacher and the masked examples.
+    """The inputs of a capture: the settings, the teacher and the masked examples.
 
-    `hub` has the id and the commit of a teacher of the hub. It is no part of the run
-    configuration: with the same weights from elsewhere, the run goes on.
+    `hub` holds the id and the commit of a teacher from the hub. It is not part of the run
+    configuration, so that a run resumes with the same weights from elsewhere.
     """
 
     config: TeacherCacheConfig
@@ -195,14 +200,14 @@ class Inputs:
 
     @classmethod
     def open(cls, config: TeacherCacheConfig) -> "Inputs":
-        """Finds the teacher and the masked examples, which must fit each other."""
+        """Finds the teacher and the masked examples, and checks that they fit each other."""
         cache, source = open_examples(config, find_teacher(config))
         hub = config.hub_models().get("teacher")
         return cls(config, source, cache, run_configuration(config, cache, source), hub)
 
     @property
     def teacher_info(self) -> TeacherInfo:
-        """What the cache will hold."""
+        """The manifest's description of the teacher targets."""
         names = {field.name for field in dataclasses.fields(TeacherInfo)}
         values = {
             name: tuple(value) if isinstance(value, list) else value
@@ -214,13 +219,13 @@ class Inputs:
         return TeacherInfo(**values)
 
     def count_tokens(self) -> FileInfo | None:
-        """Writes the file of token counts, where the codec needs one."""
+        """Writes the file of token counts, if the codec needs it."""
         return cache_input.count_tokens(
             self.config.output_dir, self.teacher_info, self.cache.directory, self.cache.manifest
         )
 
     def write_table(self) -> TableInfo | None:
-        """Writes the file of the teacher's output table, where the codec needs one."""
+        """Writes the file of the teacher's output table, if the codec needs it."""
         if not self.config.holds_states:
             return None
         teacher = self.source.config
@@ -232,7 +237,7 @@ class Inputs:
         )
 
     def open_workers(self) -> Workers:
-        """Returns what runs the jobs."""
+        """Returns the workers that run the jobs."""
         return runners.open_workers(self.config.ray, self.config.output_dir)
 
 
@@ -240,15 +245,15 @@ class Inputs:
 
 
 class ShardTotals:
-    """What is summed over the records of a shard as they are made."""
+    """Sums over the records of a shard, updated as the records are made."""
 
     def __init__(self, vocab_size: int) -> None:
-        # As `ShardInfo.measured`.
+        # The content of `ShardInfo.measured`.
         self.measured: collections.Counter[str] = collections.Counter()
         self.labels = LabelScores(vocab_size)
 
     def shard_fields(self, is_measured: bool) -> dict[str, Any]:
-        """Returns what `ShardInfo` holds of them."""
+        """Returns the values of the fields of `ShardInfo` that hold the sums."""
         measured = dict(self.measured) if is_measured else None
         return {"measured": measured, "labels": self.labels.sums()}
 
@@ -259,12 +264,12 @@ class Capture:
 
     Attributes:
         manifest: of the masked examples.
-        info: what the cache will hold.
+        info: of the teacher cache.
         batch_size: B.
         codec: packs the top-k or the head states.
-        forward: the compiled teacher, from a batch to what is kept of its output: the top-k,
-            all logits where tokens are drawn, or head states.
-        on_examples: called with the number of examples just done.
+        forward: the compiled teacher. It returns the part of the output that is stored: the
+            top-k, all logits if tokens are drawn, or head states.
+        on_examples: called with the number of examples just finished.
     """
 
     manifest: Manifest
@@ -276,31 +281,31 @@ class Capture:
 
     @functools.cached_property
     def hidden_codec(self) -> HiddenCodec | None:
-        """Packs the hidden states; None without."""
+        """The codec of the hidden states; None if none are stored."""
         return self.info.hidden_codec()
 
     def records(self, examples: Iterator[MaskedExample], totals: "ShardTotals") -> Iterator[bytes]:
         """Yields the cache's record for each masked example, in order.
 
-        Each is added to the totals of its shard before it comes.
+        A record is added to the totals of its shard before it is yielded.
         """
-        # Reading, the teacher, and packing with writing go on at the same time.
+        # Reading, the teacher's forward pass, and packing with writing overlap.
         blocks = ahead(self._read_blocks(examples), depth=1)
-        done: list[tuple[int, bytes]] = []
+        finished: list[tuple[int, bytes]] = []
         for block, indices, output in ahead(self._run_teacher(blocks)):
             batched = [block[index] for index in indices]
             features = self._features(output, batched, totals.labels)
             for index, example, added in zip(indices, batched, features, strict=True):
                 manifests.measure_record(totals.measured, added, self.codec.truncation_factor)
                 record = serialization.encode_example({**example.features, **added})
-                done.append((index, record))
+                finished.append((index, record))
             self.on_examples(len(batched))
-            if len(done) == len(block):
-                yield from (record for _, record in sorted(done))
-                done = []
+            if len(finished) == len(block):
+                yield from (record for _, record in sorted(finished))
+                finished = []
 
     def _read_blocks(self, examples: Iterator[MaskedExample]) -> Iterator[list[MaskedExample]]:
-        """Yields examples that are sorted by length together, in their order."""
+        """Yields blocks of consecutive examples; a block is sorted by length later."""
         position_bytes = 4 * (self.info.state_size or 2 * self.info.truncation_factor)
         if self.hidden_codec is not None:
             position_bytes += self.hidden_codec.num_groups * self.hidden_codec.hidden_size * 4
@@ -312,7 +317,7 @@ class Capture:
     def _run_teacher(
         self, blocks: Iterable[list[MaskedExample]]
     ) -> Iterator[tuple[list[MaskedExample], np.ndarray, Arrays]]:
-        """Yields each block, which of its examples a batch has, and the output for these."""
+        """Yields a block, the indices of a batch's examples in it, and the output for them."""
         for block in blocks:
             for indices, output in forward.run_examples(
                 self.forward, block, self.manifest, batch_size=self.batch_size
@@ -325,30 +330,33 @@ class Capture:
         examples: Sequence[MaskedExample],
         scores: LabelScores,
     ) -> list[dict[str, bytes]]:
-        """Returns what the cache adds to each example of a batch, whose labels are scored."""
-        of_examples = self._embeddings(output, len(examples))
-        kept, row_splits = forward.real_positions(output, examples)
+        """Returns the features that the cache adds to each example; scores their labels."""
+        embedding_features = self._embeddings(output, len(examples))
+        stored, row_splits = forward.real_positions(output, examples)
         sampled = self.info.truncation == SAMPLED
-        exact = kept.pop(LOGITS) if sampled else kept[records.TOPK_LOGITS]
+        exact = stored.pop(LOGITS) if sampled else stored[records.TOPK_LOGITS]
         forward.expect_finite(exact)
-        scores.add(np.concatenate([one.masked_lm_ids for one in examples]), kept)
+        scores.add(np.concatenate([example.masked_lm_ids for example in examples]), stored)
         if sampled:
             seed, num_draws = self.manifest.seed, self.info.truncation_factor
-            kept |= truncation.sample_positions(exact, examples, seed=seed, num_draws=num_draws)
+            stored |= truncation.sample_positions(exact, examples, seed=seed, num_draws=num_draws)
         targets = TeacherTargets(
-            ids=kept[records.TOPK_IDS],
-            logits=kept[records.TOPK_LOGITS],
-            log_tail_masses=kept[records.LOG_TAIL_MASSES][:, : len(self.info.temperatures)],
-            label_log_probs=kept[records.LABEL_LOG_PROBS],
+            ids=stored[records.TOPK_IDS],
+            logits=stored[records.TOPK_LOGITS],
+            log_tail_masses=stored[records.LOG_TAIL_MASSES][:, : len(self.info.temperatures)],
+            label_log_probs=stored[records.LABEL_LOG_PROBS],
             temperatures=self.info.temperatures,
-            hidden_states=kept.get(records.HIDDEN_STATES),
-            head_states=kept.get(records.HEAD_STATES),
+            hidden_states=stored.get(records.HIDDEN_STATES),
+            head_states=stored.get(records.HEAD_STATES),
         )
         features = targets.to_features(self.codec, row_splits, self.hidden_codec)
-        return [{**one, **other} for one, other in zip(features, of_examples, strict=True)]
+        return [
+            {**of_positions, **of_example}
+            for of_positions, of_example in zip(features, embedding_features, strict=True)
+        ]
 
     def _embeddings(self, output: Mapping[str, np.ndarray], count: int) -> list[dict[str, bytes]]:
-        """Returns the features of the embeddings of a batch's examples; none without."""
+        """Returns each example's feature with its embedding; empty if none are stored."""
         if self.info.embedding is None:
             return [{}] * count
         values = output[records.EMBEDDING][:count]
@@ -356,7 +364,7 @@ class Capture:
             received = "NaN, infinity or numbers beyond float16"
             raise InputError(Setting("teacher"), "embeddings of finite numbers", received)
         feature, size = records.EMBEDDING_FEATURE, self.manifest.vocab.size
-        return [{feature.name: arrays.encode(feature, one, size)} for one in values]
+        return [{feature.name: arrays.encode(feature, vector, size)} for vector in values]
 
 
 def keep_hidden_states(
@@ -369,19 +377,18 @@ def keep_hidden_states(
 
 
 def keep_function(
-    config: TeacherCacheConfig, source: ModelSource, model: MaskedLM, *, max_positions: int
+    config: TeacherCacheConfig, model: MaskedLM, *, max_positions: int
 ) -> forward.Keep:
-    """Returns the function from the teacher's outputs for a batch to what is kept of them.
+    """Returns the function that selects the values to store from the teacher's outputs.
 
     Args:
-        config: of the capture.
-        source: the teacher.
-        model: the teacher with its weights.
+        config: settings of the capture.
+        model: the teacher.
         max_positions: the most masked positions of an example.
     """
-    groups, vocab_size = find_groups(config, source), source.config.vocab_size
+    groups, vocab_size = find_groups(config, model.config), model.config.vocab_size
     sampled = config.truncation == SAMPLED
-    # For draws, and beside head states, only the first guess is asked for.
+    # With random draws or head states, only the most probable token is needed, for the scores.
     k = 1 if sampled or config.holds_states else min(config.truncation_factor, vocab_size)
     size = position_blocks.block_size(
         batch_size=config.predict_batch_size, num_positions=max_positions, vocab_size=vocab_size
@@ -389,38 +396,38 @@ def keep_function(
 
     def truncate(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
         logits = model.vocabulary_logits(block[records.HEAD_STATES], *output)
-        kept = truncation.truncate(
+        stored = truncation.truncate(
             logits,
             block[records.MASKED_LM_IDS],
             truncation_factor=k,
             temperatures=config.temperatures or (1.0,),
             truncation_mass=config.truncation_mass,
         )
-        return {**kept, ENTROPIES: truncation.entropies(logits)}
+        return {**stored, ENTROPIES: truncation.entropies(logits)}
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         states = {records.HEAD_STATES: outputs[records.HEAD_STATES]}
         states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
-        kept = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
+        stored = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
         if sampled:
-            # The draws are NumPy's: the same on any backend.
-            kept[LOGITS] = outputs[LOGITS]
+            # NumPy draws the tokens from the logits, so that all backends draw the same.
+            stored[LOGITS] = outputs[LOGITS]
         if config.holds_states:
-            kept[records.HEAD_STATES] = keras.ops.cast(outputs[records.HEAD_STATES], "float32")
+            stored[records.HEAD_STATES] = keras.ops.cast(outputs[records.HEAD_STATES], "float32")
         if groups:
-            kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
+            stored[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
         if config.cache_embedding is not None:
             labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
-            kept[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
-        return kept
+            stored[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
+        return stored
 
     return keep
 
 
 def _first_examples(path: Location, manifest: Manifest) -> list[MaskedExample]:
-    """Returns the examples of a shard by which a teacher is judged."""
+    """Returns the first examples of a shard, by which the teacher is judged."""
     examples, num_labels = [], 0
-    for example in itertools.islice(read_examples(path, manifest), _MOST_JUDGED_EXAMPLES):
+    for example in itertools.islice(read_examples(path, manifest), _MAX_JUDGED_EXAMPLES):
         examples.append(example)
         num_labels += len(example.masked_lm_ids)
         if num_labels >= _JUDGED_LABELS:
@@ -429,10 +436,10 @@ def _first_examples(path: Location, manifest: Manifest) -> list[MaskedExample]:
 
 
 class _ShardMaker:
-    """The job: makes the records of a shard with the teacher, which is loaded once.
+    """The job that makes the records of a shard; loads the teacher once.
 
-    In a worker process on some node it is a new one, which opens the teacher and the masked
-    examples itself.
+    Pickling keeps only the settings. A worker process on another node opens the teacher and the
+    masked examples itself.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -456,15 +463,15 @@ class _ShardMaker:
         """The compiled teacher; see `Capture.forward`."""
         inputs = self._inputs
         most = inputs.cache.manifest.max_predictions_per_seq
-        keep = keep_function(inputs.config, inputs.source, self.model, max_positions=most)
+        keep = keep_function(inputs.config, self.model, max_positions=most)
         return forward.compile_forward(self.model, keep, devices=_devices(inputs.config))
 
     def judge(self, job: ShardJob) -> None:
         """Prints how well the teacher predicts the labels of a shard's first examples.
 
         Raises:
-            InputError: no better than the labels' frequencies do, the masked examples are many,
-                and `force` is off.
+            InputError: the teacher predicts no better than the labels' frequencies, the capture
+                is large, and `force` is off.
         """
         config, manifest = self._inputs.config, self._inputs.cache.manifest
         self._is_judged = True
@@ -474,9 +481,9 @@ class _ShardMaker:
             self._forward, examples, manifest, batch_size=config.predict_batch_size
         ):
             batched = [examples[index] for index in indices]
-            kept, _ = forward.real_positions(output, batched)
-            forward.expect_finite(kept[records.TOPK_LOGITS])
-            scores.add(np.concatenate([one.masked_lm_ids for one in batched]), kept)
+            stored, _ = forward.real_positions(output, batched)
+            forward.expect_finite(stored[records.TOPK_LOGITS])
+            scores.add(np.concatenate([example.masked_lm_ids for example in batched]), stored)
         if (judgement := scores.judgement()) is None:
             return
         num_examples = sum(map(manifest.num_examples, manifest.splits))
@@ -486,7 +493,7 @@ class _ShardMaker:
 
     @functools.cached_property
     def _capture(self) -> Capture:
-        """What makes the shards, once the directory holds what the codec needs."""
+        """The capture; the output directory must hold the files that the codec needs."""
         inputs, info = self._inputs, self._inputs.teacher_info
         config, vocab_size = inputs.config, inputs.source.config.vocab_size
         return Capture(
@@ -501,11 +508,11 @@ class _ShardMaker:
     def __call__(
         self, job: ShardJob, on_examples: Callable[[int], None]
     ) -> tuple[Iterator[bytes], serialization.Sums]:
-        """Returns a shard's records, and what is summed over them as they are made."""
+        """Returns a shard's records, and a function that returns the sums over them."""
         cache = self._inputs.cache
-        only = {job.split: (cache.manifest.splits[job.split][job.index],)}
-        narrowed = dataclasses.replace(cache.manifest, splits=only, token_counts=None)
-        manifests.verify(cache.directory, narrowed, full=False)
+        splits = {job.split: (cache.manifest.splits[job.split][job.index],)}
+        of_shard = dataclasses.replace(cache.manifest, splits=splits, token_counts=None)
+        manifests.verify(cache.directory, of_shard, full=False)
         if not self._is_judged:
             self.judge(job)
         capture = dataclasses.replace(self._capture, on_examples=on_examples)
@@ -518,14 +525,18 @@ class _ShardMaker:
 
 @functools.lru_cache(maxsize=1)
 def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
-    """Returns the job in a worker process, which must see the command's run configuration."""
+    """Returns the job in a worker process.
+
+    Raises:
+        InputError: the run configuration on this node differs from the command's.
+    """
     inputs = Inputs.open(models.on_this_host(config))
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
         raise InputError(
             Setting("runner"),
-            "each node to see the teacher and the masked examples under the same paths",
-            f"other ones on {socket.gethostname()}: {difference}",
+            "used with the same teacher and masked examples under the same paths on each node",
+            f"others on {socket.gethostname()}: {difference}",
         )
     return _ShardMaker(inputs)
 
@@ -534,7 +545,7 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
 
 
 def _devices(config: TeacherCacheConfig) -> Sequence[Any] | None:
-    """Returns the devices that share each batch; None where nothing is divided."""
+    """Returns the devices that share each batch; None without data parallelism."""
     if config.distribution != DATA_PARALLEL:
         return None
     import jax
@@ -543,13 +554,11 @@ def _devices(config: TeacherCacheConfig) -> Sequence[Any] | None:
 
 
 def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
-    """Returns the settings with the share of the shards that falls to this process.
+    """Returns the settings with this process's share of the shards.
 
     Raises:
         InputError: the backend cannot divide a batch, or the devices cannot share it equally.
     """
-    if config.distribution != DATA_PARALLEL:
-        return config
     if keras.config.backend() != "jax":
         expected = f"jax with `distribution`={DATA_PARALLEL}"
         raise InputError(Setting("backend"), expected, keras.config.backend())
@@ -568,10 +577,11 @@ def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
 def _wait_for_others(config: TeacherCacheConfig) -> Manifest:
     """Returns the manifest once another process has published it.
 
-    Processes that were joined end together: the end of one would be taken for its loss.
+    Joined processes must end together: JAX treats a process that ends early as lost.
     """
     print("waiting for the shards of other processes", file=sys.stderr)
     while not (config.output_dir / manifests.MANIFEST_FILE).is_file():
+        distribution.expect_others()
         time.sleep(_POLL_SECONDS)
     return manifests.load(config.output_dir)
 
@@ -580,28 +590,39 @@ def _wait_for_others(config: TeacherCacheConfig) -> Manifest:
 
 
 def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
-    """Makes a teacher cache, or finishes one, or does this task's share of it.
+    """Makes a teacher cache, or resumes one, or makes this task's share of it.
 
-    With `distribution`=data_parallel, processes that were joined share the shards, and each
-    returns when all are done.
+    With `distribution`=data_parallel, the joined processes share the shards, and each returns
+    when all shards are complete.
 
     Returns:
-        the manifest, or None where shards of other tasks are still missing.
+        the manifest, or None if shards of other tasks are still missing.
 
     Raises:
-        InputError: the masked examples, the teacher or the directory is invalid. Shards
-            that are whole stay.
+        InputError: the masked examples, the teacher or the directory is invalid. Complete
+            shards stay.
+        InterruptedRunError: a joined process has failed.
     """
-    is_joined = config.distribution == DATA_PARALLEL and config.num_tasks is None
+    if config.distribution != DATA_PARALLEL:
+        return _make(config)
+    shares_shards = config.num_tasks is None
     config = _find_share(config)
+    with distribution.failure_reported():
+        manifest = _make(config)
+        return _wait_for_others(config) if manifest is None and shares_shards else manifest
+
+
+def _make(config: TeacherCacheConfig) -> Manifest | None:
     inputs = Inputs.open(config)
     inputs.source.print_unused()
-    manifest = finish_teacher_cache(inputs)
-    return _wait_for_others(config) if manifest is None and is_joined else manifest
+    return finish_teacher_cache(inputs)
 
 
 def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
-    """Makes what is missing of a teacher cache; see `create_teacher_cache`."""
+    """Makes the missing shards of a teacher cache and publishes it if it is complete.
+
+    See `create_teacher_cache`.
+    """
     config, cache = inputs.config, inputs.cache
     manifests.check_output_dir(config.output_dir, inputs.run_configuration)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
@@ -625,7 +646,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
     counts = {job: splits[job.split][job.index].num_examples for job in jobs}
     maker = _ShardMaker(inputs)
     with inputs.open_workers() as workers:
-        # Before the directory is reserved: a corrected command may still use it.
+        # If the teacher is refused, the directory must still be free for a corrected command.
         workers.warm_up(lambda: maker.judge(max(jobs, key=counts.get)))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
@@ -633,8 +654,14 @@ def _make_missing_shards(inputs: Inputs) -> None:
         with tqdm.tqdm(
             total=sum(counts.values()), unit=" examples", desc="teacher", smoothing=0.1
         ) as bar:
-            made = runners.make_shards(workers, config.output_dir, maker, jobs, bar.update)
-            collections.deque(made, maxlen=0)
+
+            def count(examples: int) -> None:
+                bar.update(examples)
+                if config.distribution == DATA_PARALLEL:
+                    distribution.expect_others()
+
+            shards = runners.make_shards(workers, config.output_dir, maker, jobs, count)
+            collections.deque(shards, maxlen=0)
 
 
 def _publish_when_complete(inputs: Inputs) -> Manifest | None:
@@ -642,15 +669,17 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
     config, cache = inputs.config, inputs.cache
     splits: dict[str, tuple[ShardInfo, ...]] = {}
     for split, shards in cache.manifest.splits.items():
-        done = [manifests.completed_shard(config.output_dir, shard.file) for shard in shards]
-        if None in done:
+        completed = [manifests.completed_shard(config.output_dir, shard.file) for shard in shards]
+        if None in completed:
             return None
-        splits[split] = tuple(done)
-    # A whole file stays: the settings in it may have been changed since.
-    files = [n for n in cache.manifest.tokenizer_files if not (config.output_dir / n).is_file()]
+        splits[split] = tuple(completed)
+    # A file that is present stays, as its settings may have been changed on purpose.
+    files = [
+        name for name in cache.manifest.tokenizer_files if not (config.output_dir / name).is_file()
+    ]
     missing = dataclasses.replace(cache.manifest, tokenizer_files=files)
     manifests.copy_tokenizer(cache.directory, missing, config.output_dir)
-    # A byte-equal repetition needs it besides the run configuration.
+    # To reproduce the bytes, a run needs the same environment and run configuration.
     environment = {
         "machine": platform.machine(),
         "threads": inputs.open_workers().cpus_per_job,
@@ -670,7 +699,7 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         output_table=inputs.write_table(),
     )
     if (judgement := judgements.of_cache(manifest)) is not None:
-        # For people: it follows from the shards.
+        # This is for readers of the manifest: programs compute it from the shards' sums.
         figures = {judgements.STATISTICS_KEY: dataclasses.asdict(judgement)}
         manifest = dataclasses.replace(manifest, statistics={**manifest.statistics, **figures})
     manifests.publish(config.output_dir, manifest)

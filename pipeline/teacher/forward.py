@@ -1,8 +1,8 @@
 """The teacher's forward pass over batches of masked examples.
 
-Examples of a block are sorted by length and cut into batches; each batch is
-padded to the next of at most eight lengths, so that a compiler sees a bounded
-number of shapes, and a batch depends on nothing but its block.
+The examples of a block are sorted by length and cut into batches. Each batch is padded to the
+next of at most eight lengths, so that the number of compiled shapes is bounded. A batch depends
+only on its block.
 """
 
 import collections
@@ -22,21 +22,21 @@ from pipeline.storage.records import MaskedExample
 
 # Masked positions of a batch are padded to a multiple of this.
 POSITION_STEP = 4
-# Of shape [B, L] and [B, P].
+# Inputs of shape [B, L], then those of shape [B, P].
 _TOKEN_INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
 _POSITION_INPUTS = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS)
 
 Arrays = dict[str, np.ndarray]
-# From the teacher's `activations` and the batch to what is kept of them.
+# A function from the teacher's `activations` and the batch to the values that are stored.
 Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledForward:
-    """A teacher's compiled forward pass, from a batch to the NumPy arrays that are kept of it.
+    """A teacher's compiled forward pass, from a batch to NumPy arrays of the stored values.
 
     Attributes:
-        start: begins to compute a batch, as `build_batch` returns it, and does not wait.
+        start: begins to compute a batch, as `build_batch` returns it, without waiting.
     """
 
     start: Callable[[Arrays], Any]
@@ -45,20 +45,20 @@ class CompiledForward:
         return self.fetch(self.start(batch))
 
     def fetch(self, output: Any) -> Arrays:
-        """Returns the arrays of what `start` returned, once they are computed."""
+        """Waits for the output that `start` returned; returns it as NumPy arrays."""
         if keras.config.backend() == "jax":
             import jax
 
-            # All at once: the copies of several arrays overlap.
+            # Fetching all arrays in one call lets their copies overlap.
             return jax.device_get(output)
         return {name: np.asarray(value) for name, value in output.items()}
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the indices of batches of similar length, together covering all examples.
+    """Yields the indices of the examples of each batch, from the shortest examples to the longest.
 
     Args:
-        lengths: tokens of each example.
+        lengths: number of tokens of each example.
         batch_size: examples of a batch; the last may have fewer.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
@@ -73,21 +73,22 @@ def build_batch(
     max_seq_length: int,
     max_predictions_per_seq: int,
 ) -> Arrays:
-    """Pads examples to a batch of one of a bounded number of shapes.
+    """Pads examples to a batch; the number of possible shapes is bounded.
 
     Args:
-        examples: at most `batch_size`; rows beyond them are empty.
+        examples: at most `batch_size`; the remaining rows are zeros.
         batch_size: B.
-        max_seq_length: of the cache.
-        max_predictions_per_seq: of the cache.
+        max_seq_length: of the masked examples.
+        max_predictions_per_seq: of the masked examples.
 
     Returns:
-        int32 arrays by BERT's names: `input_ids`, `input_mask`, `segment_ids`
+        int32 arrays under BERT's names: `input_ids`, `input_mask`, `segment_ids`
         [B, L]; `masked_lm_positions`, `masked_lm_ids` [B, P].
     """
     longest = max(len(example.input_ids) for example in examples)
     most = max(len(example.masked_lm_ids) for example in examples)
-    length = length_buckets.padded_length(longest, max_seq_length)
+    num_lengths = length_buckets.choose_num_lengths(keras.distribution.list_devices())
+    length = length_buckets.padded_length(longest, max_seq_length, num_lengths)
     positions = min(-(-most // POSITION_STEP) * POSITION_STEP, max_predictions_per_seq)
     batch = {name: np.zeros((batch_size, length), np.int32) for name in _TOKEN_INPUTS}
     batch |= {name: np.zeros((batch_size, positions), np.int32) for name in _POSITION_INPUTS}
@@ -108,20 +109,20 @@ def run_examples(
     *,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
-    """Yields the indices of a batch's examples and the output for it, the shortest first.
+    """Yields the indices of a batch's examples and the output for them, the shortest first.
 
-    On JAX a batch is computed while the output of the one before is fetched and used.
+    On JAX, a batch is computed while the output of the previous one is fetched and used.
 
     Args:
         forward: as `compile_forward` returns it.
-        examples: of the directory that has the manifest.
-        manifest: bounds the shapes.
+        examples: from the directory of the manifest.
+        manifest: gives the bounds of the shapes.
         batch_size: B.
     """
-    # TensorFlow's tensors of a CPU are ready when they are returned.
+    # TensorFlow returns tensors on a CPU only when they are computed.
     ahead = 1 if keras.config.backend() == "jax" else 0
     started: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
-    for indices in length_batches([len(one.input_ids) for one in examples], batch_size):
+    for indices in length_batches([len(example.input_ids) for example in examples], batch_size):
         batch = build_batch(
             [examples[index] for index in indices],
             batch_size=batch_size,
@@ -139,44 +140,43 @@ def run_examples(
 def real_positions(
     output: Mapping[str, np.ndarray], examples: Sequence[MaskedExample]
 ) -> tuple[Arrays, np.ndarray]:
-    """Removes the padding of a batch's output; embeddings, which are of examples, are left out.
+    """Removes the padded positions from a batch's output, and the embeddings of whole examples.
 
     Args:
-        output: [B, P, …] each but the embeddings, as the compiled forward pass returns it.
+        output: [B, P, …] each except the embeddings, as the compiled forward pass returns it.
         examples: those of the batch.
 
     Returns:
-        the arrays, [positions, …] each; int [examples + 1], where each example's positions
-        begin.
+        the arrays, [positions, …] each; int [examples + 1], the row splits of the examples.
     """
     counts = np.array([len(example.masked_lm_ids) for example in examples])
     output = {name: value for name, value in output.items() if name != records.EMBEDDING}
     width = next(iter(output.values())).shape[1]
-    real = np.arange(width) < counts[:, np.newaxis]
-    kept = {name: value[: len(examples)][real] for name, value in output.items()}
-    return kept, np.concatenate([[0], np.cumsum(counts)])
+    is_real = np.arange(width) < counts[:, np.newaxis]
+    arrays = {name: value[: len(examples)][is_real] for name, value in output.items()}
+    return arrays, np.concatenate([[0], np.cumsum(counts)])
 
 
 def expect_finite(logits: np.ndarray) -> None:
-    """Raises InputError where a teacher's logits are NaN or infinite."""
+    """Raises InputError if a teacher's logits are NaN or infinite."""
     if not np.isfinite(logits).all():
-        hint = "is the checkpoint damaged, or does `compute_dtype` not suit it?"
-        raise InputError(Setting("teacher"), "finite logits", "NaN or infinity", hint)
+        hint = "check the checkpoint for damage, or try `compute_dtype`=float32"
+        raise InputError(Setting("teacher"), "a model with finite logits", "NaN or infinity", hint)
 
 
 def compile_forward(
     model: MaskedLM, keep: Keep, *, devices: Sequence[Any] | None = None
 ) -> CompiledForward:
-    """Compiles a model's forward pass and what is kept of its output.
+    """Compiles a model's forward pass together with the selection of the stored values.
 
-    On TensorFlow one graph serves all shapes, whatever comes first: a shard
-    that is redone meets the same kernels. On JAX there is a program a shape.
+    On TensorFlow, one graph serves all shapes, so that a shard that is made again uses the same
+    kernels. On JAX, each shape has its own program.
 
     Args:
-        model: computes a batch, not in training.
+        model: runs in inference mode.
         keep: called inside the graph; activations that it does not use are not computed.
-        devices: of JAX, each of which computes its part of a batch, whose size they divide; one
-            by default.
+        devices: JAX devices, each of which computes an equal part of a batch; one by default.
+            Their number must divide the batch size.
     """
     if keras.config.backend() == "jax":
         return CompiledForward(_compile_jax(model, keep, devices))
@@ -189,7 +189,7 @@ def stateless_forward(
     """Returns a forward pass as a function of the values of `model.variables` and a batch.
 
     Args:
-        model: computes a batch, not in training.
+        model: runs in inference mode.
         keep: as `compile_forward` takes it.
     """
     variables = model.variables
@@ -206,13 +206,13 @@ def divided_forward(
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], Any], Any, Any]:
     """Returns a forward pass in which each device computes its part of a batch.
 
-    Nothing passes between devices: each runs the program that one device would run on that
-    part, with all weights.
+    The devices do not communicate. Each holds all weights and runs the program that a single
+    device would run on that part.
 
     Args:
         model: as `stateless_forward` takes it.
         keep: as `stateless_forward` takes it.
-        devices: of JAX.
+        devices: JAX devices.
 
     Returns:
         the function; the sharding of weights; the sharding of batches and outputs.
@@ -247,7 +247,7 @@ def _compile_jax(
     divided, whole_sharding, batch_sharding = divided_forward(model, keep, devices)
     forward = jax.jit(divided)
     values = jax.device_put(values, whole_sharding)
-    # One copy a device: the first would otherwise hold two.
+    # The first device would otherwise hold the original weights and their copy.
     for variable, value in zip(model.variables, values, strict=True):
         variable.assign(value)
     return lambda batch: forward(values, jax.device_put(batch, batch_sharding))

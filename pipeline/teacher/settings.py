@@ -24,22 +24,24 @@ _STATE_BITS = ", ".join(map(str, sorted(STATE_PACKINGS)))
 class TeacherCacheConfig(Settings):
     """The settings of `create_teacher_output_data`; its flags are generated from them.
 
-    Settings that a manifest holds are None unless given, and must agree with it. `ray` is None
-    for this process.
+    Settings that the manifest of the masked examples records are None by default. If given, they
+    must equal its values. `ray` is None if this process runs the jobs itself.
     """
 
     output_dir: Location = setting(
         dataclasses.MISSING,
-        "Directory for the teacher cache: empty, or of an interrupted run.",
+        "Directory for the teacher cache: empty, or that of an interrupted run to resume.",
         decides_output=False,
     )
     input_dir: Location | None = setting(
-        None, "Masked examples, from create_pretraining_data.", decides_output=False
+        None,
+        "Shard directory of masked examples, from create_pretraining_data.",
+        decides_output=False,
     )
     input_file: Location | None = setting(
         None, "In place of `input_dir`: a glob of its shards.", decides_output=False
     )
-    # The run configuration holds its configuration and the SHA-256 of its weights.
+    # The run configuration identifies the teacher by its configuration and its weights' SHA-256.
     teacher: Location | None = setting(
         None,
         "The teacher: a model directory in Hugging Face's or Google's BERT layout, or a model of "
@@ -56,11 +58,11 @@ class TeacherCacheConfig(Settings):
         decides_output=False,
     )
     truncation_factor: int = setting(
-        _DEFAULT_K, "k, the number of the teacher's tokens stored at a masked position.", low=1
+        _DEFAULT_K, "k, the number of tokens stored at a masked position.", low=1
     )
     temperatures: tuple[float, ...] | None = setting(
         None,
-        "Temperatures at which the mass outside the top-k is stored, ascending from 1. "
+        "Temperatures at which the probability mass outside the top-k is stored, ascending from 1. "
         "1,2 by default; 1 with `truncation`=sampled, none with `logit_encoding`=states.",
         parse=parse_numbers,
     )
@@ -73,21 +75,22 @@ class TeacherCacheConfig(Settings):
     )
     truncation_mass: float | None = setting(
         None,
-        "Stores no more tokens at a position than reach this probability mass, at most k; for "
-        "example 0.999.",
+        "Stores the most probable tokens of a position until their probabilities sum to this "
+        "value, at most k; for example 0.999.",
         low=0.0,
         high=1.0,
         omit_default=True,
     )
     logit_encoding: str = setting(
         "float16",
-        "Codec of the teacher's distribution. float16 and compact keep a top-k; states keeps all "
-        "of it at any temperature, as the input of the teacher's output table.",
+        "Codec of the teacher's distribution. float16 and compact store a top-k. states stores "
+        "the input of the teacher's output table, which gives the whole distribution at any "
+        "temperature.",
         choices=tuple(ENCODINGS),
     )
     state_bits: int | None = setting(
         None,
-        f"Requires `logit_encoding`=states. Bits of a number of a state: {_STATE_BITS}; 8 by "
+        f"Requires `logit_encoding`=states. Bits per number of a head state: {_STATE_BITS}; 8 by "
         "default.",
         low=min(STATE_PACKINGS),
         high=max(STATE_PACKINGS),
@@ -101,16 +104,16 @@ class TeacherCacheConfig(Settings):
     )
     cache_embedding: str | None = setting(
         None,
-        "Pooling of the teacher's last hidden states to an embedding of each example, which is "
-        "stored: cls, or mean over all tokens. The teacher reads the example without masks, a "
-        "second time.",
+        "Stores an embedding of each example: the teacher's last hidden states, pooled by cls or "
+        "by their mean over all tokens. Costs a second forward pass, over the example without "
+        "masks.",
         choices=POOLINGS,
         omit_default=True,
     )
     compute_dtype: str = setting(
         FLOAT32,
-        "Precision of the encoder; logits are always float32. auto is mixed_bfloat16 where the "
-        "hardware supports it, else float32.",
+        "Precision of the encoder; logits are always float32. auto is mixed_bfloat16 if the "
+        "hardware supports it, otherwise float32.",
         choices=CHOICES,
     )
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
@@ -128,10 +131,11 @@ class TeacherCacheConfig(Settings):
     )
     force: bool = setting(
         False,
-        "Whether to run a teacher that predicts the labels no better than their frequencies do.",
+        "Whether to capture a teacher that predicts the labels no better than their frequencies "
+        "do.",
         decides_output=False,
     )
-    # The same ids, and values within float error.
+    # Its value does not decide the output: ids are the same, and values within float error.
     distribution: str = setting(
         ALONE,
         "data_parallel divides each batch among all devices of this machine, and the shards among "
@@ -141,8 +145,8 @@ class TeacherCacheConfig(Settings):
     )
     num_tasks: int | None = setting(
         None,
-        "Number of processes, started by you, that share the shards; 1 by default, or those that "
-        "`distribution`=data_parallel joins.",
+        "Number of processes that you start to share the shards. 1 by default, or the number of "
+        "processes that `distribution`=data_parallel joins.",
         low=1,
         decides_output=False,
     )
@@ -161,20 +165,21 @@ class TeacherCacheConfig(Settings):
             expected = f"less than `num_tasks`={self.num_tasks or 1}"
             raise InputError(Setting("task_index"), expected, self.task_index)
         if self.ray is not None and self.distribution == DATA_PARALLEL:
-            expected = f"{ALONE} with `runner`=ray, whose jobs have a device each"
+            expected = f"{ALONE} with `runner`=ray, whose jobs use one device each"
             raise InputError(Setting("distribution"), expected, self.distribution)
         if self.ray is not None and (self.num_tasks or 1) > 1:
             expected = "unset with `runner`=ray, which shares the shards itself"
             raise InputError(Setting("num_tasks"), expected, self.num_tasks)
         if (self.teacher is None) == (self.bert_config_file is None):
             received = "neither" if self.teacher is None else "both"
-            expected = "given, or `bert_config_file` with `init_checkpoint` in its place"
+            expected = "set, or `bert_config_file` with `init_checkpoint` in its place"
             raise InputError(Setting("teacher"), expected, received)
         if self.teacher is not None and self.init_checkpoint is not None:
             expected = "used together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected, "`teacher`")
         if self.bert_config_file is not None and self.init_checkpoint is None:
-            raise InputError(Setting("init_checkpoint"), "the teacher's checkpoint", "none")
+            expected = "the teacher's checkpoint where `bert_config_file` is set"
+            raise InputError(Setting("init_checkpoint"), expected, "none")
         if self.holds_states:
             self._check_states()
         else:
@@ -182,7 +187,7 @@ class TeacherCacheConfig(Settings):
 
     @property
     def holds_states(self) -> bool:
-        """Whether head states are stored in place of a top-k."""
+        """Whether head states are stored instead of a top-k."""
         return self.logit_encoding == STATES
 
     def _fill_defaults(self) -> None:
@@ -193,7 +198,7 @@ class TeacherCacheConfig(Settings):
             object.__setattr__(self, "state_bits", _DEFAULT_BITS)
 
     def _check_states(self) -> None:
-        """Refuses what head states, which hold the whole distribution, have no use for."""
+        """Raises InputError if a setting of the top-k is combined with head states."""
         if self.state_bits not in STATE_PACKINGS:
             raise InputError(Setting("state_bits"), f"one of {_STATE_BITS}", self.state_bits)
         for name, unused in (
@@ -204,7 +209,7 @@ class TeacherCacheConfig(Settings):
         ):
             value = getattr(self, name)
             if value != unused:
-                expected = "unset with `logit_encoding`=states, which gives any k and temperature"
+                expected = "unset with `logit_encoding`=states, which gives all k and temperatures"
                 received = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 raise InputError(Setting(name), expected, received)
 
@@ -230,7 +235,7 @@ class TeacherCacheConfig(Settings):
 def expect_ascending_from_1(setting: str, temperatures: Sequence[float]) -> None:
     """Raises InputError about a setting unless its temperatures ascend from 1."""
     if tuple(temperatures[:1]) != (1.0,) or list(temperatures) != sorted(set(temperatures)):
-        expected = "ascending numbers beginning with 1"
+        expected = "a list of ascending numbers that begins with 1"
         raise InputError(Setting(setting), expected, _join(temperatures))
 
 

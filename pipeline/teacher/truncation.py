@@ -1,11 +1,11 @@
 """Truncation of the teacher's distribution at a masked position: its top-k, or random draws.
 
 Random draws follow Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge
-Distillation in LLMs" (ACL 2025): from a top-k a student learns a distribution that is too
-sharp; the shares of N independent draws are the teacher's distribution on average, and so
-are the gradients of a cross-entropy with them. The draws are from the distribution itself,
-so that each has the importance weight 1 / N (theirs are from p^t with weights p / p^t; this
-is t = 1).
+Distillation in LLMs" (ACL 2025). From a top-k, a student learns a distribution that is too
+sharp. The shares of N independent draws are an unbiased estimate of the teacher's distribution,
+and a cross-entropy with them has unbiased gradients. This module draws from the distribution
+itself, so that each draw has the importance weight 1 / N. The paper draws from p^t with weights
+p / p^t; this is t = 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,20 @@ def truncate(
     temperatures: Sequence[float],
     truncation_mass: float | None = None,
 ) -> dict[str, Any]:
-    """Keeps the exact top-k, the mass of the rest and the label's probability.
+    """Returns the exact top-k, the mass outside it and the label's log-probability.
 
     Args:
         logits: float32 [..., V].
-        labels: int [...], the true tokens; without them, no label's probability.
+        labels: int [...], the true tokens; without them, `label_log_probs` is left out.
         truncation_factor: K, at most V.
-        temperatures: T values; with labels, the first of them 1.
-        truncation_mass: above 0; a position's ids end where they have this mass at
-            temperature 1. There is at least one, and what is dropped is in the tail.
+        temperatures: T values; with labels, the first must be 1.
+        truncation_mass: above 0; a position's ids end when their mass at temperature 1 reaches
+            it. At least one id is stored. The mass of dropped ids is part of the tail.
 
     Returns:
-        `topk_ids` int32 and `topk_logits` float32 [..., K] in descending order, where
-        there are no more `NO_ID` and its logit; `log_tail_masses` float32 [..., T] (−inf
-        where nothing is left out), `label_log_probs` float32 [...] at temperature 1.
+        `topk_ids` int32 and `topk_logits` float32 [..., K] in descending order, padded with
+        `NO_ID` and its logit; `log_tail_masses` float32 [..., T] (−inf where the top-k holds
+        all tokens); `label_log_probs` float32 [...] at temperature 1.
     """
     top = topk.top_k(logits, truncation_factor, temperatures=temperatures, mass=truncation_mass)
     ids, values = top.ids, top.logits
@@ -57,7 +57,7 @@ def truncate(
     }
     if labels is not None:
         label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
-        # The log of each label's weight, where that of the largest logit is 0.
+        # The labels' logits relative to the largest logit, as `log_total` is.
         log_weights = (label_logits - values[..., :1])[..., 0]
         result[records.LABEL_LOG_PROBS] = log_weights - top.log_total
     return result
@@ -66,8 +66,8 @@ def truncate(
 def entropies(logits: Any) -> Any:
     """Returns the entropy at each example's first position, in nats, for all its positions.
 
-    One position an example tells as much of a shard as all do, and takes half a percent of the
-    forward pass of a teacher of 4 layers of 256 dimensions; all take 2%.
+    One position per example is enough to estimate the mean over a shard. It takes 0.5% of the
+    forward pass of a teacher of 4 layers of 256 dimensions; all positions would take 2%.
 
     Args:
         logits: float32 [B, P, V].
@@ -88,19 +88,19 @@ def sample(logits: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     Args:
         logits: float [V].
-        uniform: float64 [N], numbers from 0 to below 1, one for each draw.
+        uniform: float64 [N], a number from 0 to below 1 for each draw.
 
     Returns:
-        the distinct ids, int64 [n], and how often each was drawn, int64 [n]; the
-        most frequent first, of equals the smaller id.
+        the distinct ids, int64 [n], and the number of draws of each, int64 [n]; the most
+        frequent first, ties by the smaller id.
 
-    Example: of p = [0.5, 0.25, 0.25] the numbers 0.1, 0.8, 0.4 draw the ids 0, 2, 0:
-    ids [0, 2], counts [2, 1].
+    Example: from p = [0.5, 0.25, 0.25], the numbers 0.1, 0.8, 0.4 draw the ids 0, 2, 0. The
+    result is ids [0, 2], counts [2, 1].
     """
     weights = np.exp(logits.astype(np.float64) - logits.max())
-    heights = np.cumsum(weights)
-    # `right`: an id without mass has no width. The last height may be rounded down to.
-    drawn = np.searchsorted(heights, uniform * heights[-1], side="right")
+    cumulative = np.cumsum(weights)
+    # `right` skips ids without mass. Rounding may give an index after the last id with mass.
+    drawn = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
     ids, counts = np.unique(np.minimum(drawn, np.flatnonzero(weights)[-1]), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return ids[order], counts[order]
@@ -111,13 +111,13 @@ def sample_positions(
 ) -> Mapping[str, np.ndarray]:
     """Draws tokens at all masked positions of several examples.
 
-    The draws at a position depend on the seed, the example and the position
-    alone, never on the batch.
+    The draws at a position depend only on the seed, the example and the position, never on the
+    batch.
 
     Args:
-        logits: float32 [positions, V], of one example after another.
+        logits: float32 [positions, V], example by example.
         examples: each with its `example_id` and masked positions.
-        seed: of the cache.
+        seed: of the masked examples.
         num_draws: N.
 
     Returns:
@@ -127,14 +127,14 @@ def sample_positions(
     """
     all_ids = np.full((len(logits), num_draws), NO_ID, np.int32)
     all_logits = np.full((len(logits), num_draws), NO_ID_LOGIT, np.float32)
-    places = (
+    masked_positions = (
         (example.example_id, int(position))
         for example in examples
         for position in example.masked_lm_positions
     )
-    for row, (example_id, position) in enumerate(places):
-        stream = seeding.stream(seed, _PURPOSE, example_id, position)
-        ids, counts = sample(logits[row], stream.random(num_draws))
+    for row, (example_id, position) in enumerate(masked_positions):
+        rng = seeding.stream(seed, _PURPOSE, example_id, position)
+        ids, counts = sample(logits[row], rng.random(num_draws))
         all_ids[row, : len(ids)] = ids
         all_logits[row, : len(ids)] = np.log(counts / num_draws)
     return {

@@ -5,11 +5,14 @@ import pytest
 from data_specs import tasks
 from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
-from tools.finetuning import task_data
+from tools.finetuning import task_files
 
 GLUE = ("sst2", "mrpc", "cola", "rte", "qnli", "qqp", "mnli", "stsb")
 CLUE = ("afqmc", "cmnli", "ocnli", "tnews", "cmrc2018")
 OTHERS = ("lcqmc", "chnsenticorp", "squad", "xquad_en", "xquad_ru", "xquad_zh", "rusentiment")
+TAGS = ("weibo_ner", "msra_ner", "peoples_daily_ner", "cluener", "conll2003", "wnut17", "wikiann",
+        "collection3")  # fmt: skip
+SIMILARITIES = ("stsb_multi_mt", "stsb_json")
 MINE = """
 title: mine
 url: https://example.org
@@ -26,14 +29,18 @@ submission: {file: mine.json, format: clue}
 
 
 def test_the_known_tasks() -> None:
-    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == {*GLUE, *CLUE, *OTHERS}
+    known = {*GLUE, *CLUE, *OTHERS, *TAGS, *SIMILARITIES}
+    assert {path.stem for path in tasks.FOLDER.glob("*.yaml")} == known
 
 
 @pytest.mark.parametrize("name", known_names(tasks.FOLDER))
 def test_each_declaration_has_title_url_licence_and_splits(name: str) -> None:
     spec = tasks.load_task(name)
     assert spec.name == name and spec.title and spec.licence and spec.url.startswith("https://")
-    assert spec.language in ("zh", "ru", "en")
+    # WikiANN is in many languages.
+    assert spec.language in ("zh", "ru", "en", "mul") and (spec.language == "mul") == (
+        name == "wikiann"
+    )
     assert {"train", "dev"} <= set(spec.files)
     assert not set(spec.submission.split_files) - set(spec.files)
 
@@ -145,5 +152,5 @@ def test_a_pattern_that_is_none_is_refused(tmp_path) -> None:
     path.write_text(content.replace("[train.tsv]", "['**x']"), encoding="utf-8")
     spec = tasks.load_task(str(path))
     with pytest.raises(InputError, match="Invalid pattern") as error:
-        task_data.find_files(spec, tmp_path, "train")
+        task_files.find_files(spec, tmp_path, "train")
     assert error.value.subject == "own"

@@ -5,6 +5,9 @@ import importlib.util
 import pytest
 
 from pipeline.base.location import Location
+from pipeline.distill.preparation import prepare
+from pipeline.distill.settings import DistillConfig, StudentConfig
+from pipeline.models import position_blocks
 from tests.conftest import run_python
 from tests.distill.running import assert_close_lines, read_weights
 
@@ -62,3 +65,16 @@ def test_blocks_train_the_same_student(
     assert_close_lines(whole, blocks)
     for name, value in read_weights(whole).items():
         assert abs(value - read_weights(blocks)[name]).max() < 2e-4, name
+
+
+def test_devices_that_share_a_batch_have_blocks_of_more_positions(
+    tmp_path, monkeypatch, cache_dir, teacher_dir
+) -> None:
+    student = StudentConfig(init_from=str(teacher_dir), student_layers=1)
+    folders = {"input_dir": str(cache_dir), "output_dir": str(tmp_path / "student")}
+    run = prepare(DistillConfig(student, train_batch_size=64, eval_batch_size=32, **folders))
+    table_bytes = 4 * 64 * run.start.config.vocab_size
+    monkeypatch.setattr(position_blocks, "_MAX_TABLE_BYTES", table_bytes)
+    assert [run.block_size(), run.block_size(1), run.block_size(4)] == [1, 1, 4]
+    # All positions of an input fit.
+    assert run.block_size(64) is None

@@ -338,6 +338,6 @@ def test_the_command_draws(examples_dir, teacher_dir, tmp_path, capsys, caches) 
     }
     flags = [f"--{name}={value}" for name, value in arguments.items()]
     assert create_teacher_output_data.main(["x", *flags]) == 0
-    assert "kept       tokens of 16 draws, " in capsys.readouterr().out
+    assert "stored     tokens of 16 draws, " in capsys.readouterr().out
     made, expected = (folder / EVAL for folder in (tmp_path / "cache", caches["compactsampled"]))
     assert made.read_bytes() == expected.read_bytes()

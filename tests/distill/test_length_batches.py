@@ -18,11 +18,13 @@ from data_specs.corpora import CorpusSource
 from pipeline.distill import batches, preparation, training
 from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.distill.losses.weights import WeightSchedule
+from pipeline.distill.replicas import Replicas
 from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.manifest import REQUEST_FILE
 from tests.conftest import SENTENCES, make_cache
 from tests.distill.running import (
     assert_close_lines,
@@ -377,6 +379,22 @@ def own_settings(mixed_cache_dir, still_teacher_dir) -> dict:
 def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch) -> None:
     """Updates of two batches, which are sorted together."""
     expect_same_after_interrupt(monkeypatch, config, update=6, step=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "begun", "expected"), [(None, None, 4), (None, 8, 8), (2, 8, 2), (3, None, 3)]
+)
+def test_number_of_lengths_is_given_or_of_the_run_or_of_the_device(
+    config, monkeypatch, given: int | None, begun: int | None, expected: int
+) -> None:
+    if begun is not None:
+        config.output_dir.make_directory()
+        (config.output_dir / REQUEST_FILE).write_json({"length_buckets": begun})
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["tpu:0"])
+    chosen = training.choose_for_devices(
+        dataclasses.replace(config, length_buckets=given), Replicas()
+    )
+    assert chosen.length_buckets == expected
 
 
 def test_evaluation_reports_the_same_numbers(config) -> None:

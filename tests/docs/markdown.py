@@ -82,12 +82,12 @@ class Page:
     @functools.cached_property
     def blocks(self) -> list[Block]:
         """The fenced blocks, in order."""
-        found = []
+        blocks = []
         for match in _FENCE.finditer(self.text):
             language, _, note = match[1].partition(" ")
             line = self.text.count("\n", 0, match.start()) + 1
-            found.append(Block(f"{self.name}:{line}", language, note, match[2]))
-        return found
+            blocks.append(Block(f"{self.name}:{line}", language, note, match[2]))
+        return blocks
 
     @functools.cached_property
     def sentences(self) -> list[str]:

@@ -55,8 +55,8 @@ def test_an_outdated_table_is_written_anew() -> None:
 
 
 def test_every_kind_of_table_is_on_a_page() -> None:
-    found = {kind for page in PAGES.values() for kind in re.findall(r"<!-- (\w+) of", page.text)}
-    assert found - {"end"} == set(generated_tables.TABLES)
+    kinds = {kind for page in PAGES.values() for kind in re.findall(r"<!-- (\w+) of", page.text)}
+    assert kinds - {"end"} == set(generated_tables.TABLES)
 
 
 @_all_pages

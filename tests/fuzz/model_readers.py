@@ -20,7 +20,7 @@ from tests.fuzz.checking import Reader
 from tests.fuzz.mutation import Below, Mutate, mutate_bytes, mutate_json, mutate_json_lines
 from tests.fuzz.text_readers import mutate_yaml
 from tests.models.formats.writing import write_h5, write_torch
-from tools.finetuning import task_data
+from tools.finetuning import task_data, task_files
 from tools.finetuning.head_layout import read_head
 
 _CONFIG = EncoderConfig(
@@ -246,7 +246,7 @@ def _read_declared_task(folder: pathlib.Path) -> object:
         # As the command that has the flag says it.
         raise InputError(f"--task: {error}") from error
     for split in spec.files:
-        for path in task_data.find_files(spec, folder, split):
+        for path in task_files.find_files(spec, folder, split):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise RuntimeError(f"outside: {path}")
         task_data.read_split(spec, folder, split)

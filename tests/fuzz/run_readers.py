@@ -58,8 +58,7 @@ _REPORTS: dict[str, Any] = {
                 "logit_encoding": "compact",
                 "truncation_factor": k,
                 "position_bytes": 3.0 * k,
-                "mass_kept": 0.9,
-                "kl_dense": {"mean": 0.1 / k},
+                "temperatures": {"1": {"mass_kept": 0.9, "kl": {"mean": 0.1 / k}}},
             }
             for k in (8, 16)
         ]
@@ -134,15 +133,15 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools.dev import study
+    from tools.teacher_study import readings
 
-    return study.last_evaluation(folder / "run")
+    return readings.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:
-    from tools.dev import study
+    from tools.finetuning import short_runs
 
-    return study.read_score(folder / "finetune.json")
+    return short_runs.read_score(folder / "finetune.json")
 
 
 def _write_finetuned(folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""The few sizes that inputs are padded to, and into how many parts a batch is cut."""
+"""Tests of padded lengths and of the division of an update into microbatches."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pipeline.storage.length_buckets import Chunking
 
 
 @given(st.integers(1, 2048), st.integers(1, 40))
-def test_sizes_are_few_and_reach_the_largest(max_seq_length: int, count: int) -> None:
+def test_bucket_sizes_are_few_and_end_with_the_largest(max_seq_length: int, count: int) -> None:
     lengths = length_buckets.bucket_lengths(max_seq_length, count)
     assert 1 <= len(lengths) <= count
     assert list(lengths) == sorted(set(lengths))
@@ -34,18 +34,28 @@ def test_sizes_are_few_and_reach_the_largest(max_seq_length: int, count: int) ->
         (512, 3, (176, 352, 512)),
     ],
 )
-def test_lengths_by_hand(max_seq_length: int, count: int, expected: tuple[int, ...]) -> None:
+def test_bucket_lengths_of_known_maxima(
+    max_seq_length: int, count: int, expected: tuple[int, ...]
+) -> None:
     assert length_buckets.bucket_lengths(max_seq_length, count) == expected
 
 
-def test_widths_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [(["cpu:0"], 8), (["gpu:0", "gpu:1"], 8), (["tpu:0", "tpu:1"], 4), ([], 8)],
+)
+def test_tpus_get_fewer_padded_lengths(devices: list[str], expected: int) -> None:
+    assert length_buckets.choose_num_lengths(devices) == expected
+
+
+def test_bucket_widths_of_known_maxima() -> None:
     assert length_buckets.bucket_widths(20) == (5, 10, 15, 20)
     assert length_buckets.bucket_widths(77) == (20, 40, 60, 77)
     assert length_buckets.bucket_widths(2) == (1, 2)
 
 
 @given(st.integers(1, 512), st.data())
-def test_an_input_gets_the_next_length(max_seq_length: int, data: st.DataObject) -> None:
+def test_an_input_is_padded_to_the_next_length(max_seq_length: int, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, max_seq_length))
     padded = length_buckets.padded_length(length, max_seq_length)
     lengths = length_buckets.bucket_lengths(max_seq_length)
@@ -54,8 +64,8 @@ def test_an_input_gets_the_next_length(max_seq_length: int, data: st.DataObject)
     assert not [size for size in lengths if length <= size < padded]
 
 
-def test_groups_are_whole_parts_of_an_update() -> None:
-    """At most 512 examples, unless a batch has more."""
+def test_groups_divide_an_update() -> None:
+    """A group has at most 512 examples, unless a batch has more."""
     assert length_buckets.group_batches(32, 1) == 1
     assert length_buckets.group_batches(4, 6) == 6
     assert length_buckets.group_batches(32, 128) == 16
@@ -76,13 +86,13 @@ def _plan(lengths: list[int], **changes: int) -> Chunking:
     return length_buckets.plan_chunks(np.array(lengths), **settings | changes)
 
 
-def test_lengths_all_alike_are_no_reason_to_cut() -> None:
+def test_equal_lengths_give_one_chunk_per_batch() -> None:
     for length in (10, 512):
         assert _plan([length] * 50) == Chunking(32, 1, 8)
         assert _plan([length] * 50, num_batches=4) == Chunking(128, 4, 8)
 
 
-def test_more_chunks_where_lengths_differ_and_chunks_are_cheap() -> None:
+def test_different_lengths_and_cheap_chunks_give_more_chunks() -> None:
     mixed = [60] * 90 + [500] * 10
     counts = [_plan(mixed, chunk_cost=cost).num_chunks for cost in (0, 100, 1000, 10**6)]
     assert counts[0] == 32
@@ -91,7 +101,7 @@ def test_more_chunks_where_lengths_differ_and_chunks_are_cheap() -> None:
     assert _plan(mixed, num_batches=4, chunk_cost=10**6).num_chunks == 4
 
 
-def test_one_length_and_no_inputs_leave_batches_as_they_are() -> None:
+def test_one_length_or_no_inputs_give_one_chunk_per_batch() -> None:
     mixed = [60] * 90 + [500] * 10
     assert _plan(mixed, num_lengths=1) == Chunking(32, 1, 1)
     assert _plan(mixed, num_lengths=1, num_batches=2) == Chunking(64, 2, 1)
@@ -104,7 +114,7 @@ def test_one_length_and_no_inputs_leave_batches_as_they_are() -> None:
     st.integers(1, 6),
     st.integers(0, 300),
 )
-def test_chunks_are_equal_parts_of_at_most_a_batch(
+def test_chunks_have_equal_size_of_at_most_a_batch(
     lengths: list[int], batch_size: int, num_batches: int, cost: int
 ) -> None:
     plan = _plan(
@@ -120,13 +130,13 @@ def test_chunks_are_equal_parts_of_at_most_a_batch(
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0, 4), (500, 2), (3000, 1)])
-def test_the_example(cost: int, expected: int, monkeypatch) -> None:
-    """One chunk of 4 · 512 tokens, two of 2 · 64 and 2 · 512, four of 64, 64, 64 and 512."""
+def test_number_of_chunks_in_the_documented_example(cost: int, expected: int, monkeypatch) -> None:
+    """One chunk has 4 · 512 tokens, two have 2 · 64 + 2 · 512, four have 3 · 64 + 512."""
 
-    class Drawing:
+    class FixedChoice:
         def choice(self, lengths: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             return np.tile(lengths, (shape[0], 1))
 
-    monkeypatch.setattr(length_buckets.seeding, "stream", lambda *key: Drawing())
+    monkeypatch.setattr(length_buckets.seeding, "stream", lambda *key: FixedChoice())
     plan = _plan([10, 500, 10, 10], batch_size=4, chunk_cost=cost)
     assert plan == Chunking(4, expected, 8)

@@ -1,4 +1,4 @@
-"""Output directories, sidecars, manifests: nothing complete is lost, nothing wrong is read."""
+"""Tests of output directories, sidecars and manifests, also malformed ones."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def _manifest(shards: tuple[manifest.ShardInfo, ...]) -> manifest.Manifest:
 
 @pytest.fixture
 def complete(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A complete directory of one shard."""
+    """A complete shard directory with one shard."""
     manifest.reserve_output_dir(tmp_path, {"seed": 0})
     file = manifest.shard_file("train", 0, 1)
     shard = serialization.write_shard(tmp_path, file, [b"one", b"two"])
@@ -43,19 +43,19 @@ def complete(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_a_manifest_comes_back(complete: pathlib.Path) -> None:
+def test_loaded_manifest_equals_the_published_one(complete: pathlib.Path) -> None:
     loaded = manifest.load(complete)
     assert json.loads(json.dumps(loaded.to_json())) == json.loads(
         (complete / "manifest.json").read_text()
     )
     assert loaded.num_examples("train") == 2
     assert loaded.num_examples("eval") == 0
-    # sha256 of "[PAD]\n一" in UTF-8, by sha256sum.
+    # The digest was computed by sha256sum from "[PAD]\n一" in UTF-8.
     digest = "89fff3169c1ac6cf8a7a7f5fe25f9402f5645830b98c5acad7a93200558061b7"
     assert loaded.vocab == vocabulary.VocabInfo(2, digest)
 
 
-def test_a_run_configuration_is_recognised_and_a_different_one_refused(
+def test_a_reserved_directory_refuses_another_run_configuration(
     tmp_path: pathlib.Path,
 ) -> None:
     run_config = {"dupe_factor": 5, "seed": 1}
@@ -65,14 +65,14 @@ def test_a_run_configuration_is_recognised_and_a_different_one_refused(
         manifest.reserve_output_dir(tmp_path, {"dupe_factor": 3, "seed": 1})
 
 
-def test_a_directory_of_other_files_is_left_alone(tmp_path: pathlib.Path) -> None:
+def test_a_directory_with_other_files_is_refused_unchanged(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="'thesis.txt'"):
         manifest.reserve_output_dir(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_failed_shard_leaves_no_file(tmp_path: pathlib.Path) -> None:
     def records():
         yield b"one"
         raise RuntimeError("the disk is full")
@@ -82,7 +82,7 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_two_writers_of_one_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
+def test_second_writer_of_a_shard_is_refused(tmp_path: pathlib.Path) -> None:
     file = "train-00000-of-00001.tfrecord"
 
     def interrupted():
@@ -94,19 +94,19 @@ def test_two_writers_of_one_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
     shard = serialization.write_shard(tmp_path, file, interrupted())
     assert shard.sha256 == (tmp_path / file).sha256()
     assert list(serialization.read_records(tmp_path / file)) == [b"one", b"three"]
-    # What a killed process leaves behind stops nobody.
+    # A temporary file of a killed process does not block the next writer.
     (tmp_path / file).temporary().write_bytes(b"left" * 100)
     serialization.write_shard(tmp_path, file, [b"four"])
     assert list(serialization.read_records(tmp_path / file)) == [b"four"]
 
 
-def test_a_damaged_sidecar_is_made_again(complete: pathlib.Path) -> None:
+def test_a_shard_with_a_damaged_sidecar_is_incomplete(complete: pathlib.Path) -> None:
     file = "train-00000-of-00001.tfrecord"
     manifest.sidecar_path(complete, file).write_text("{")
     assert manifest.completed_shard(complete, file) is None
 
 
-def test_a_half_written_shard_is_not_complete(complete: pathlib.Path) -> None:
+def test_a_truncated_or_missing_shard_is_incomplete(complete: pathlib.Path) -> None:
     file = "train-00000-of-00001.tfrecord"
     assert manifest.completed_shard(complete, file).num_examples == 2
     (complete / file).write_bytes((complete / file).read_bytes()[:-1])
@@ -116,7 +116,7 @@ def test_a_half_written_shard_is_not_complete(complete: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 9, 15, 30])
-def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> None:
+def test_full_verification_finds_one_flipped_bit(complete: pathlib.Path, position: int) -> None:
     path = complete / "train-00000-of-00001.tfrecord"
     content = bytearray(path.read_bytes())
     content[position] ^= 0x10
@@ -127,7 +127,7 @@ def test_one_flipped_byte_is_refused(complete: pathlib.Path, position: int) -> N
         manifest.verify(complete, loaded, full=True)
 
 
-def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> None:
+def test_verification_names_truncated_and_missing_shards(complete: pathlib.Path) -> None:
     path = complete / "train-00000-of-00001.tfrecord"
     loaded = manifest.load(complete)
     path.write_bytes(path.read_bytes()[:-3])
@@ -139,7 +139,7 @@ def test_a_truncated_and_a_missing_shard_are_named(complete: pathlib.Path) -> No
 
 
 def _refusal(folder: pathlib.Path, **changes: object) -> InputError:
-    """Returns the error of a manifest with other values: short, in one line, with its name."""
+    """Returns the error of a changed manifest; checks that it is one short line with its path."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
     with pytest.raises(InputError) as error:
@@ -175,7 +175,7 @@ def _refusal(folder: pathlib.Path, **changes: object) -> InputError:
         ("flags", None, "object"),
         ("statistics", [["a", 1]], "object"),
         ("tokenizer_files", "vocab.txt", "array"),
-        # Each of these is a plain name, and another file of the directory it is copied to.
+        # These names would overwrite other files of the directory, or files outside it.
         ("tokenizer_files", ["../vocab.txt"], "a tokenizer's file"),
         ("tokenizer_files", ["manifest.json"], "a tokenizer's file"),
         ("tokenizer_files", ["request.json"], "a tokenizer's file"),
@@ -207,8 +207,8 @@ def test_an_invalid_value_of_a_manifest_is_refused(
     write_examples(tmp_path)
     error = _refusal(tmp_path, **{field: value})
     assert words in str(error)
-    in_all = {"format_version", "flags", "splits"}
-    assert field in in_all or field in f"{error.subject} {error.received}"
+    unnamed = {"format_version", "flags", "splits"}
+    assert field in unnamed or field in f"{error.subject} {error.received}"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_an_invalid_value_of_a_manifest_is_refused(
         ("hidden_groups", [3]),
         ("hidden_encoding", "int4"),
         ("hidden_size", 10**12),
-        # Of two groups.
+        # The limit is for both groups together.
         ("hidden_size", 2**19 + 1),
         ("logit_encoding", "text"),
         ("truncation", "all"),
@@ -260,7 +260,7 @@ def test_a_cache_without_measured_sizes_is_refused(tmp_path: pathlib.Path) -> No
     assert error.expected == f"the measured sizes of {SHARD}"
 
 
-def test_a_dropped_encoding_is_refused_with_the_last_commit_that_reads_it(
+def test_error_about_a_removed_encoding_names_the_last_commit_that_reads_it(
     tmp_path: pathlib.Path,
 ) -> None:
     write_teacher_cache(tmp_path, "float16")
@@ -269,7 +269,7 @@ def test_a_dropped_encoding_is_refused_with_the_last_commit_that_reads_it(
 
 
 @pytest.mark.parametrize("write", [write_examples, write_windows])
-def test_a_manifest_of_each_kind_is_accepted_as_it_was_written(tmp_path, write) -> None:
+def test_a_loaded_manifest_of_each_kind_dumps_to_the_same_bytes(tmp_path, write) -> None:
     write(tmp_path)
     assert (
         json_text.dump(manifest.load(tmp_path).to_json())
@@ -280,9 +280,9 @@ def test_a_manifest_of_each_kind_is_accepted_as_it_was_written(tmp_path, write) 
 def test_deep_nesting_and_long_numbers_are_refused(tmp_path: pathlib.Path) -> None:
     write_examples(tmp_path)
     path = tmp_path / "manifest.json"
-    right = path.read_text()
-    for wrong in ("[" * 500 + "]" * 500, "9" * 5000, "[" * 100_000):
-        path.write_text(right.replace('"documents": 3', f'"documents": {wrong}'))
+    valid = path.read_text()
+    for value in ("[" * 500 + "]" * 500, "9" * 5000, "[" * 100_000):
+        path.write_text(valid.replace('"documents": 3', f'"documents": {value}'))
         with pytest.raises(InputError) as error:
             manifest.load(tmp_path)
         assert error.value.subject == str(path) and "not JSON" in error.value.received
@@ -290,7 +290,7 @@ def test_deep_nesting_and_long_numbers_are_refused(tmp_path: pathlib.Path) -> No
 
 @pytest.fixture
 def windows(complete: pathlib.Path) -> pathlib.Path:
-    """A complete directory of unmasked windows: one shard and the counts of two tokens."""
+    """A complete directory of unmasked windows with one shard and the counts of two tokens."""
     info = token_counts.write_counts(complete / "token_counts.npy", np.array([3, 4]))
     loaded = manifest.load(complete)
     described = dataclasses.replace(loaded, kind=UNMASKED_WINDOWS, token_counts=info)
@@ -298,7 +298,7 @@ def windows(complete: pathlib.Path) -> pathlib.Path:
     return complete
 
 
-def test_token_counts_come_back(windows: pathlib.Path) -> None:
+def test_token_counts_of_windows_are_read(windows: pathlib.Path) -> None:
     loaded = manifest.load(windows)
     manifest.verify(windows, loaded, full=True)
     assert token_counts.load_counts(windows, loaded).tolist() == [3, 4]
@@ -308,7 +308,7 @@ def test_token_counts_come_back(windows: pathlib.Path) -> None:
         token_counts.load_counts(windows, examples)
 
 
-def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
+def test_damaged_token_counts_are_refused(windows: pathlib.Path) -> None:
     path = windows / "token_counts.npy"
     loaded = manifest.load(windows)
     content = path.read_bytes()
@@ -342,8 +342,7 @@ def test_damaged_token_counts_are_named(windows: pathlib.Path) -> None:
             read()
 
 
-def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> None:
-    """Counted before there is a text for each."""
+def test_a_vocabulary_of_too_many_lines_is_refused(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setattr(vocabulary, "MAX_VOCAB_SIZE", 3)
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\nc\n")
@@ -354,21 +353,21 @@ def test_a_vocabulary_of_too_many_lines(tmp_path: pathlib.Path, monkeypatch) -> 
     assert (error.value.subject, error.value.received) == (str(path), 4)
 
 
-def test_an_unfinished_directory_is_told_from_none(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(InputError) as none:
+def test_errors_distinguish_unfinished_and_empty_directories(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InputError) as empty:
         manifest.load(tmp_path)
     manifest.reserve_output_dir(tmp_path, {})
     with pytest.raises(InputError) as unfinished:
         manifest.load(tmp_path)
-    assert none.value.subject == unfinished.value.subject == str(tmp_path)
-    assert "no cache" in none.value.received and "unfinished" in unfinished.value.received
+    assert empty.value.subject == unfinished.value.subject == str(tmp_path)
+    assert "without it" in empty.value.received and "unfinished" in unfinished.value.received
 
 
-def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:
-    whole = cache_input.open_cache(None, complete)
-    assert whole.manifest == manifest.load(complete)
-    some = cache_input.open_cache(None, complete / "train-*")
-    assert some.manifest.num_examples("train") == 2
+def test_a_glob_selects_shards_of_a_directory(complete: pathlib.Path) -> None:
+    all_shards = cache_input.open_cache(None, complete)
+    assert all_shards.manifest == manifest.load(complete)
+    selected = cache_input.open_cache(None, complete / "train-*")
+    assert selected.manifest.num_examples("train") == 2
     with pytest.raises(InputError) as error:
         cache_input.open_cache(None, complete / "eval-*")
     assert error.value.subject == str(complete / "eval-*")
@@ -377,7 +376,7 @@ def test_a_glob_narrows_a_cache(complete: pathlib.Path) -> None:
     assert (error.value.subject, error.value.received) == ("input_dir", "neither")
 
 
-def test_a_setting_that_contradicts_the_manifest_prints_both(complete: pathlib.Path) -> None:
+def test_error_about_a_contradicting_setting_states_both_values(complete: pathlib.Path) -> None:
     cache = cache_input.open_cache(complete, None)
     cache_input.expect_settings(cache, max_seq_length=8, max_predictions_per_seq=None)
     with pytest.raises(InputError) as error:
@@ -386,7 +385,7 @@ def test_a_setting_that_contradicts_the_manifest_prints_both(complete: pathlib.P
     assert error.value.expected.startswith("8,")
 
 
-def test_a_model_of_another_vocabulary_is_refused(
+def test_a_model_with_another_vocabulary_is_refused(
     complete: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = cache_input.open_cache(complete, None)
@@ -406,7 +405,9 @@ def test_a_model_of_another_vocabulary_is_refused(
     assert error.value.received == 4
 
 
-def test_copies_of_the_tokenizer(complete: pathlib.Path, tmp_path_factory) -> None:
+def test_copying_a_missing_tokenizer_file_is_an_error(
+    complete: pathlib.Path, tmp_path_factory
+) -> None:
     target = tmp_path_factory.mktemp("target")
     loaded = manifest.load(complete)
     with pytest.raises(InputError, match=r"vocab.txt: this tokenizer file is missing"):

@@ -1,4 +1,4 @@
-"""Padded batches equal the records, for both widths of token ids."""
+"""Padded batches equal the records, for both dtypes of token ids."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,20 @@ from pipeline.tokenizers import vocabulary
 
 
 @pytest.mark.parametrize("vocab_size", [100, 65_536, 65_537, 119_547])
-def test_a_batch_is_the_records_padded(vocab_size: int) -> None:
-    random = np.random.default_rng(vocab_size)
+def test_a_parsed_batch_equals_the_padded_records(vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
     k, rows, serialized = 3, [], []
     for length, segments, count in ((9, [9], 2), (12, [5, 7], 4), (4, [4], 0)):
         row = {
-            records.EXAMPLE_ID: random.integers(0, 256, 16),
-            records.INPUT_IDS: random.integers(vocab_size // 2, vocab_size, length),
+            records.EXAMPLE_ID: rng.integers(0, 256, 16),
+            records.INPUT_IDS: rng.integers(vocab_size // 2, vocab_size, length),
             records.SEGMENT_LENGTHS: np.array(segments),
             records.MASKED_LM_POSITIONS: np.arange(count) + 1,
-            records.MASKED_LM_IDS: random.integers(0, vocab_size, count),
-            records.TOPK_IDS: random.integers(0, vocab_size, (count, k)),
-            records.TOPK_LOGITS: -random.random((count, k)),
-            records.LOG_TAIL_MASSES: -random.random((count, 2)),
-            records.LABEL_LOG_PROBS: -random.random(count),
+            records.MASKED_LM_IDS: rng.integers(0, vocab_size, count),
+            records.TOPK_IDS: rng.integers(0, vocab_size, (count, k)),
+            records.TOPK_LOGITS: -rng.random((count, k)),
+            records.LOG_TAIL_MASSES: -rng.random((count, 2)),
+            records.LABEL_LOG_PROBS: -rng.random(count),
         }
         rows.append(row)
         serialized.append(
@@ -56,9 +56,9 @@ def test_a_batch_is_the_records_padded(vocab_size: int) -> None:
         for name, value in batch.items():
             if name == records.MASKED_LM_WEIGHTS:
                 continue
-            real = len(row[name])
-            got = value[index].numpy()
-            np.testing.assert_allclose(got[:real], row[name], rtol=1e-3, err_msg=name)
+            num_real = len(row[name])
+            values = value[index].numpy()
+            np.testing.assert_allclose(values[:num_real], row[name], rtol=1e-3, err_msg=name)
             padding = -np.inf if name == records.LOG_TAIL_MASSES else 0
-            assert (got[real:] == padding).all(), name
+            assert (values[num_real:] == padding).all(), name
     assert batch[records.TOPK_LOGITS].shape == (3, 5, k)

@@ -1,4 +1,4 @@
-"""Typed records: what is decoded is what was encoded, and contradictions are refused."""
+"""Typed records: decoding inverts encoding, and contradictory features are refused."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.fuzz.storage_readers import SHARD, write_examples, write_teacher_cach
 @pytest.mark.parametrize(
     ("write", "kind"), [(write_examples, MaskedExample), (write_windows, Window)]
 )
-def test_features_of_inputs_come_back(tmp_path, write, kind) -> None:
+def test_encoding_a_decoded_input_gives_the_same_features(tmp_path, write, kind) -> None:
     write(tmp_path)
     described = manifest.load(tmp_path)
     for record in serialization.read_records(tmp_path / SHARD):
@@ -33,18 +33,20 @@ def test_true_ids_have_the_labels_at_masked_positions(tmp_path) -> None:
 @pytest.mark.parametrize("encoding", CODECS)
 @pytest.mark.parametrize("hidden", [None, *HIDDEN_CODECS])
 @pytest.mark.parametrize("variable", [False, True])
-def test_teacher_targets_come_back(tmp_path, encoding, hidden, variable) -> None:
+def test_encoding_decoded_targets_gives_the_same_features(
+    tmp_path, encoding, hidden, variable
+) -> None:
     write_teacher_cache(tmp_path, encoding, variable=variable, hidden=hidden)
     described = manifest.load(tmp_path)
     info, codec = described.teacher_info, cache_input.open_codec(tmp_path, described)
     examples = list(read_examples(tmp_path / SHARD, described))
-    targets = [TeacherTargets.from_features(one.features, codec, info) for one in examples]
+    targets = [TeacherTargets.from_features(example.features, codec, info) for example in examples]
     joined = TeacherTargets.join(targets)
     packed = joined.to_features(codec, np.array([0, 3, 6]), info.hidden_codec())
-    # An embedding is of the example, not of its positions.
+    # An embedding belongs to the example, so that it is not among the targets of positions.
     others = {feature.name for feature in records.MASKED_EXAMPLE_FEATURES} | {records.EMBEDDING}
     for example, features in zip(examples, packed, strict=True):
-        stored = {name: part for name, part in example.features.items() if name not in others}
+        stored = {name: value for name, value in example.features.items() if name not in others}
         assert features.keys() == stored.keys()
         again = TeacherTargets.from_features({**example.features, **features}, codec, info)
         np.testing.assert_array_equal(again.ids, joined[:3].ids)
@@ -78,7 +80,7 @@ def test_damaged_targets_are_refused(tmp_path, name: str, content: bytes) -> Non
         )
 
 
-def test_a_column_knows_which_record_each_number_is_of() -> None:
+def test_a_column_holds_the_record_of_each_number() -> None:
     feature = records.MASKED_EXAMPLE_FEATURES[3]
     column = arrays.Column.decode(
         feature, [np.array(row, "<u2").tobytes() for row in ([3, 7], [], [5])], 100

@@ -1,4 +1,4 @@
-"""Records: the same bytes as TensorFlow writes, and no way to be misread."""
+"""Serialized records equal TensorFlow's bytes, and malformed bytes are refused."""
 
 import itertools
 import pathlib
@@ -26,29 +26,29 @@ def _tensorflow_bytes(features: dict[str, bytes]) -> bytes:
 
 @given(FEATURES)
 def test_examples_are_tensorflows_deterministic_bytes(features: dict[str, bytes]) -> None:
-    # Of a name and a longer one that begins with it, implementations of Protocol Buffers put
-    # one or the other first. No two features of a record are such a pair.
+    # If a name is a prefix of another, implementations of Protocol Buffers order them
+    # differently. The features of a record have no such names.
     names = sorted(features)
     assume(not any(longer.startswith(name) for name, longer in itertools.pairwise(names)))
     assert serialization.encode_example(features) == _tensorflow_bytes(features)
 
 
 @pytest.mark.parametrize("limit", [2**7, 2**14, 2**21])
-def test_each_length_takes_the_bytes_that_it_needs(limit: int) -> None:
-    """Around where the value, its list, its feature, its entry or the example takes one more."""
+def test_length_fields_have_the_bytes_of_tensorflow(limit: int) -> None:
+    """The lengths are those at which a length field of a nested message gets another byte."""
     for length in range(limit - 32, limit + 2):
         features = {"logits": bytes(length), "b": b"1"}
         assert serialization.encode_example(features) == _tensorflow_bytes(features)
 
 
 @given(FEATURES)
-def test_examples_come_back(features: dict[str, bytes]) -> None:
+def test_decoding_inverts_encoding_of_examples(features: dict[str, bytes]) -> None:
     assert serialization.decode_example(serialization.encode_example(features)) == features
 
 
-def test_golden_example() -> None:
+def test_encoded_example_has_golden_bytes() -> None:
     record = serialization.encode_example({"b": b"\x01\x02", "a": b""})
-    # Written out by hand: Example{Features{a: BytesList{""}, b: BytesList{"\x01\x02"}}}.
+    # The message is Example{Features{a: BytesList{""}, b: BytesList{"\x01\x02"}}}.
     first = b"\x0a\x01a" + b"\x12\x04" + b"\x0a\x02" + b"\x0a\x00"
     second = b"\x0a\x01b" + b"\x12\x06" + b"\x0a\x04" + b"\x0a\x02\x01\x02"
     entries = b"\x0a\x09" + first + b"\x0a\x0b" + second
@@ -56,7 +56,7 @@ def test_golden_example() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(record: bytes) -> None:
+def test_random_bytes_are_decoded_or_refused(record: bytes) -> None:
     try:
         features = serialization.decode_example(record)
     except (ValueError, UnicodeDecodeError):
@@ -85,14 +85,14 @@ _KEY = _field(1, b"a")
         ),
     ],
 )
-def test_features_that_no_writer_writes(entries: list[bytes], message: str) -> None:
+def test_malformed_map_entries_are_refused(entries: list[bytes], message: str) -> None:
     record = _field(1, b"".join(_field(1, entry) for entry in entries))
     with pytest.raises(ValueError, match=f"^{message}$"):
         serialization.decode_example(record)
 
 
-def _nothing_but_fields(depth: int, size: int) -> bytes:
-    """A record of empty fields, of the example itself, of an entry, or of a feature's list."""
+def _empty_fields(depth: int, size: int) -> bytes:
+    """Returns a record of only empty fields: of the example, of an entry, or of a value list."""
     content = b"\x0a\x00" * (size // 2)
     if depth == 0:
         return content
@@ -100,8 +100,8 @@ def _nothing_but_fields(depth: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_record_of_nothing_but_fields_takes_no_memory(depth: int) -> None:
-    record = _nothing_but_fields(depth, 2**20)
+def test_a_record_of_only_empty_fields_is_refused_without_much_memory(depth: int) -> None:
+    record = _empty_fields(depth, 2**20)
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="exactly one bytes value|other fields than key"):
@@ -112,7 +112,7 @@ def test_a_record_of_nothing_but_fields_takes_no_memory(depth: int) -> None:
 
 
 @given(st.lists(st.binary(max_size=100), max_size=5))
-def test_framing_is_tensorflows(
+def test_tensorflow_reads_framed_records(
     tmp_path_factory: pytest.TempPathFactory, rows: list[bytes]
 ) -> None:
     path = tmp_path_factory.mktemp("framing") / "rows.tfrecord"
@@ -128,7 +128,7 @@ def _damaged_file(path: pathlib.Path, content: bytes) -> str:
     return str(error.value)
 
 
-def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path: pathlib.Path) -> None:
+def test_every_truncation_and_every_flipped_bit_is_detected(tmp_path: pathlib.Path) -> None:
     whole = serialization.frame_record(b"first") + serialization.frame_record(b"second")
     boundary = len(serialization.frame_record(b"first"))
     path = tmp_path / "shard.tfrecord"
@@ -141,7 +141,7 @@ def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path: pathlib.Pat
         _damaged_file(path, bytes(flipped))
 
 
-def test_the_message_names_file_and_place(tmp_path: pathlib.Path) -> None:
+def test_error_about_a_broken_record_names_file_and_offset(tmp_path: pathlib.Path) -> None:
     frame = serialization.frame_record(b"0123456789")
     damaged = frame + frame[:-6] + b"?" + frame[-5:]
     message = _damaged_file(tmp_path / "x.tfrecord", damaged)

@@ -1,4 +1,4 @@
-"""The order of training: every record once an epoch, and a resumed stream is the rest."""
+"""Training reads each record once per epoch; a resumed stream continues the original order."""
 
 import itertools
 import pathlib
@@ -23,33 +23,33 @@ def _shards(counts: list[int]) -> list[manifest.ShardInfo]:
 
 
 @given(COUNTS, st.integers(0, 100), st.integers(0, 300), st.integers(1, 4))
-def test_a_resumed_plan_is_the_rest_of_the_plan(
+def test_groups_of_a_resumed_stream_continue_the_original_groups(
     counts: list[int], seed: int, start: int, group_size: int
 ) -> None:
     shards = _shards(counts)
     sizes = {shard.file: shard.num_examples for shard in shards}
 
     def positions(begin: int) -> list[tuple[int, int]]:
-        """Names each of the next 100 records by its group's seed and its place in it."""
+        """Identifies each of the next 100 records by its group's seed and its index in it."""
         groups = shuffling.record_groups(shards, seed, start=begin, group_size=group_size)
         stream = (
-            (group.shuffle_seed, place)
+            (group.shuffle_seed, index)
             for group in groups
-            for place in range(group.skip, sum(sizes[file] for file in group.files))
+            for index in range(group.skip, sum(sizes[file] for file in group.files))
         )
         return list(itertools.islice(stream, 100))
 
-    whole = shuffling.record_groups(shards, seed, start=0, group_size=group_size)
+    groups = shuffling.record_groups(shards, seed, start=0, group_size=group_size)
     stream = (
-        (group.shuffle_seed, place)
-        for group in whole
-        for place in range(sum(sizes[file] for file in group.files))
+        (group.shuffle_seed, index)
+        for group in groups
+        for index in range(sum(sizes[file] for file in group.files))
     )
     assert positions(start) == list(itertools.islice(stream, start, start + 100))
 
 
 @given(COUNTS, st.integers(0, 100))
-def test_an_epoch_visits_every_shard_once(counts: list[int], seed: int) -> None:
+def test_an_epoch_reads_every_shard_once(counts: list[int], seed: int) -> None:
     shards = _shards(counts)
     groups = shuffling.record_groups(shards, seed, start=0, group_size=3)
     per_epoch = -(-len(counts) // 3)
@@ -59,8 +59,10 @@ def test_an_epoch_visits_every_shard_once(counts: list[int], seed: int) -> None:
 
 
 @given(COUNTS, st.integers(0, 100), st.integers(1, 4), st.integers(0, 300))
-def test_streams_share_an_epoch(counts: list[int], seed: int, streams: int, start: int) -> None:
-    """Each shard once, in one of them; each stream resumes; all order their records differently."""
+def test_streams_divide_an_epoch_and_resume_independently(
+    counts: list[int], seed: int, streams: int, start: int
+) -> None:
+    """Each shard is in one stream; streams have different seeds of their shuffle buffers."""
     streams = min(streams, len(counts))
     shards = _shards(counts)
     sizes = {shard.file: shard.num_examples for shard in shards}
@@ -71,34 +73,35 @@ def test_streams_share_an_epoch(counts: list[int], seed: int, streams: int, star
         )
         return list(itertools.takewhile(lambda group: group.epoch < 5, groups))
 
-    made = [epochs(stream) for stream in range(streams)]
+    groups_of_streams = [epochs(stream) for stream in range(streams)]
+    all_groups = list(itertools.chain.from_iterable(groups_of_streams))
     for epoch in range(5):
-        groups = [group for one in made for group in one if group.epoch == epoch]
-        assert sorted(file for group in groups for file in group.files) == sorted(sizes)
-    seeds = [group.shuffle_seed for one in made for group in one]
+        files = [file for group in all_groups if group.epoch == epoch for file in group.files]
+        assert sorted(files) == sorted(sizes)
+    seeds = [group.shuffle_seed for group in all_groups]
     assert len(seeds) == len(set(seeds))
-    for stream, whole in enumerate(made):
-        places = [
-            (group.shuffle_seed, place)
-            for group in whole
-            for place in range(sum(sizes[file] for file in group.files))
+    for stream, groups in enumerate(groups_of_streams):
+        records = [
+            (group.shuffle_seed, index)
+            for group in groups
+            for index in range(sum(sizes[file] for file in group.files))
         ]
-        rest = [
-            (group.shuffle_seed, place)
+        resumed = [
+            (group.shuffle_seed, index)
             for group in epochs(stream, start)
-            for place in range(group.skip, sum(sizes[file] for file in group.files))
+            for index in range(group.skip, sum(sizes[file] for file in group.files))
         ]
-        assert rest == places[start:]
+        assert resumed == records[start:]
 
 
 @pytest.fixture
 def directory(tmp_path: pathlib.Path) -> tuple[pathlib.Path, manifest.Manifest]:
-    """Eleven shards of five records that name their shard and place."""
+    """Eleven shards of five records, each of which names its shard and its index."""
     infos = [
         serialization.write_shard(
             tmp_path,
             manifest.shard_file("train", shard, 11),
-            [b"%d/%d" % (shard, place) for place in range(5)],
+            [b"%d/%d" % (shard, index) for index in range(5)],
         )
         for shard in range(11)
     ]
@@ -122,12 +125,12 @@ def _take(directory, *, seed: int, start: int, count: int) -> list[bytes]:
         CacheInput(path, described), "train", seed=seed, start=start, buffer=20
     )
     taken = list(dataset.take(count).as_numpy_iterator())
-    # Eleven shards of five records are an epoch.
+    # An epoch has eleven shards of five records.
     assert [epoch for _, epoch in taken] == [(start + n) // 55 for n in range(count)]
     return [record for record, _ in taken]
 
 
-def test_records_of_many_shards_are_mixed(directory) -> None:
+def test_records_of_different_shards_are_mixed(directory) -> None:
     records = _take(directory, seed=1, start=0, count=165)
     epochs = [records[begin : begin + 55] for begin in (0, 55, 110)]
     assert all(len(set(epoch)) == 55 for epoch in epochs)
@@ -138,6 +141,6 @@ def test_records_of_many_shards_are_mixed(directory) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 17, 40, 54, 55, 56, 100, 163])
-def test_a_resumed_stream_is_the_rest_of_the_stream(directory, start: int) -> None:
-    whole = _take(directory, seed=3, start=0, count=165)
-    assert _take(directory, seed=3, start=start, count=165 - start) == whole[start:]
+def test_records_of_a_resumed_stream_continue_the_original_order(directory, start: int) -> None:
+    uninterrupted = _take(directory, seed=3, start=0, count=165)
+    assert _take(directory, seed=3, start=start, count=165 - start) == uninterrupted[start:]

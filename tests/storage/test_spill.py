@@ -1,4 +1,4 @@
-"""The external sort: the order of keys, however the records were spilled."""
+"""The external sort yields records in the order of keys, for any division into spill files."""
 
 import hashlib
 import itertools
@@ -29,7 +29,7 @@ def _entries(count: int) -> list[spill.Entry]:
     shards=st.integers(1, 5),
     expected_bytes=st.sampled_from([0, 2**26, 2**28]),
 )
-def test_shards_are_the_sorted_records(
+def test_shards_hold_the_selected_records_in_order_of_keys(
     tmp_path_factory: pytest.TempPathFactory,
     count: int,
     cuts: list[int],
@@ -44,7 +44,7 @@ def test_shards_are_the_sorted_records(
         paths.append(folder / f"{number}.spill")
         spill.write_spill(paths[-1], entries[begin:end], {"number": number})
         assert spill.read_header(paths[-1]) == {"number": number}
-    wanted = [
+    expected = [
         entry.record
         for entry in sorted(entries, key=lambda entry: entry.example_id)
         if 1 <= entry.group < 3
@@ -54,10 +54,10 @@ def test_shards_are_the_sorted_records(
         low, high = (spill.KEY_SPACE * n // shards for n in (shard, shard + 1))
         keys = spill.KeyRange(low, high, 1, 3)
         received += spill.read_sorted(paths, keys, expected_bytes=expected_bytes)
-    assert received == wanted
+    assert received == expected
 
 
-def test_no_file_no_header(tmp_path: pathlib.Path) -> None:
+def test_header_of_a_missing_file_is_none(tmp_path: pathlib.Path) -> None:
     assert spill.read_header(tmp_path / "none.spill") is None
 
 
@@ -69,29 +69,29 @@ def _damaged(path: pathlib.Path, content: bytes) -> str:
     return str(error.value)
 
 
-def test_damaged_files_are_named(tmp_path: pathlib.Path) -> None:
+def test_error_about_a_damaged_spill_file_names_it(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "chunk.spill"
     spill.write_spill(path, _entries(9), {"fingerprint": "f"})
-    right = path.read_bytes()
-    index = right.index(b"\x93NUMPY")
-    first = right.index(b"\n", index) + 1
-    end = f"{path}: a damaged temporary file; delete it, and the same command makes it again"
-    for wrong in (
-        right[:-1],
-        right[: first + 20],
-        right[:index],
-        # An array of ten thousand entries.
-        right.replace(b"(9,)", b"(9999,)"),
-        right.replace(b"'<u8'", b"'|O'"),
-        right.replace(b"{'descr'", b"{('descr"),
-        # The first record begins at 2^64 − 1.
-        right[: first + 24] + b"\xff" * 8 + right[first + 32 :],
+    valid = path.read_bytes()
+    index = valid.index(b"\x93NUMPY")
+    first = valid.index(b"\n", index) + 1
+    message = f"{path}: a damaged temporary file; delete it and re-run the command"
+    for damaged in (
+        valid[:-1],
+        valid[: first + 20],
+        valid[:index],
+        # The array claims 9,999 entries.
+        valid.replace(b"(9,)", b"(9999,)"),
+        valid.replace(b"'<u8'", b"'|O'"),
+        valid.replace(b"{'descr'", b"{('descr"),
+        # The first record claims to begin at 2^64 − 1.
+        valid[: first + 24] + b"\xff" * 8 + valid[first + 32 :],
     ):
-        assert _damaged(path, wrong).startswith(end)
+        assert _damaged(path, damaged).startswith(message)
 
 
 @pytest.mark.parametrize("header", [b"{", b"[1]", b"[" * 5000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_a_damaged_header_is_none(tmp_path: pathlib.Path, header: bytes) -> None:
+def test_damaged_header_of_a_spill_file_is_none(tmp_path: pathlib.Path, header: bytes) -> None:
     path = tmp_path / "chunk.spill"
     spill.write_spill(path, _entries(3), {"fingerprint": "f"})
     assert spill.read_header(path) == {"fingerprint": "f"}

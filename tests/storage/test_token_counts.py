@@ -1,4 +1,4 @@
-"""Token counts: damaged records and files are named, before they become sizes."""
+"""Tests of token counts; errors about damaged records and files name them."""
 
 import pathlib
 
@@ -20,11 +20,11 @@ def _write_shard(path: pathlib.Path, *examples: dict[str, bytes]) -> pathlib.Pat
 
 def test_tokens_of_shards_are_counted(tmp_path: pathlib.Path) -> None:
     ids = np.array([2, 2, 0], "<u2").tobytes()
-    label = {records.INPUT_IDS: ids, records.MASKED_LM_IDS: np.array([1], "<u2").tobytes()}
-    shard = _write_shard(tmp_path / "x.tfrecord", label, {records.INPUT_IDS: ids})
+    labeled = {records.INPUT_IDS: ids, records.MASKED_LM_IDS: np.array([1], "<u2").tobytes()}
+    shard = _write_shard(tmp_path / "x.tfrecord", labeled, {records.INPUT_IDS: ids})
     token_counts.ensure_counts(tmp_path, [shard, shard], 4)
     counts = token_counts.sum_counts([tmp_path / "token_counts.npy"], 4)
-    # Twice 2, 1 and 4: the shard is there twice.
+    # The counts of the shard are 2, 1 and 4, and the shard is counted twice.
     assert counts.tolist() == [4, 2, 8, 0]
 
 
@@ -38,7 +38,7 @@ def test_labels_of_the_train_split_are_counted(examples_dir: pathlib.Path) -> No
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_of_windows_all_tokens_count_that_may_be_masked(windows_dir: pathlib.Path) -> None:
+def test_all_maskable_tokens_of_windows_are_counted(windows_dir: pathlib.Path) -> None:
     manifest = manifests.load(windows_dir)
     expected = token_counts.load_counts(windows_dir, manifest).copy()
     expected[list(manifest.special_ids.values())] = 0
@@ -55,7 +55,7 @@ def test_of_windows_all_tokens_count_that_may_be_masked(windows_dir: pathlib.Pat
         ({records.INPUT_IDS: b"\xff\xff"}, "expected ids of 4 tokens, received others"),
     ],
 )
-def test_damaged_records_are_named(
+def test_error_about_a_damaged_record_names_the_shard(
     tmp_path: pathlib.Path, features: dict[str, bytes], message: str
 ) -> None:
     shard = _write_shard(tmp_path / "x.tfrecord", features)
@@ -63,7 +63,7 @@ def test_damaged_records_are_named(
         token_counts.ensure_counts(tmp_path, [shard], 4)
 
 
-def test_ids_are_checked_before_an_array_is_as_long_as_the_largest() -> None:
+def test_ids_beyond_the_vocabulary_are_refused_before_counting() -> None:
     ids = np.array([2**31 - 1], "<i4").tobytes()
     with pytest.raises(ValueError, match="expected ids of 100000 tokens"):
         token_counts.count_tokens([serialization.encode_example({records.INPUT_IDS: ids})], 100_000)
@@ -81,7 +81,7 @@ def test_ids_are_checked_before_an_array_is_as_long_as_the_largest() -> None:
         b"__import__('os').abort()",
     ],
 )
-def test_damaged_headers_are_named(tmp_path: pathlib.Path, header: bytes) -> None:
+def test_error_about_a_damaged_header_names_the_file(tmp_path: pathlib.Path, header: bytes) -> None:
     path = tmp_path / "token_counts.npy"
     length = len(header).to_bytes(2, "little")
     path.write_bytes(b"\x93NUMPY\x01\x00" + length + header + bytes(32))

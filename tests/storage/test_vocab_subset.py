@@ -1,4 +1,4 @@
-"""A cache read with fewer tokens: hand-computed values, and what must hold of any cache."""
+"""Reading a cache with a reduced vocabulary: known values, and properties of random caches."""
 
 import math
 
@@ -27,7 +27,7 @@ def _subset(table: list[int] | np.ndarray, unknown_id: int = 1) -> VocabSubset:
 def _batch(
     topk_ids: np.ndarray, logits: np.ndarray, log_tails: np.ndarray, labels: np.ndarray
 ) -> dict[str, tf.Tensor]:
-    """One example of P masked positions."""
+    """Returns a batch of one example with P masked positions."""
     count = len(labels)
     return {
         records.INPUT_IDS: tf.constant([[2, 5, 4, 0]], tf.int32),
@@ -48,15 +48,15 @@ def _remapped(batch, table, unknown_id: int = 1) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in remapped.items()}
 
 
-def test_a_table_by_hand() -> None:
+def test_id_table_maps_tokens_and_ignores_unused_ids() -> None:
     table = id_table(TOKENS, ["[PAD]", "[UNK]", "c", "a"], SPECIAL, where="x")
     assert table.tolist() == [0, 1, 3, NO_ID, 2] and table.dtype == np.int32
-    # Ids without a token, as a tokenizer.json may have, stand for nothing.
+    # A tokenizer.json may have ids without a token.
     table = id_table(["[PAD]", "[UNK]", "", "a"], ["[PAD]", "", "[UNK]"], SPECIAL, where="x")
     assert table.tolist() == [0, 2, NO_ID, NO_ID]
-    # A text's "a" is the last one, in either vocabulary.
-    twice = ["[PAD]", "[UNK]", "a", "b", "a"]
-    table = id_table(twice, ["[PAD]", "[UNK]", "a", "a"], SPECIAL, where="x")
+    # Of a repeated token, the last id counts in both vocabularies.
+    repeated = ["[PAD]", "[UNK]", "a", "b", "a"]
+    table = id_table(repeated, ["[PAD]", "[UNK]", "a", "a"], SPECIAL, where="x")
     assert table.tolist() == [0, 1, NO_ID, NO_ID, 3]
 
 
@@ -66,7 +66,7 @@ def test_a_table_by_hand() -> None:
         (
             "[PAD] [UNK] a z",
             "--student: v.txt: expected only tokens of the cache's vocabulary, "
-            "received 'z' (id 3), which it lacks",
+            "received 'z' (id 3), which is not in it",
         ),
         (
             "[PAD] a b",
@@ -75,17 +75,17 @@ def test_a_table_by_hand() -> None:
         ),
     ],
 )
-def test_other_vocabularies_are_refused(student: str, message: str) -> None:
+def test_a_vocabulary_that_is_no_subset_is_refused(student: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         id_table(TOKENS, student.split(), SPECIAL, where="--student: v.txt")
     assert str(error.value) == message
 
 
-def test_a_batch_by_hand() -> None:
-    """Of six tokens, 3 and 4 are lacking: 5 becomes 3.
+def test_remapped_batch_has_known_ids_and_tails() -> None:
+    """Tokens 3 and 4 of six are missing, so that 5 becomes 3.
 
-    The first position's top-k has p = 0.4, 0.3, 0.2 at T = 1 and a tail of 0.1. At
-    T = 2 the shares within the top-k are as √0.4, √0.3, √0.2 of their sum.
+    At T = 1, the first position's top-k has p = 0.4, 0.3, 0.2 and a tail of 0.1. At T = 2, the
+    shares within the top-k are √0.4, √0.3, √0.2, divided by their sum.
     """
     p = np.array([0.4, 0.3, 0.2])
     logits = np.log(p) - LOG(0.4)
@@ -97,7 +97,7 @@ def test_a_batch_by_hand() -> None:
     )
     got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
     assert got[records.INPUT_IDS].tolist() == [[2, 3, 1, 0]]
-    # The third has no kept id, the fourth no label.
+    # The third position has no remaining id, and the fourth has a missing label.
     assert got[records.MASKED_LM_WEIGHTS].tolist() == [[1, 1, 0, 0]]
     assert got[records.MASKED_LM_IDS].tolist() == [[3, 2, 3, 1]]
     ids = got[records.TOPK_IDS][0].tolist()
@@ -115,25 +115,25 @@ def test_a_batch_by_hand() -> None:
     np.testing.assert_allclose(np.exp(got[records.LOG_TAIL_MASSES][0]), expected, rtol=1e-6)
 
 
-def test_without_unk_a_lacking_token_is_padding() -> None:
+def test_a_missing_token_becomes_padding_without_unk() -> None:
     batch = _batch(np.array([[2]]), np.zeros((1, 1)), np.full((1, 2), -1.0), np.array([5]))
     got = _remapped(batch, [0, 1, 2, 3, 4, NO_ID], unknown_id=0)
     assert got[records.INPUT_IDS].tolist() == [[2, 0, 4, 0]]
     assert got[records.MASKED_LM_IDS].tolist() == [[0]]
 
 
-def test_masked_examples_have_no_teacher_to_rename() -> None:
-    whole = _batch(np.array([[2]]), np.zeros((1, 1)), np.full((1, 2), -1.0), np.array([4]))
-    teacher = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
-    batch = {name: value for name, value in whole.items() if name not in teacher}
+def test_masked_examples_without_targets_are_remapped() -> None:
+    with_targets = _batch(np.array([[2]]), np.zeros((1, 1)), np.full((1, 2), -1.0), np.array([4]))
+    targets = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
+    batch = {name: value for name, value in with_targets.items() if name not in targets}
     got = remap_batch(tf, batch, _subset([0, 1, 2, 3, NO_ID, 4]), ())
     assert got.keys() == batch.keys()
     assert got[records.INPUT_IDS].numpy().tolist() == [[2, 4, 1, 0]]
     assert got[records.MASKED_LM_WEIGHTS].numpy().tolist() == [[0.0]]
 
 
-def test_a_teacher_sure_of_a_lacking_token_counts_for_nothing() -> None:
-    """Its kept ids would be 1e-9 of all: 1 − tail is 0 in float32."""
+def test_a_position_with_nearly_all_mass_on_missing_tokens_gets_weight_zero() -> None:
+    """The remaining ids have 1e-9 of the mass, so that 1 − tail is 0 in float32."""
     logits = np.array([[0.0, -20.7], [0.0, -5.0]])
     batch = _batch(np.array([[3, 2], [3, 2]]), logits, np.full((2, 2), -30.0), np.array([2, 2]))
     got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
@@ -141,14 +141,14 @@ def test_a_teacher_sure_of_a_lacking_token_counts_for_nothing() -> None:
     assert got[records.TOPK_IDS].tolist() == [[[0, 0], [2, NO_ID]]]
 
 
-def test_rows_of_fewer_ids_by_hand() -> None:
-    """Of p = 0.6, 0.3 and a tail of 0.1 without token 4; where none is removed, nothing changes."""
+def test_remapped_rows_of_fewer_ids_have_known_tails() -> None:
+    """The first row has p = 0.6, 0.3 and a tail of 0.1, and token 4 is missing from it."""
     logits = np.array([[0.0, LOG(0.5), -1e30], [0.0, -1e30, -1e30], [0.0, -1e30, -1e30]])
     tails = np.array([[LOG(0.1), LOG(0.2)], [-1e-8, -1e-8], [LOG(0.1), LOG(0.1)]])
     ids = np.array([[2, 4, NO_ID], [2, NO_ID, NO_ID], [4, NO_ID, NO_ID]])
     got = _remapped(_batch(ids, logits, tails, np.array([2, 2, 2])), [0, 1, 2, NO_ID, NO_ID, 3])
-    kept = got[records.TOPK_IDS][0].tolist()
-    assert kept == [[2, NO_ID, NO_ID], [2, NO_ID, NO_ID], [0, 0, 0]]
+    remaining = got[records.TOPK_IDS][0].tolist()
+    assert remaining == [[2, NO_ID, NO_ID], [2, NO_ID, NO_ID], [0, 0, 0]]
     assert got[records.MASKED_LM_WEIGHTS].tolist() == [[1, 1, 0]]
     masses = np.exp(got[records.LOG_TAIL_MASSES][0])
     share = math.sqrt(0.5) / (1.0 + math.sqrt(0.5))
@@ -156,8 +156,8 @@ def test_rows_of_fewer_ids_by_hand() -> None:
     np.testing.assert_allclose(masses[1], [1.0, 1.0], rtol=1e-6)
 
 
-def test_padding_and_a_whole_tail_stay() -> None:
-    """The tail of padding is none; a tail of nearly everything is the teacher's own."""
+def test_padding_and_a_tail_of_nearly_all_mass_are_unchanged() -> None:
+    """Padding has no tail. The second tail is the teacher's, as no id is removed."""
     tails = np.array([[-np.inf, -np.inf], [-1e-7, -1e-7]])
     batch = _batch(np.array([[0, 0], [2, 5]]), np.zeros((2, 2)), tails, np.array([0, 2]))
     batch[records.MASKED_LM_WEIGHTS] = tf.constant([[0.0, 1.0]])
@@ -172,17 +172,17 @@ V, POSITIONS = 24, 5
 
 @st.composite
 def _caches(draw: st.DrawFn):
-    """A dense teacher [P, V], its cached top-k, and the student's table."""
-    random = np.random.default_rng(draw(st.integers(0, 10**6)))
+    """Draws dense logits [P, V], their ids, k, the student's table and labels."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     scale = draw(st.sampled_from([0.3, 2.0, 6.0]))
     k = draw(st.integers(1, V))
     share = draw(st.sampled_from([0.0, 0.2, 0.6, 0.9]))
-    dense = np.sort(random.normal(0.0, scale, (POSITIONS, V)))[:, ::-1].astype("float32")
-    ids = np.argsort(random.random((POSITIONS, V)), axis=-1)
-    kept = random.random(V) >= share
-    kept[:2] = True
-    table = np.where(kept, np.cumsum(kept) - 1, NO_ID)
-    labels = random.choice(np.flatnonzero(kept), POSITIONS)
+    dense = np.sort(rng.normal(0.0, scale, (POSITIONS, V)))[:, ::-1].astype("float32")
+    ids = np.argsort(rng.random((POSITIONS, V)), axis=-1)
+    is_known = rng.random(V) >= share
+    is_known[:2] = True
+    table = np.where(is_known, np.cumsum(is_known) - 1, NO_ID)
+    labels = rng.choice(np.flatnonzero(is_known), POSITIONS)
     return dense.astype(np.float64), ids, k, table, labels
 
 
@@ -201,7 +201,7 @@ def _cached(dense: np.ndarray, ids: np.ndarray, k: int, labels: np.ndarray):
 
 
 @given(_caches())
-def test_each_kept_token_keeps_its_probability(case) -> None:
+def test_each_remaining_token_keeps_its_probability(case) -> None:
     dense, ids, k, table, labels = case
     got = _remapped(_cached(dense, ids, k, labels), table)
     real = got[records.MASKED_LM_WEIGHTS][0] > 0
@@ -212,25 +212,26 @@ def test_each_kept_token_keeps_its_probability(case) -> None:
         probabilities *= 1.0 - tail[:, np.newaxis]
         np.testing.assert_allclose(probabilities.sum(-1) + tail, 1.0, atol=1e-6)
         for row in np.flatnonzero(real):
-            kept = [(table[i], x) for i, x in zip(ids[row, :k], p[row], strict=False)]
-            kept = [(i, x) for i, x in kept if i != NO_ID]
-            found = got[records.TOPK_IDS][0, row]
-            # In their old order, and nothing behind them.
-            assert found.tolist() == [i for i, _ in kept] + [NO_ID] * (k - len(kept))
-            old = [x for _, x in kept]
-            np.testing.assert_allclose(probabilities[row, : len(kept)], old, atol=1e-6)
-            np.testing.assert_array_equal(probabilities[row, len(kept) :], 0.0)
+            remaining = [(table[i], x) for i, x in zip(ids[row, :k], p[row], strict=False)]
+            remaining = [(i, x) for i, x in remaining if i != NO_ID]
+            remapped = got[records.TOPK_IDS][0, row]
+            # Remaining ids are in their old order, followed by padding.
+            padding = [NO_ID] * (k - len(remaining))
+            assert remapped.tolist() == [i for i, _ in remaining] + padding
+            old = [x for _, x in remaining]
+            np.testing.assert_allclose(probabilities[row, : len(remaining)], old, atol=1e-6)
+            np.testing.assert_array_equal(probabilities[row, len(remaining) :], 0.0)
             np.testing.assert_allclose(tail[row], 1.0 - sum(old), atol=1e-6)
-    alone = [(table[ids[row, :k]] == NO_ID).all() for row in range(POSITIONS)]
-    assert not (real & alone).any()
-    # Only where nearly all mass is removed may another position count for nothing.
-    for row in np.flatnonzero(~real & ~np.array(alone)):
+    has_no_id = [(table[ids[row, :k]] == NO_ID).all() for row in range(POSITIONS)]
+    assert not (real & has_no_id).any()
+    # A position with remaining ids has weight 0 only if nearly all mass is removed.
+    for row in np.flatnonzero(~real & ~np.array(has_no_id)):
         removed = table[ids[row, :k]] == NO_ID
         assert (1 - _softmax(dense[row])[k:].sum() - _softmax(dense[row])[:k][removed].sum()) < 2e-6
 
 
 @given(_caches())
-def test_all_tokens_change_nothing(case) -> None:
+def test_the_whole_vocabulary_changes_no_bit(case) -> None:
     dense, ids, k, _, labels = case
     batch = _cached(dense, ids, k, labels)
     got = _remapped(batch, np.arange(V))
@@ -238,7 +239,7 @@ def test_all_tokens_change_nothing(case) -> None:
         np.testing.assert_array_equal(got[name].view("int32"), value.numpy().view("int32"), name)
 
 
-def test_another_temperature_still_renormalizes() -> None:
+def test_remapped_logits_renormalize_at_uncached_temperatures() -> None:
     logits = np.array([[0.0, -1.0, -2.0]])
     batch = _batch(np.array([[3, 5, 2]]), logits, np.full((1, 2), -3.0), np.array([5]))
     got = _remapped(batch, [0, 1, 2, NO_ID, NO_ID, 3])
@@ -249,7 +250,7 @@ def test_another_temperature_still_renormalizes() -> None:
 
 
 def _cut(cache: str, student: str, continuation: str | None = "##") -> list[list[str]]:
-    """Returns the pieces of each token of a cache, as text."""
+    """Returns the pieces of each of a cache's tokens, as text."""
     cache_tokens, student_tokens = cache.split(), student.split()
     ids = {token: index for index, token in enumerate(student_tokens)}
     table = np.array([ids.get(token, NO_ID) for token in cache_tokens], np.int32)
@@ -260,7 +261,7 @@ def _cut(cache: str, student: str, continuation: str | None = "##") -> list[list
     return [[student_tokens[index] for index in row if index != NO_ID] for row in pieces]
 
 
-def test_lost_word_pieces_are_cut_by_the_longest_first() -> None:
+def test_missing_word_pieces_are_split_longest_first() -> None:
     student = "[PAD] [UNK] un ##hap ##happy ##p ##y ##ness ##ne play p l a y"
     assert _cut("[PAD] [UNK] unhappy ##ness ##happyp ##ness", student) == [
         ["[PAD]"],
@@ -270,20 +271,20 @@ def test_lost_word_pieces_are_cut_by_the_longest_first() -> None:
         ["##happy", "##p"],
         ["##ness"],
     ]
-    # A word's beginning is not taken for its middle, nor the other way.
+    # A token at the beginning of a word does not match one within a word, nor vice versa.
     assert _cut("[PAD] [UNK] playl ##play ##nes", student)[2:] == [["[UNK]"]] * 3
 
 
-def test_lost_sentence_pieces_are_cut_without_a_mark() -> None:
+def test_missing_sentence_pieces_are_split_without_a_prefix() -> None:
     cut = _cut("[PAD] [UNK] \u2581word ords", "[PAD] [UNK] \u2581wo rd ord s r", "")
     assert cut[2:] == [["\u2581wo", "rd"], ["ord", "s"]]
 
 
-def test_tokens_that_are_no_text_are_not_cut() -> None:
+def test_tokens_without_a_continuation_prefix_are_not_split() -> None:
     assert _cut("[PAD] [UNK] ab", "[PAD] [UNK] a b", None)[2] == ["[UNK]"]
 
 
-# Tokens 0 to 9 of a cache: 6 is cut into two pieces, 7 into three, 8 is unknown.
+# The pieces of tokens 0 to 9 of a cache: 6 has two pieces, 7 has three, 8 is [UNK].
 _PIECES = [[0], [1], [2], [3], [4], [5], [6, 7], [8, 9, 10], [1], [11]]
 _CLS, _SEP, _MASK = 2, 3, 4
 _LENGTH = 12
@@ -316,8 +317,8 @@ def _cut_batch(*arguments) -> dict[str, list]:
     return {name: value.numpy()[0].tolist() for name, value in remapped.items()}
 
 
-def test_an_input_becomes_longer_and_its_positions_move() -> None:
-    # [CLS] 6 [MASK] 5 [SEP] 7 [MASK] 8 [SEP], the masked ones 5 and the lost 7.
+def test_splitting_lengthens_an_input_and_moves_positions() -> None:
+    # The input is [CLS] 6 [MASK] 5 [SEP] 7 [MASK] 8 [SEP]. The labels are 5 and the missing 7.
     ids = [_CLS, 6, _MASK, 5, _SEP, 7, _MASK, 8, _SEP]
     got = _cut_batch(ids, (5, 4), [2, 6], [5, 7])
     expected = [_CLS, 6, 7, _MASK, 5, _SEP, 8, 9, 10, _MASK, 1, _SEP]
@@ -325,12 +326,12 @@ def test_an_input_becomes_longer_and_its_positions_move() -> None:
     assert got[records.SEGMENT_LENGTHS] == [6, 6]
     assert got[records.MASKED_LM_POSITIONS] == [3, 9]
     assert got[records.MASKED_LM_WEIGHTS] == [1.0, 1.0]
-    # Of the lost label the first piece.
+    # The label of a missing token is its first piece.
     assert got[records.MASKED_LM_IDS] == [5, 8]
 
 
-def test_a_lost_token_at_a_predicted_position_stays_one() -> None:
-    """A masked token that stays as it is, and one that another replaces."""
+def test_a_missing_token_at_a_predicted_position_becomes_one_piece() -> None:
+    """Masking left the first token unchanged, and replaced the second by another token."""
     got = _cut_batch([_CLS, 7, 6, _SEP], (4, 0), [1, 2], [7, 5])
     assert got[records.INPUT_IDS][:5] == [_CLS, 8, 6, _SEP, 0]
     assert got[records.SEGMENT_LENGTHS] == [4, 0]
@@ -338,13 +339,13 @@ def test_a_lost_token_at_a_predicted_position_stays_one() -> None:
     assert got[records.MASKED_LM_IDS] == [8, 5]
 
 
-def test_a_label_that_cannot_be_cut_counts_for_nothing() -> None:
+def test_a_label_that_cannot_be_split_gets_weight_zero() -> None:
     got = _cut_batch([_CLS, _MASK, _SEP], (3, 0), [1], [8])
     assert got[records.MASKED_LM_WEIGHTS] == [0.0]
     assert got[records.MASKED_LM_IDS] == [1]
 
 
-def test_what_exceeds_the_length_is_cut_and_the_end_stays() -> None:
+def test_an_input_beyond_the_length_is_cut_off_before_its_last_token() -> None:
     ids = [_CLS, 7, 7, 7, _MASK, 5, _MASK, _SEP]
     got = _cut_batch(ids, (8, 0), [4, 6], [5, 5])
     assert got[records.INPUT_IDS] == [_CLS, 8, 9, 10, 8, 9, 10, 8, 9, 10, _MASK, _SEP]
@@ -368,14 +369,14 @@ def _inputs(draw: st.DrawFn):
 
 
 @given(_inputs())
-def test_inputs_are_cut_token_by_token(case) -> None:
+def test_inputs_are_split_token_by_token(case) -> None:
     ids, lengths, positions, labels = case
     got = _cut_batch(*case)
-    known = [label != 8 for label in labels]
-    predicted = {place for place, kept in zip(positions, known, strict=True) if kept}
+    has_label = [label != 8 for label in labels]
+    predicted = {position for position, known in zip(positions, has_label, strict=True) if known}
     cut = [
-        _PIECES[token][:1] if place in predicted else _PIECES[token]
-        for place, token in enumerate(ids)
+        _PIECES[token][:1] if position in predicted else _PIECES[token]
+        for position, token in enumerate(ids)
     ]
     assert got[records.MASKED_LM_IDS] == [_PIECES[label][0] for label in labels]
     starts = np.cumsum([0, *map(len, cut)])
@@ -388,7 +389,11 @@ def test_inputs_are_cut_token_by_token(case) -> None:
         last = len(whole)
     assert got[records.INPUT_IDS] == whole + [0] * (_LENGTH - len(whole))
     assert got[records.SEGMENT_LENGTHS] == [ends[0], ends[1] - ends[0]]
-    fits = [kept and starts[place] < last for place, kept in zip(positions, known, strict=True)]
+    fits = [
+        known and starts[position] < last
+        for position, known in zip(positions, has_label, strict=True)
+    ]
     assert got[records.MASKED_LM_WEIGHTS] == [float(fit) for fit in fits]
-    for place, fit, moved in zip(positions, fits, got[records.MASKED_LM_POSITIONS], strict=True):
-        assert not fit or moved == starts[place]
+    moved_positions = got[records.MASKED_LM_POSITIONS]
+    for position, fit, moved in zip(positions, fits, moved_positions, strict=True):
+        assert not fit or moved == starts[position]

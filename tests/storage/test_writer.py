@@ -1,4 +1,4 @@
-"""Shards that several processes may write at once, of which one is published."""
+"""Tests of shards that several processes write at the same time and one publishes."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ def _records(directory: pathlib.Path) -> list[bytes]:
     return list(serialization.read_records(directory / FILE))
 
 
-def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Path) -> None:
+def test_a_staged_shard_is_hidden_until_it_is_published(tmp_path: pathlib.Path) -> None:
     staged = serialization.stage_shard(
         tmp_path, FILE, iter([b"one", b"three"]), lambda: {"measured": {NUM_POSITIONS: 3}}
     )
@@ -25,48 +25,48 @@ def test_a_staged_shard_has_no_name_before_it_is_published(tmp_path: pathlib.Pat
     assert manifest.completed_shard(tmp_path, FILE) is None
     shard = serialization.publish_shard(tmp_path, staged)
     assert _records(tmp_path) == [b"one", b"three"]
-    # 12 bytes of header and 4 of footer around each record.
+    # Each record has a header of 12 bytes and a footer of 4 bytes.
     assert (shard.num_examples, shard.bytes, shard.measured) == (2, 40, {NUM_POSITIONS: 3})
     assert shard.sha256 == (tmp_path / FILE).sha256()
     assert manifest.completed_shard(tmp_path, FILE) == shard
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
 
 
-def test_staged_and_written_shards_are_the_same(tmp_path: pathlib.Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
+def test_staged_and_written_shards_are_equal(tmp_path: pathlib.Path) -> None:
+    written, staged = tmp_path / "written", tmp_path / "staged"
+    for folder in (written, staged):
         folder.mkdir()
-    serialization.write_shard(one, FILE, [b"one", b"two"])
-    serialization.publish_shard(two, serialization.stage_shard(two, FILE, [b"one", b"two"]))
-    assert [path.name for path in sorted(one.iterdir())] == [
-        path.name for path in sorted(two.iterdir())
+    serialization.write_shard(written, FILE, [b"one", b"two"])
+    serialization.publish_shard(staged, serialization.stage_shard(staged, FILE, [b"one", b"two"]))
+    assert [path.name for path in sorted(written.iterdir())] == [
+        path.name for path in sorted(staged.iterdir())
     ]
-    for path in one.iterdir():
-        assert (two / path.name).read_bytes() == path.read_bytes()
-        assert (two / path.name).stat().st_mode == path.stat().st_mode
+    for path in written.iterdir():
+        assert (staged / path.name).read_bytes() == path.read_bytes()
+        assert (staged / path.name).stat().st_mode == path.stat().st_mode
 
 
-def test_two_copies_at_once_do_not_mix(tmp_path: pathlib.Path) -> None:
-    """Machines that round differently, and one that was given up lives on."""
-    accepted = []
+def test_concurrent_writers_of_a_shard_do_not_mix(tmp_path: pathlib.Path) -> None:
+    """Machines may round differently, and a job that was given up may still be running."""
+    published = []
 
     def slow():
         yield b"first"
-        # The other begins, ends and is published meanwhile.
+        # Another writer begins, ends and publishes its shard meanwhile.
         other = serialization.stage_shard(tmp_path, FILE, [b"second"])
-        accepted.append(serialization.publish_shard(tmp_path, other))
+        published.append(serialization.publish_shard(tmp_path, other))
         yield b"third"
 
     late = serialization.stage_shard(tmp_path, FILE, slow())
-    assert late.info != accepted[0]
-    assert manifest.completed_shard(tmp_path, FILE) == accepted[0]
+    assert late.info != published[0]
+    assert manifest.completed_shard(tmp_path, FILE) == published[0]
     assert _records(tmp_path) == [b"second"]
-    assert accepted[0].sha256 == (tmp_path / FILE).sha256()
+    assert published[0].sha256 == (tmp_path / FILE).sha256()
     tmp_path.remove_temporaries({FILE})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".{FILE}.json", FILE]
 
 
-def test_a_staged_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_failed_staged_shard_leaves_no_file(tmp_path: pathlib.Path) -> None:
     def records():
         yield b"one"
         raise OSError(28, os.strerror(28))
@@ -79,19 +79,19 @@ def test_a_staged_shard_that_fails_leaves_nothing(tmp_path: pathlib.Path) -> Non
 
 def test_only_temporaries_of_the_named_files_are_removed(tmp_path: pathlib.Path) -> None:
     other = "train-00001-of-00002.tfrecord"
-    gone = [f".{FILE}.tmp", f".{FILE}.0123abcd.tmp"]
-    kept = [FILE, f".{FILE}.json", f".{other}.tmp", f".{other}.0123abcd.tmp", "notes.tmp", ".tmp"]
-    for name in gone + kept:
+    temporaries = [f".{FILE}.tmp", f".{FILE}.0123abcd.tmp"]
+    others = [FILE, f".{FILE}.json", f".{other}.tmp", f".{other}.0123abcd.tmp", "notes.tmp", ".tmp"]
+    for name in temporaries + others:
         (tmp_path / name).touch()
     tmp_path.remove_temporaries({FILE})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
-def test_two_copies_of_a_chunk_write_its_spill_file_at_once(tmp_path: pathlib.Path) -> None:
+def test_concurrent_writers_of_a_spill_file_do_not_mix(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "0.spill"
     entries = [spill.Entry(bytes([number] * 16), number, b"record") for number in range(3)]
     with path.atomic_write() as temporary:
-        # As the lock of another machine, whose process was killed, may last.
+        # The lock of a killed process on another machine may remain for a while.
         with pytest.raises(InputError, match="another process is writing this file"):
             spill.write_spill(path, entries, {"number": 0})
         spill.write_spill(path, entries, {"number": 0}, is_only_writer=False)

@@ -1,4 +1,4 @@
-"""Records that are whole and wrong: each stage names the shard, and reads no further."""
+"""Records with valid checksums and invalid content: each stage names the shard and stops."""
 
 import collections
 import pathlib
@@ -21,13 +21,13 @@ def _ids(*values: int) -> bytes:
 
 
 def _change_first(folder: pathlib.Path, **features: bytes | None) -> pathlib.Path:
-    """Gives the first record other features; None takes one out."""
+    """Replaces features of the first record; None removes a feature."""
     path = folder / SHARD
     first, *others = serialization.read_records(path)
     changed = serialization.decode_example(first) | features
-    kept = {name: value for name, value in changed.items() if value is not None}
-    rows = [serialization.encode_example(kept), *others]
-    path.write_bytes(b"".join(map(serialization.frame_record, rows)))
+    present = {name: value for name, value in changed.items() if value is not None}
+    serialized = [serialization.encode_example(present), *others]
+    path.write_bytes(b"".join(map(serialization.frame_record, serialized)))
     return path
 
 
@@ -54,7 +54,7 @@ def _change_first(folder: pathlib.Path, **features: bytes | None) -> pathlib.Pat
         ),
     ],
 )
-def test_a_broken_masked_example_is_named(
+def test_error_about_a_broken_masked_example_names_shard_and_feature(
     tmp_path: pathlib.Path, features: dict[str, bytes | None], message: str
 ) -> None:
     write_examples(tmp_path)
@@ -72,8 +72,8 @@ def test_a_broken_masked_example_is_named(
         assert raised.value.received.startswith(name) and message in raised.value.received
 
 
-def test_merged_lists_that_name_an_id_twice_are_refused(tmp_path: pathlib.Path) -> None:
-    """They have fewer ids than they say."""
+def test_merging_refuses_topk_lists_with_repeated_ids(tmp_path: pathlib.Path) -> None:
+    # A list with repetitions has fewer distinct ids than its length.
     (tmp_path / "cache").mkdir()
     write_teacher_cache(tmp_path / "cache", "float16")
     path = _change_first(tmp_path / "cache", **{records.TOPK_IDS: _ids(*[7] * 12)})
@@ -108,8 +108,8 @@ def test_a_record_without_its_id_is_refused(tmp_path: pathlib.Path, example_id) 
     assert len(str(raised.value)) < 300
 
 
-def test_bytes_that_claim_more_ids_than_fit_a_record() -> None:
-    """A few compressed bytes, and arrays of many gigabytes."""
+def test_compact_codec_refuses_counts_beyond_the_ids_of_a_record() -> None:
+    # A few compressed bytes would otherwise become arrays of many gigabytes.
     codec = CODECS["compact"](2**20, 2**20, True, np.zeros(2**20, np.int64))
     features = dict.fromkeys((records.TOPK_IDS, records.TOPK_LOGITS), b"")
     features[records.TOPK_COUNTS] = _ids(*[1] * 65)

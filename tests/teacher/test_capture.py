@@ -1,4 +1,4 @@
-"""Capture, from masked examples to a cache."""
+"""Tests of capture, from masked examples to a teacher cache."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def config(examples_dir, teacher_dir, tmp_path) -> TeacherCacheConfig:
-    """How `cache_dir` was made, but for the output."""
+    """The settings that made `cache_dir`, with another output directory."""
     return TeacherCacheConfig(
         output_dir=str(tmp_path / "cache"),
         input_dir=str(examples_dir),
@@ -49,7 +49,7 @@ def _records(folder: pathlib.Path, split: str) -> list[dict[str, bytes]]:
 
 
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
-    """One example at a time, unpadded, all in float64 after the logits."""
+    """The reference runs one unpadded example at a time, with float64 after the logits."""
     source = model_directory.find_model(teacher_dir)
     model = model_directory.load_masked_lm(source)
     vocab_size = source.config.vocab_size
@@ -65,12 +65,12 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
         }
         logits = dense_logits(model, record, vocab_size)
         positions = len(logits)
-        ids, kept = codec.decode(record, positions)
+        ids, topk_logits = codec.decode(record, positions)
         tails = arrays[records.LOG_TAIL_MASSES].reshape(positions, 2)
         for temperature in (1.0, 2.0):
             exact = np.exp(logits / temperature)
             exact /= exact.sum(-1, keepdims=True)
-            targets = TeacherTargets(ids, kept, tails, None, (1.0, 2.0))
+            targets = TeacherTargets(ids, topk_logits, tails, None, (1.0, 2.0))
             p, rest = targets.probabilities(temperature)
             np.testing.assert_allclose(p, np.take_along_axis(exact, ids, -1), rtol=5e-3, atol=1e-6)
             np.testing.assert_allclose(rest, 1.0 - np.sort(exact)[:, -16:].sum(-1), atol=1e-5)
@@ -84,7 +84,7 @@ def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_
         )
 
 
-def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) -> None:
+def test_manifest_records_parent_teacher_and_environment(cache_dir, examples_dir) -> None:
     loaded = manifest.load(cache_dir)
     parent = manifest.load(examples_dir)
     info = loaded.teacher_info
@@ -97,56 +97,56 @@ def test_the_manifest_tells_where_the_cache_comes_from(cache_dir, examples_dir) 
     assert loaded.statistics["environment"]["threads"] >= 1
 
 
-def test_a_repetition_is_byte_equal(cache_dir, config) -> None:
+def test_repeated_capture_is_byte_equal(cache_dir, config) -> None:
     create_teacher_cache(config)
     assert read_folder(config.output_dir) == read_folder(cache_dir)
 
 
-def test_tasks_share_the_shards(cache_dir, config) -> None:
+def test_last_task_publishes_the_cache_that_all_tasks_share(cache_dir, config) -> None:
     folder = config.output_dir
     for index in (2, 0, 1):
         task = dataclasses.replace(config, num_tasks=3, task_index=index)
-        made = create_teacher_cache(task)
-        assert (made is None) == (index != 1)
+        published = create_teacher_cache(task)
+        assert (published is None) == (index != 1)
         assert (folder / "manifest.json").exists() == (index == 1)
     assert read_folder(folder) == read_folder(cache_dir)
 
 
-def test_whole_shards_are_not_made_again(cache_dir, config, monkeypatch) -> None:
+def test_resuming_makes_only_the_missing_shard(cache_dir, config, monkeypatch) -> None:
     folder = config.output_dir
     shutil.copytree(cache_dir, folder)
     (folder / "manifest.json").unlink()
-    lost = "train-00001-of-00003.tfrecord"
-    (folder / lost).unlink()
-    made = []
+    missing = "train-00001-of-00003.tfrecord"
+    (folder / missing).unlink()
+    written = []
     write_shard = serialization.write_shard
 
-    def noted(directory, file, serialized, measured):
-        made.append(file)
+    def write_and_note(directory, file, serialized, measured):
+        written.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(serialization, "write_shard", noted)
+    monkeypatch.setattr(serialization, "write_shard", write_and_note)
     create_teacher_cache(config)
-    assert made == [lost]
+    assert written == [missing]
     assert read_folder(folder) == read_folder(cache_dir)
 
 
 def test_k_is_at_most_the_vocabulary(config, vocab) -> None:
-    places = {"input_dir": None, "input_file": config.input_dir / "eval*"}
-    made = create_teacher_cache(dataclasses.replace(config, truncation_factor=10_000, **places))
+    inputs = {"input_dir": None, "input_file": config.input_dir / "eval*"}
+    made = create_teacher_cache(dataclasses.replace(config, truncation_factor=10_000, **inputs))
     assert made.teacher_info.truncation_factor == len(vocab)
     assert list(made.splits) == ["eval"]
 
 
-def test_bfloat16_stays_close(cache_dir, config) -> None:
-    places = {"input_dir": None, "input_file": config.input_dir / "eval*"}
-    create_teacher_cache(dataclasses.replace(config, compute_dtype="mixed_bfloat16", **places))
+def test_bfloat16_changes_label_log_probs_only_slightly(cache_dir, config) -> None:
+    inputs = {"input_dir": None, "input_file": config.input_dir / "eval*"}
+    create_teacher_cache(dataclasses.replace(config, compute_dtype="mixed_bfloat16", **inputs))
     pairs = zip(_records(cache_dir, "eval"), _records(config.output_dir, "eval"), strict=True)
-    a, b = (
+    float32, bfloat16 = (
         np.concatenate([np.frombuffer(row[records.LABEL_LOG_PROBS], "<f2") for row in rows])
         for rows in zip(*pairs, strict=True)
     )
-    assert 0.0 < np.abs(a.astype(float) - b).mean() < 0.05
+    assert 0.0 < np.abs(float32.astype(float) - bfloat16).mean() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,13 @@ def test_bfloat16_stays_close(cache_dir, config) -> None:
         ({"temperatures": (2.0,)}, "temperatures", "2"),
         ({"max_seq_length": 512}, "max_seq_length", 512),
         ({"max_predictions_per_seq": 9}, "max_predictions_per_seq", 9),
-        ({"input_dir": "/nowhere"}, "/nowhere", "one that is no cache"),
+        ({"input_dir": "/nowhere"}, "/nowhere", "a directory without it"),
         ({"teacher": "/nowhere"}, "/nowhere", "no such directory"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, changes, subject: str, received: object) -> None:
+def test_error_about_invalid_settings_names_the_setting(
+    config, changes, subject: str, received: object
+) -> None:
     with pytest.raises(InputError) as refused:
         create_teacher_cache(dataclasses.replace(config, **changes))
     assert refused.value.subject == subject
@@ -173,7 +175,7 @@ def test_what_does_not_fit_is_refused(config, changes, subject: str, received: o
 
 
 @pytest.mark.parametrize("kind", ["teacher_cache", "unmasked_windows"])
-def test_only_masked_examples_are_an_input(config, cache_dir, windows_dir, kind: str) -> None:
+def test_capture_refuses_shards_of_another_kind(config, cache_dir, windows_dir, kind: str) -> None:
     folder = cache_dir if kind == "teacher_cache" else windows_dir
     with pytest.raises(InputError) as refused:
         create_teacher_cache(dataclasses.replace(config, input_dir=str(folder)))
@@ -182,7 +184,7 @@ def test_only_masked_examples_are_an_input(config, cache_dir, windows_dir, kind:
     assert error.expected == "masked_examples" and kind in error.received
 
 
-def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_path) -> None:
+def test_a_damaged_shard_is_refused_before_it_is_used(config, examples_dir, tmp_path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(examples_dir, damaged)
     path = damaged / "train-00002-of-00003.tfrecord"
@@ -191,11 +193,11 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=f"{path}: this shard is damaged"):
         create_teacher_cache(dataclasses.replace(config, input_dir=str(damaged)))
-    # Sizes alone do not tell; the record's own checksum does.
+    # The size is unchanged, so that only the record's checksum reveals the damage.
     with pytest.raises(InputError, match=f"{path}: broken record at byte 0"):
         create_teacher_cache(dataclasses.replace(config, input_dir=str(damaged), verify="sizes"))
-    done = sorted(path.name for path in config.output_dir.glob("*.tfrecord"))
-    assert done == [
+    completed = sorted(path.name for path in config.output_dir.glob("*.tfrecord"))
+    assert completed == [
         "eval-00000-of-00001.tfrecord",
         "train-00000-of-00003.tfrecord",
         "train-00001-of-00003.tfrecord",
@@ -211,7 +213,7 @@ def test_a_damaged_shard_is_refused_before_any_work(config, examples_dir, tmp_pa
     ],
     ids=str,
 )
-def test_a_teacher_that_does_not_fit_is_refused(
+def test_capture_refuses_a_teacher_that_does_not_fit_the_examples(
     config, tmp_path, vocab_file, changes, expected: str
 ) -> None:
     tokens = tmp_path / "vocab.txt"
@@ -236,7 +238,7 @@ def test_a_teacher_without_a_head_is_refused(config, tmp_path, teacher_dir) -> N
     assert not config.output_dir.exists()
 
 
-def test_an_untied_teachers_own_output_layer_is_captured(
+def test_capture_uses_the_decoder_of_an_untied_teacher(
     config, tmp_path, vocab_file, examples_dir
 ) -> None:
     teacher = save_tiny_bert(tmp_path / "teacher", vocab_file, seed=1, tie_word_embeddings=False)
@@ -255,7 +257,7 @@ def test_an_untied_teachers_own_output_layer_is_captured(
         np.testing.assert_array_equal(logits.argmax(axis=-1), ids[:, 0])
 
 
-def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
+def test_a_teacher_with_nan_weights_is_not_cached(config, tmp_path, teacher_dir) -> None:
     other = tmp_path / "teacher"
     shutil.copytree(teacher_dir, other)
     weights = load_file(other / "model.safetensors")
@@ -266,7 +268,7 @@ def test_a_broken_teacher_is_not_cached(config, tmp_path, teacher_dir) -> None:
     assert not list(config.output_dir.glob("*.tfrecord"))
 
 
-def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> None:
+def test_a_reserved_directory_refuses_another_teacher(config, tmp_path, teacher_dir) -> None:
     create_teacher_cache(config)
     other = tmp_path / "teacher"
     shutil.copytree(teacher_dir, other)
@@ -277,8 +279,8 @@ def test_another_teacher_is_another_request(config, tmp_path, teacher_dir) -> No
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(cache_dir, config) -> None:
-    """Each process is killed within the seconds that a whole run takes; the last one ends."""
+def test_capture_resumes_after_kills_at_ten_random_times(cache_dir, config) -> None:
+    """Each run is killed within the time of a complete run, except the last."""
     command = [
         *(sys.executable, "-m", "pipeline.create_teacher_output_data"),
         *(f"--input_dir={config.input_dir}", f"--teacher={config.teacher}"),
@@ -287,10 +289,10 @@ def test_killed_at_ten_random_moments(cache_dir, config) -> None:
     begun = time.perf_counter()
     subprocess.run([*command, f"--output_dir={config.output_dir}-whole"], cwd=ROOT, check=True)
     seconds = time.perf_counter() - begun
-    moments = random.Random(0)
+    rng = random.Random(0)
     for _ in range(10):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(seconds * moments.uniform(0.4, 1.0))
+        time.sleep(seconds * rng.uniform(0.4, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True)

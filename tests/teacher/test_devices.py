@@ -1,4 +1,4 @@
-"""The teacher on several devices and in joined processes: the cache of one device."""
+"""Capture on several devices and in joined processes gives the same cache as on one device."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ needs_jax = pytest.mark.skipif(
 
 
 class _Captures:
-    """Captures of the session's masked examples by the command on JAX, into one folder."""
+    """Runs of the capture command on JAX, with the session's masked examples, in one folder."""
 
     def __init__(self, examples: pathlib.Path, teacher: pathlib.Path, folder: pathlib.Path):
         self.folder = folder
@@ -32,7 +32,7 @@ class _Captures:
         )
 
     def start(self, name: str, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
-        """Starts a process that has so many devices."""
+        """Starts a process with this number of devices."""
         others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR", "KERAS_BACKEND")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         environment["JAX_PLATFORMS"] = "cpu"
@@ -54,17 +54,17 @@ class _Captures:
         assert [process.returncode for process in processes] == [0] * len(processes), outputs
         return [stderr for _, stderr in outputs]
 
-    def expect_equal(self, one: str, other: str) -> None:
+    def expect_equal(self, name: str, other: str) -> None:
         """Checks that two caches have the same ids, and values within float error."""
-        pairs = list(zip(self.read(one), self.read(other), strict=True))
+        pairs = list(zip(self.read(name), self.read(other), strict=True))
         assert len(pairs) > 100
         for first, second in pairs:
             assert first.example_id == second.example_id
             np.testing.assert_array_equal(first.targets.ids, second.targets.ids)
-            for name in ("logits", "log_tail_masses", "label_log_probs", "hidden_states"):
-                values = [getattr(each.targets, name) for each in (first, second)]
-                # A step of float16.
-                np.testing.assert_allclose(*values, rtol=2e-3, atol=2e-3, err_msg=name)
+            for field in ("logits", "log_tail_masses", "label_log_probs", "hidden_states"):
+                values = [getattr(example.targets, field) for example in (first, second)]
+                # The tolerance is a step of float16.
+                np.testing.assert_allclose(*values, rtol=2e-3, atol=2e-3, err_msg=field)
 
     def read(self, name: str) -> list[CachedExample]:
         """Returns all examples of a cache."""
@@ -74,7 +74,7 @@ class _Captures:
 
 @pytest.fixture(scope="module")
 def captures(examples_dir, teacher_dir, tmp_path_factory) -> _Captures:
-    """With the cache of one device."""
+    """The folder of captures, with the cache of one device in it."""
     made = _Captures(examples_dir, teacher_dir, tmp_path_factory.mktemp("captures"))
     made.run(made.start("one"))
     return made
@@ -89,22 +89,44 @@ def test_eight_devices_make_the_cache_of_one(captures) -> None:
     assert "devices" not in manifests.load(captures.folder / "one").statistics["environment"]
 
 
-@needs_jax
-def test_joined_processes_share_the_shards(captures) -> None:
+def _joined_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the flags of each of two processes that join each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = ("--distribution=data_parallel", f"--coordinator_address={address}")
-    flags += ("--num_processes=2",)
-    processes = [
-        captures.start("two", *flags, f"--process_id={number}", devices=2) for number in (0, 1)
-    ]
+    first, second = ((*flags, "--num_processes=2", f"--process_id={number}") for number in (0, 1))
+    return first, second
+
+
+@needs_jax
+def test_joined_processes_share_the_shards(captures) -> None:
+    processes = [captures.start("two", *flags, devices=2) for flags in _joined_flags()]
     outputs = captures.run(*processes)
     captures.expect_equal("one", "two")
     counts = [shard.num_examples for shard in manifests.load(captures.folder / "two").shards]
-    # Each made every second shard.
+    # Each process made every second shard.
     for process, stderr in enumerate(outputs):
         assert f"/{sum(counts[process::2])} " in stderr, stderr
+
+
+@needs_jax
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failure_of_a_joined_process_ends_the_other_with_one_line(
+    captures, tmp_path, failing: int
+) -> None:
+    processes = []
+    for number, flags in enumerate(_joined_flags()):
+        others = (f"--teacher={tmp_path}",) if number == failing else ()
+        processes.append(captures.start(f"failed-{failing}", *flags, *others))
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    errors = [
+        [line for line in stderr.splitlines() if line.startswith("error: ")] for stderr in outputs
+    ]
+    assert [len(lines) for lines in errors] == [1, 1], outputs
+    assert f"process {failing} failed" in errors[1 - failing][0]
+    assert all("Traceback" not in stderr for stderr in outputs)
 
 
 @needs_jax
@@ -116,7 +138,7 @@ def test_batch_that_devices_cannot_share_is_refused(captures) -> None:
     assert not (captures.folder / "none").exists()
 
 
-def test_devices_are_shared_only_on_jax(examples_dir, teacher_dir, tmp_path) -> None:
+def test_data_parallel_capture_requires_jax(examples_dir, teacher_dir, tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         make_cache(tmp_path / "x", examples_dir, teacher_dir, distribution="data_parallel")
-    assert caught.value.subject == "distribution" and not (tmp_path / "x").exists()
+    assert caught.value.subject == "backend" and not (tmp_path / "x").exists()

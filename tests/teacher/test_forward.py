@@ -1,6 +1,8 @@
-"""Batches: bounded shapes, every example once, padding that means nothing."""
+"""Tests of the teacher's batches: each example once, bounded shapes, zero padding."""
 
+import keras
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def _example(ids: list[int], segments: list[int], positions: list[int]):
     )
 
 
-def test_a_batch_by_hand() -> None:
+def test_batch_is_padded_with_zeros_to_the_next_shape() -> None:
     batch = forward.build_batch(
         [_example([2, 7, 8, 3], [4], [1]), _example([2, 4, 3, 6, 3], [3, 2], [1, 3])],
         batch_size=3,
@@ -44,3 +46,12 @@ def test_a_batch_by_hand() -> None:
     assert batch[records.SEGMENT_IDS].tolist() == [[0] * 8, [0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
     assert batch[records.MASKED_LM_POSITIONS].tolist() == [[1, 0, 0, 0], [1, 3, 0, 0], [0] * 4]
     assert batch[records.MASKED_LM_IDS].tolist() == [[9, 0, 0, 0], [9, 9, 0, 0], [0] * 4]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu:0", 24), ("tpu:0", 32)])
+def test_a_tpu_gets_fewer_lengths(monkeypatch, device: str, expected: int) -> None:
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: [device])
+    example = _example([5] * 20, [20], [1])
+    shape = {"batch_size": 1, "max_seq_length": 64, "max_predictions_per_seq": 8}
+    batch = forward.build_batch([example], **shape)
+    assert batch[records.INPUT_IDS].shape == (1, expected)

@@ -1,4 +1,4 @@
-"""The teacher is judged by the labels: figures, verdicts, and what capture does about them."""
+"""Tests of the teacher's scores on labels, and of the warnings and errors that follow."""
 
 import dataclasses
 import itertools
@@ -27,9 +27,9 @@ from tests.conftest import make_cache, read_folder, save_tiny_bert
 VOCAB_SIZE = 30
 
 
-def _kept(ids: list[int], log_probs: list[float]) -> dict[str, np.ndarray]:
+def _output(ids: list[int], log_probs: list[float]) -> dict[str, np.ndarray]:
     return {
-        records.TOPK_IDS: np.array([[one, 0] for one in ids], np.int32).reshape(-1, 2),
+        records.TOPK_IDS: np.array([[first, 0] for first in ids], np.int32).reshape(-1, 2),
         records.LABEL_LOG_PROBS: np.array(log_probs, np.float32),
         ENTROPIES: np.full(len(ids), 2.0, np.float32),
     }
@@ -38,28 +38,29 @@ def _kept(ids: list[int], log_probs: list[float]) -> dict[str, np.ndarray]:
 @given(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=40))
 def test_each_label_is_left_out_of_the_frequencies_that_predict_it(labels: list[int]) -> None:
     scores = LabelScores(VOCAB_SIZE)
-    scores.add(np.array(labels), _kept(labels, [-1.0] * len(labels)))
-    total, types = 0.0, len(set(labels))
-    for place, label in enumerate(labels):
-        others = [*labels[:place], *labels[place + 1 :]]
-        total += math.log((others.count(label) + types / VOCAB_SIZE) / (len(others) + types))
+    scores.add(np.array(labels), _output(labels, [-1.0] * len(labels)))
+    total, num_distinct = 0.0, len(set(labels))
+    for index, label in enumerate(labels):
+        others = [*labels[:index], *labels[index + 1 :]]
+        count = others.count(label) + num_distinct / VOCAB_SIZE
+        total += math.log(count / (len(others) + num_distinct))
     sums = scores.sums()
     assert sums.unigram_log_prob == pytest.approx(total)
     assert sums.unigram_hits == max(map(labels.count, labels))
 
 
-def test_batches_add_up() -> None:
+def test_scores_of_batches_add_up() -> None:
     scores = LabelScores(VOCAB_SIZE)
-    scores.add(np.array([3, 4, 3]), _kept([3, 3, 1], [-1.0, -2.0, -4.0]))
-    scores.add(np.array([5]), _kept([5], [-3.0]))
-    scores.add(np.array([], np.int64), _kept([], []))
-    found = scores.judgement()
-    assert (found.num_labels, found.accuracy, found.label_log_prob) == (4, 0.5, -2.5)
-    # Deviations of 1.5, 0.5, -1.5 and -0.5.
-    assert found.label_log_prob_error == pytest.approx(math.sqrt(1.25 / 4))
-    assert found.entropy_share == pytest.approx(2.0 / math.log(VOCAB_SIZE))
-    assert (found.unigram_accuracy, found.chance_accuracy) == (0.5, 1 / VOCAB_SIZE)
-    assert found.chance_log_prob == pytest.approx(-math.log(VOCAB_SIZE))
+    scores.add(np.array([3, 4, 3]), _output([3, 3, 1], [-1.0, -2.0, -4.0]))
+    scores.add(np.array([5]), _output([5], [-3.0]))
+    scores.add(np.array([], np.int64), _output([], []))
+    scored = scores.judgement()
+    assert (scored.num_labels, scored.accuracy, scored.label_log_prob) == (4, 0.5, -2.5)
+    # The deviations from the mean are 1.5, 0.5, -1.5 and -0.5.
+    assert scored.label_log_prob_error == pytest.approx(math.sqrt(1.25 / 4))
+    assert scored.entropy_share == pytest.approx(2.0 / math.log(VOCAB_SIZE))
+    assert (scored.unigram_accuracy, scored.chance_accuracy) == (0.5, 1 / VOCAB_SIZE)
+    assert scored.chance_log_prob == pytest.approx(-math.log(VOCAB_SIZE))
 
 
 def test_nothing_is_judged_without_labels() -> None:
@@ -73,9 +74,9 @@ def test_entropies_are_those_of_the_first_position(scale: float, shift: float) -
     weights = np.exp(logits[:, 0] - logits[:, 0].max(axis=-1, keepdims=True))
     p = weights / weights.sum(axis=-1, keepdims=True)
     expected = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)
-    found = np.asarray(truncation.entropies(logits.astype(np.float32)))
-    assert found.shape == (3, 4)
-    np.testing.assert_allclose(found, expected[:, np.newaxis].repeat(4, 1), atol=2e-4)
+    entropies = np.asarray(truncation.entropies(logits.astype(np.float32)))
+    assert entropies.shape == (3, 4)
+    np.testing.assert_allclose(entropies, expected[:, np.newaxis].repeat(4, 1), atol=2e-4)
 
 
 SOUND = Judgement(
@@ -96,21 +97,23 @@ SOUND = Judgement(
     [
         ({}, False, False),
         ({"accuracy": 0.0, "label_log_prob": -10.0}, True, True),
-        # A teacher of another kind of text, sure of what is wrong.
+        # An overconfident teacher that was trained on another kind of text.
         ({"accuracy": 0.1, "label_log_prob": -7.5}, False, True),
-        # As good as the frequencies, within chance: of 30 steps.
+        # As good as the frequencies within sampling noise: a teacher after 30 steps.
         ({"accuracy": 0.045, "label_log_prob": -6.6}, False, True),
         ({"accuracy": 0.045, "label_log_prob": -6.7}, True, True),
         ({"accuracy": 0.08, "label_log_prob": -5.6}, False, True),
         ({"accuracy": 0.15, "label_log_prob": -5.4}, False, False),
-        # So few labels that they tell nothing.
+        # Too few labels for a significant difference.
         ({"accuracy": 0.0, "label_log_prob": -8.0, "label_log_prob_error": 1.0}, False, True),
     ],
 )
-def test_verdicts(changes: dict[str, float], no_better: bool, weak: bool) -> None:
-    found = dataclasses.replace(SOUND, **changes)
-    assert (found.is_no_better, found.is_weak) == (no_better, weak)
-    lines = "\n".join(found.describe())
+def test_useless_and_weak_teachers_are_recognized(
+    changes: dict[str, float], no_better: bool, weak: bool
+) -> None:
+    judged = dataclasses.replace(SOUND, **changes)
+    assert (judged.is_no_better, judged.is_weak) == (no_better, weak)
+    lines = "\n".join(judged.describe())
     assert ("--freeze=encoder" in lines) == no_better
     assert ("warning" in lines) == (no_better or weak)
 
@@ -124,11 +127,11 @@ def test_few_labels_refuse_no_teacher() -> None:
     SOUND.expect_useful("teacher")
 
 
-# Capture.
+# Capture with a judged teacher.
 
 
 def _expected_sums(folder, shard) -> dict[str, float]:
-    """Sums over the records of a shard, from the cache alone."""
+    """Returns the sums over the records of a shard, computed from the cache alone."""
     manifest = manifests.load(folder)
     codec = cache_input.open_codec(folder, manifest)
     hits, log_probs = [], []
@@ -150,12 +153,12 @@ def test_each_shard_holds_the_sums_of_its_records(cache_dir) -> None:
         expected = _expected_sums(cache_dir, shard)
         assert {name: getattr(shard.labels, name) for name in expected} == expected
         assert 0.0 < shard.labels.entropy < shard.labels.num_labels * math.log(manifest.vocab.size)
-    found = manifest.statistics[judgement.STATISTICS_KEY]
-    assert found == dataclasses.asdict(judgement.of_cache(manifest))
-    assert found["num_labels"] == sum(shard.labels.num_labels for shard in manifest.shards)
+    recorded = manifest.statistics[judgement.STATISTICS_KEY]
+    assert recorded == dataclasses.asdict(judgement.of_cache(manifest))
+    assert recorded["num_labels"] == sum(shard.labels.num_labels for shard in manifest.shards)
 
 
-def test_draws_do_not_change_the_first_choice(tmp_path, cache_dir, examples_dir, teacher_dir):
+def test_random_draws_do_not_change_the_scores(tmp_path, cache_dir, examples_dir, teacher_dir):
     folder = make_cache(tmp_path / "drawn", examples_dir, teacher_dir, truncation="sampled")
     pairs = zip(manifests.load(folder).shards, manifests.load(cache_dir).shards, strict=True)
     for drawn, top in pairs:
@@ -164,7 +167,7 @@ def test_draws_do_not_change_the_first_choice(tmp_path, cache_dir, examples_dir,
             assert getattr(drawn.labels, name) == expected, name
 
 
-def test_a_cache_from_before_is_read(tmp_path, cache_dir) -> None:
+def test_cache_without_label_sums_has_no_judgement(tmp_path, cache_dir) -> None:
     folder = tmp_path / "old"
     shutil.copytree(cache_dir, folder)
     path = folder / "manifest.json"
@@ -180,7 +183,7 @@ def test_a_cache_from_before_is_read(tmp_path, cache_dir) -> None:
 @pytest.mark.parametrize(
     "changes", [{"num_hits": -1}, {"log_prob": 1e40}, {"entropy": "none"}, {"others": 1}], ids=str
 )
-def test_impossible_sums_are_refused(tmp_path, cache_dir, changes) -> None:
+def test_manifest_with_invalid_label_sums_is_refused(tmp_path, cache_dir, changes) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(cache_dir, folder)
     path = folder / "manifest.json"
@@ -193,7 +196,7 @@ def test_impossible_sums_are_refused(tmp_path, cache_dir, changes) -> None:
 
 @pytest.fixture(scope="module")
 def large_config(tmp_path_factory, examples_config, vocab_file) -> TeacherCacheConfig:
-    """Enough masked examples to judge by, and a teacher without anything to tell."""
+    """Settings with enough masked examples for a judgement and an untrained teacher."""
     folder = tmp_path_factory.mktemp("judged")
     create_masked_examples(
         dataclasses.replace(examples_config, output_dir=folder / "examples", num_shards=1)
@@ -204,7 +207,7 @@ def large_config(tmp_path_factory, examples_config, vocab_file) -> TeacherCacheC
     )
 
 
-def test_a_teacher_of_noise_is_stopped_before_anything_is_written(
+def test_an_untrained_teacher_is_refused_before_anything_is_written(
     large_config, monkeypatch
 ) -> None:
     monkeypatch.setattr(capture, "_LARGE_CAPTURE", 600)
@@ -215,14 +218,16 @@ def test_a_teacher_of_noise_is_stopped_before_anything_is_written(
     assert not large_config.output_dir.exists()
 
 
-def test_force_goes_on_and_changes_no_byte(large_config, monkeypatch, capsys) -> None:
+def test_force_captures_an_untrained_teacher_and_changes_no_byte(
+    large_config, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(capture, "_LARGE_CAPTURE", 600)
     forced = dataclasses.replace(large_config, force=True)
     manifest = create_teacher_cache(forced)
     assert "--freeze=encoder" in capsys.readouterr().err
     assert "--freeze=encoder" in "\n".join(summary.describe(manifest))
     assert manifest.label_sums().num_labels > MIN_LABELS
-    # So small a one is only warned of.
+    # A small capture only prints the warning.
     monkeypatch.undo()
     other = dataclasses.replace(large_config, output_dir=f"{large_config.output_dir}-small")
     create_teacher_cache(other)
@@ -230,9 +235,9 @@ def test_force_goes_on_and_changes_no_byte(large_config, monkeypatch, capsys) ->
     assert read_folder(other.output_dir) == read_folder(forced.output_dir)
 
 
-def test_sums_of_shards_add_up(cache_dir) -> None:
+def test_label_sums_of_shards_add_up(cache_dir) -> None:
     manifest = manifests.load(cache_dir)
     total = manifest.label_sums()
     for name in LabelSums.__struct_fields__:
-        parts = [getattr(shard.labels, name) for shard in manifest.shards]
-        assert getattr(total, name) == pytest.approx(sum(parts)), name
+        shard_sums = [getattr(shard.labels, name) for shard in manifest.shards]
+        assert getattr(total, name) == pytest.approx(sum(shard_sums)), name

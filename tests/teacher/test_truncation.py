@@ -1,4 +1,4 @@
-"""The top-k equals a dense float64 computation; random draws equal it on average."""
+"""The top-k equals a dense float64 computation; random draws equal it in expectation."""
 
 import importlib.util
 import json
@@ -35,8 +35,8 @@ def _truncate(
     logits: np.ndarray, labels: np.ndarray | None, k: int, **changes
 ) -> dict[str, np.ndarray]:
     settings = {"truncation_factor": k, "temperatures": TEMPERATURES, **changes}
-    kept = truncate(logits.astype(np.float32), labels, **settings)
-    return {name: np.asarray(value) for name, value in kept.items()}
+    truncated = truncate(logits.astype(np.float32), labels, **settings)
+    return {name: np.asarray(value) for name, value in truncated.items()}
 
 
 def _log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -47,52 +47,54 @@ def _log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 @given(st.integers(0, 10**6), st.sampled_from([0.3, 2.0, 8.0]), st.sampled_from([1, 4, 50]))
 def test_top_k_tails_and_labels_equal_the_dense_distribution(seed: int, scale: float, k: int):
-    random = np.random.default_rng(seed)
-    logits = random.normal(0.0, scale, (6, 200)).astype(np.float32)
-    labels = random.integers(0, 200, 6)
-    kept = _truncate(logits, labels, k)
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0.0, scale, (6, 200)).astype(np.float32)
+    labels = rng.integers(0, 200, 6)
+    truncated = _truncate(logits, labels, k)
     order = np.argsort(-logits, axis=-1, kind="stable")
-    np.testing.assert_array_equal(kept[records.TOPK_IDS], order[:, :k])
+    np.testing.assert_array_equal(truncated[records.TOPK_IDS], order[:, :k])
     np.testing.assert_array_equal(
-        kept[records.TOPK_LOGITS], np.take_along_axis(logits, order[:, :k], -1)
+        truncated[records.TOPK_LOGITS], np.take_along_axis(logits, order[:, :k], -1)
     )
     for column, temperature in enumerate(TEMPERATURES):
         rest = np.take_along_axis(_log_softmax(logits, temperature), order[:, k:], -1)
         exact = np.log(np.exp(rest).sum(-1))
         np.testing.assert_allclose(
-            kept[records.LOG_TAIL_MASSES][:, column], exact, rtol=1e-5, atol=2e-5
+            truncated[records.LOG_TAIL_MASSES][:, column], exact, rtol=1e-5, atol=2e-5
         )
     exact = _log_softmax(logits)[np.arange(6), labels]
-    np.testing.assert_allclose(kept[records.LABEL_LOG_PROBS], exact, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(truncated[records.LABEL_LOG_PROBS], exact, rtol=1e-5, atol=2e-5)
 
 
-def test_a_sure_teacher_keeps_its_tail() -> None:
-    # The rest has 2 · e^-30 of the mass: 1 − Σ of rounded probabilities would be 0 or less.
+def test_tail_of_a_confident_teacher_is_not_rounded_to_zero() -> None:
+    # The tail has 2 · e^-30 of the mass, while 1 − Σ of rounded probabilities is 0 or less.
     logits = np.array([[30.0, 0.0, 0.0, -40.0]])
-    kept = _truncate(logits, np.array([1]), 1)
-    np.testing.assert_allclose(kept[records.LOG_TAIL_MASSES][0, 0], np.log(2.0) - 30.0, rtol=1e-6)
-    np.testing.assert_allclose(kept[records.LABEL_LOG_PROBS], [-30.0], rtol=1e-6)
+    truncated = _truncate(logits, np.array([1]), 1)
+    np.testing.assert_allclose(
+        truncated[records.LOG_TAIL_MASSES][0, 0], np.log(2.0) - 30.0, rtol=1e-6
+    )
+    np.testing.assert_allclose(truncated[records.LABEL_LOG_PROBS], [-30.0], rtol=1e-6)
 
 
-def test_ties_at_the_edge_are_counted_once() -> None:
-    # Four equal logits, two of them kept: the other two are the tail, half of the mass.
-    kept = _truncate(np.zeros((1, 4)), np.array([0]), 2)
-    np.testing.assert_allclose(kept[records.LOG_TAIL_MASSES], np.log([[0.5, 0.5]]), rtol=1e-6)
+def test_tied_logits_outside_the_top_k_are_in_the_tail() -> None:
+    # Two of four equal logits are in the top-k, so that the tail is half of the mass.
+    truncated = _truncate(np.zeros((1, 4)), np.array([0]), 2)
+    np.testing.assert_allclose(truncated[records.LOG_TAIL_MASSES], np.log([[0.5, 0.5]]), rtol=1e-6)
 
 
-def test_nothing_is_left_where_k_is_the_vocabulary() -> None:
+def test_tail_is_empty_if_k_is_the_vocabulary_size() -> None:
     logits = np.random.default_rng(0).normal(0.0, 2.0, (3, 7))
-    kept = _truncate(logits, np.array([0, 1, 2]), 7)
-    assert (kept[records.LOG_TAIL_MASSES] == -np.inf).all()
+    truncated = _truncate(logits, np.array([0, 1, 2]), 7)
+    assert (truncated[records.LOG_TAIL_MASSES] == -np.inf).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4,)])
-def test_any_leading_shape(shape: tuple[int, ...]) -> None:
+def test_truncate_accepts_any_leading_shape(shape: tuple[int, ...]) -> None:
     logits, labels = np.zeros((*shape, 9)), np.zeros(shape, np.int32)
-    kept = _truncate(logits, labels, 5, temperatures=(1.0, 2.0, 4.0))
-    assert tuple(kept[records.TOPK_IDS].shape) == (*shape, 5)
-    assert tuple(kept[records.LOG_TAIL_MASSES].shape) == (*shape, 3)
-    assert tuple(kept[records.LABEL_LOG_PROBS].shape) == shape
+    truncated = _truncate(logits, labels, 5, temperatures=(1.0, 2.0, 4.0))
+    assert tuple(truncated[records.TOPK_IDS].shape) == (*shape, 5)
+    assert tuple(truncated[records.LOG_TAIL_MASSES].shape) == (*shape, 3)
+    assert tuple(truncated[records.LABEL_LOG_PROBS].shape) == shape
 
 
 @given(
@@ -101,53 +103,53 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     st.sampled_from([1, 4, 50, 200]),
     st.sampled_from([0.01, 0.5, 0.9, 0.999, 1.0]),
 )
-def test_ids_end_where_they_have_the_mass(seed: int, scale: float, k: int, mass: float) -> None:
-    random = np.random.default_rng(seed)
-    logits = random.normal(0.0, scale, (6, 200)).astype(np.float32)
-    kept = _truncate(logits, np.zeros(6, int), k, truncation_mass=mass)
+def test_ids_end_when_they_reach_the_mass(seed: int, scale: float, k: int, mass: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0.0, scale, (6, 200)).astype(np.float32)
+    truncated = _truncate(logits, np.zeros(6, int), k, truncation_mass=mass)
     order = np.argsort(-logits, axis=-1, kind="stable")
     p = np.take_along_axis(np.exp(_log_softmax(logits)), order, -1)
-    for row, ids in enumerate(kept[records.TOPK_IDS]):
+    for row, ids in enumerate(truncated[records.TOPK_IDS]):
         count = int((ids >= 0).sum())
         assert ids.tolist() == [*order[row, :count], *[NO_ID] * (k - count)]
-        values = kept[records.TOPK_LOGITS][row]
+        values = truncated[records.TOPK_LOGITS][row]
         np.testing.assert_array_equal(values[:count], logits[row, order[row, :count]])
         assert (values[count:] == np.float32(NO_ID_LOGIT)).all()
-        # One id fewer has not the mass, and so many have it, but for float32's rounding.
+        # The ids reach the mass, and one id fewer would not, within float32's rounding.
         assert count >= 1 and p[row, : count - 1].sum() < mass + 2e-6
         assert count == k or p[row, :count].sum() > mass - 2e-6
         for column, temperature in enumerate(TEMPERATURES):
             rest = _log_softmax(logits, temperature)[row, order[row, count:]]
             exact = np.log(np.exp(rest).sum()) if len(rest) else -np.inf
             np.testing.assert_allclose(
-                kept[records.LOG_TAIL_MASSES][row, column], exact, rtol=1e-5, atol=2e-5
+                truncated[records.LOG_TAIL_MASSES][row, column], exact, rtol=1e-5, atol=2e-5
             )
 
 
-def test_a_mass_by_hand() -> None:
+def test_truncation_mass_of_a_known_distribution() -> None:
     p = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
     logits = np.log(p)[None]
     for mass, count in ((0.4, 1), (0.5, 1), (0.7, 2), (0.75, 2), (0.76, 3), (1.0, 4)):
-        kept = _truncate(logits, None, 4, truncation_mass=mass - 1e-6)
-        ids = kept[records.TOPK_IDS][0]
+        truncated = _truncate(logits, None, 4, truncation_mass=mass - 1e-6)
+        ids = truncated[records.TOPK_IDS][0]
         assert ids.tolist() == [*[1, 3, 0, 2][:count], *[NO_ID] * (4 - count)]
-        tail = np.exp(kept[records.LOG_TAIL_MASSES])[0, 0]
+        tail = np.exp(truncated[records.LOG_TAIL_MASSES])[0, 0]
         np.testing.assert_allclose(tail, 1.0 - p[[1, 3, 0, 2][:count]].sum(), rtol=1e-5)
 
 
-def test_a_broken_teacher_is_not_hidden_by_a_mass() -> None:
-    kept = _truncate(np.full((1, 4), np.nan), None, 2, truncation_mass=0.5)
-    assert np.isnan(kept[records.TOPK_LOGITS]).any()
+def test_truncation_mass_does_not_hide_nan_logits() -> None:
+    truncated = _truncate(np.full((1, 4), np.nan), None, 2, truncation_mass=0.5)
+    assert np.isnan(truncated[records.TOPK_LOGITS]).any()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
 @pytest.mark.parametrize("mass", [{}, {"truncation_mass": 0.9}])
 def test_jax_equals_tensorflow_and_sorts_no_vocabulary(tmp_path, mass: dict[str, float]) -> None:
-    random = np.random.default_rng(3)
-    # Steps of a quarter: many ties, at the last of the top-k too.
-    logits = np.round(random.normal(0.0, 2.0, (4, 5, 2_000)) * 4).astype(np.float32) / 4
-    labels = random.integers(0, 2_000, (4, 5)).astype(np.int32)
+    rng = np.random.default_rng(3)
+    # Logits in steps of 0.25 have many ties, also at the boundary of the top-k.
+    logits = np.round(rng.normal(0.0, 2.0, (4, 5, 2_000)) * 4).astype(np.float32) / 4
+    labels = rng.integers(0, 2_000, (4, 5)).astype(np.int32)
     path = tmp_path / "arrays.npz"
     np.savez(path, logits=logits, labels=labels)
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
@@ -168,12 +170,12 @@ DRAWS = 8
 
 
 def _example(name: str, positions: list[int]) -> MaskedExample:
-    places = np.array(positions)
-    return MaskedExample(name.encode(), np.zeros(9, int), np.array([9, 0]), places, places)
+    masked = np.array(positions)
+    return MaskedExample(name.encode(), np.zeros(9, int), np.array([9, 0]), masked, masked)
 
 
 def _shares(drawn, row: int, vocab_size: int) -> np.ndarray:
-    """Returns the distribution that the losses see: softmax of the kept logits."""
+    """Returns the distribution that the losses use: the softmax of the stored logits."""
     ids, logits = drawn[records.TOPK_IDS][row], drawn[records.TOPK_LOGITS][row].astype(np.float64)
     weights = np.exp(logits - logits.max())
     shares = np.zeros(vocab_size)
@@ -185,10 +187,10 @@ def test_the_most_frequent_draws_come_first() -> None:
     logits = np.log([0.5, 0.25, 0.25])
     ids, counts = sample(logits, np.array([0.1, 0.8, 0.4]))
     assert (ids.tolist(), counts.tolist()) == ([0, 2], [2, 1])
-    # Of equals the smaller id comes first; the edge of an id belongs to the next.
+    # Ties are ordered by id. A number on the boundary of two ids belongs to the next id.
     ids, counts = sample(logits, np.array([0.99, 0.5, 0.0, 0.75]))
     assert (ids.tolist(), counts.tolist()) == ([2, 0, 1], [2, 1, 1])
-    # What has no mass is never drawn.
+    # A token without mass is never drawn.
     logits = np.array([-np.inf, 0.0, -1e9, 0.0, -1e9])
     ids, _ = sample(logits, np.array([0.0, 0.5, 1.0 - 2.0**-53]))
     assert sorted(ids) == [1, 3]
@@ -196,7 +198,7 @@ def test_the_most_frequent_draws_come_first() -> None:
 
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 3.0]))
 def test_the_mean_over_seeds_is_the_dense_distribution(seed: int, scale: float) -> None:
-    """Within four and a half standard errors, for every token."""
+    """The tolerance is 4.5 standard errors for each token."""
     vocab_size, seeds = 12, 400
     logits = np.random.default_rng(seed).normal(0.0, scale, (2, vocab_size)).astype(np.float32)
     p = np.exp(logits.astype(np.float64))

@@ -62,8 +62,8 @@ def parse(page: str) -> _Parser:
 
 def charts(page: str) -> dict[str, ElementTree.Element]:
     """Returns the charts of a page by their descriptions, in its order."""
-    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
-    return {chart.get("aria-label"): chart for chart in found}
+    elements = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
+    return {chart.get("aria-label"): chart for chart in elements}
 
 
 def hints(chart: ElementTree.Element) -> dict[str, list[str]]:
@@ -78,4 +78,4 @@ def texts(chart: ElementTree.Element) -> list[str]:
 
 
 def _texts(element: ElementTree.Element, tag: str) -> list[str]:
-    return [one.text for one in element.iter() if one.tag.rpartition("}")[2] == tag]
+    return [inner.text for inner in element.iter() if inner.tag.rpartition("}")[2] == tag]

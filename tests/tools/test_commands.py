@@ -2,10 +2,14 @@
 
 import contextlib
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tools.commands import SeparateProcess, Step, time_left
+from tests.conftest import ROOT
+from tools.commands import SeparateProcess, Step, make_steps, time_left
 
 
 def _step(path, kind: str | None) -> Step:
@@ -34,3 +38,56 @@ def test_a_separate_process_returns_results_and_errors() -> None:
             process.call(divmod, 7, 0)
         process.close()
         assert process.call(os.getpid) != first
+
+
+def test_a_finished_step_is_not_made_again(tmp_path, capsys) -> None:
+    made = []
+    done = tmp_path / "done"
+    done.touch()
+    steps = [
+        Step("one", done, lambda: made.append("one")),
+        Step("two", tmp_path / "missing", lambda: made.append("two")),
+    ]
+    make_steps(steps, 0.0)
+    assert made == ["two"]
+    assert "[1/2] one (done before)" in capsys.readouterr().out
+
+
+_PARENT = """
+import sys
+from tools import commands
+commands.sys.executable = sys.argv[1]
+commands._run("unused", "unused", [])
+"""
+_CHILD = """#!/bin/sh
+echo $$ > "$CHILD_FILE"
+exec sleep 60
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a killed parent")
+def test_a_command_ends_with_the_tool_that_runs_it(tmp_path) -> None:
+    child, file = tmp_path / "child.sh", tmp_path / "pid"
+    child.write_text(_CHILD)
+    child.chmod(0o755)
+    environment = {**os.environ, "CHILD_FILE": str(file), "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", _PARENT, str(child)]
+    parent = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    while not (file.is_file() and file.read_text().endswith("\n")):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30.0
+    while _runs(int(file.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Returns whether a process is there, and not one that nobody has waited for."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

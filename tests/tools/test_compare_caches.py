@@ -1,5 +1,6 @@
-"""The same student from several caches: what it reports, and what it refuses."""
+"""Tests of the comparison of caches by their students."""
 
+import dataclasses
 import json
 
 import pytest
@@ -16,7 +17,7 @@ from tools.compare_caches import CompareConfig, Comparison
 
 @pytest.fixture(scope="module")
 def small_dir(tmp_path_factory, examples_dir, teacher_dir):
-    """The cache of `cache_dir` with fewer ids in fewer bytes."""
+    """A compact cache like `cache_dir` with fewer ids."""
     folder = tmp_path_factory.mktemp("small") / "small"
     return make_cache(
         folder, examples_dir, teacher_dir, truncation_factor=4, logit_encoding="compact"
@@ -29,7 +30,7 @@ def _compare(caches, work, *others: str) -> int:
 
 
 @pytest.mark.slow
-def test_students_are_measured_on_the_first_cache(
+def test_students_are_evaluated_on_the_first_cache(
     cache_dir, small_dir, teacher_dir, tmp_path, capsys
 ) -> None:
     output = tmp_path / "comparison.json"
@@ -39,14 +40,14 @@ def test_students_are_measured_on_the_first_cache(
     )
     flags = (f"--distill_flags={distill_flags}", "--seeds=7", "--max_eval_steps=2")
     assert _compare([cache_dir, small_dir], tmp_path / "work", *flags, f"--output={output}") == 0
-    found = json.loads(output.read_text())
-    assert [one["cache"] for one in found] == [str(cache_dir), str(small_dir)]
-    assert [one["kept"] for one in found] == [[16, 16], [4, 4.0]]
-    assert found[0]["bytes_per_position"] == 16 * 4 + 10
-    assert found[1]["bytes_per_position"] < 40
-    for number, one in enumerate(found):
-        assert set(one["scores"]) == {"7"}
-        for seed, scores in one["scores"].items():
+    comparisons = json.loads(output.read_text())
+    assert [comparison["cache"] for comparison in comparisons] == [str(cache_dir), str(small_dir)]
+    assert [comparison["kept"] for comparison in comparisons] == [[16, 16], [4, 4.0]]
+    assert comparisons[0]["bytes_per_position"] == 16 * 4 + 10
+    assert comparisons[1]["bytes_per_position"] < 40
+    for number, comparison in enumerate(comparisons):
+        assert set(comparison["scores"]) == {"7"}
+        for seed, scores in comparison["scores"].items():
             student = tmp_path / "work" / f"{number}-{seed}"
             config = DistillConfig(
                 StudentConfig(student=student),
@@ -57,22 +58,22 @@ def test_students_are_measured_on_the_first_cache(
             )
             report = training.distill(config)
             assert scores == {name: pytest.approx(report[name], rel=1e-5) for name in scores}
-    means = [one["scores"]["7"]["kl_divergence"] for one in found]
+    means = [comparison["scores"]["7"]["kl_divergence"] for comparison in comparisons]
     assert means[0] != means[1]
-    said = capsys.readouterr().out
-    assert f"{found[1]['scores']['7']['masked_lm']:.4f} " in said
-    assert "mean and deviation of 1 seed" in said
+    printed = capsys.readouterr().out
+    assert f"{comparisons[1]['scores']['7']['masked_lm']:.4f} " in printed
+    assert "mean and standard deviation of 1 seed" in printed
 
 
 def test_one_seed_has_no_deviation() -> None:
     scores = dict.fromkeys(tool.METRICS, 0.5)
-    one = Comparison("a/cache", (4, 3.5), "compact", 20.0, {1: scores})
-    assert one.deviation("masked_lm") is None
-    assert one.mean("masked_lm") == 0.5
-    two = Comparison("a/cache", (4, 3.5), "compact", 20.0, {1: scores, 2: {**scores, "KL": 1.0}})
-    assert two.deviation("masked_lm") == 0.0
-    assert "±" not in tool.table([one])
-    assert "0.5000 ±0.0000" in tool.table([two])
+    one_seed = Comparison("a/cache", (4, 3.5), "compact", 20.0, {1: scores})
+    assert one_seed.deviation("masked_lm") is None
+    assert one_seed.mean("masked_lm") == 0.5
+    two_seeds = dataclasses.replace(one_seed, scores={1: scores, 2: {**scores, "KL": 1.0}})
+    assert two_seeds.deviation("masked_lm") == 0.0
+    assert "±" not in tool.table([one_seed])
+    assert "0.5000 ±0.0000" in tool.table([two_seeds])
 
 
 def _refusal(**settings: object) -> InputError:
@@ -93,12 +94,12 @@ def test_caches_of_other_examples_are_refused(
 
 
 @pytest.mark.parametrize("name", ["output_dir=x", "nodo_eval", "random_seed=3"])
-def test_flags_of_its_own_are_refused(tmp_path, name: str) -> None:
+def test_flags_that_the_tool_sets_are_refused(tmp_path, name: str) -> None:
     error = _refusal(caches=str(tmp_path), work=tmp_path, distill_flags=f"--{name}")
     assert error.subject == Setting("distill_flags")
     assert f"`{name.partition('=')[0]}`" in error.expected
 
 
-def test_masked_examples_are_no_cache(examples_dir, tmp_path) -> None:
+def test_masked_examples_are_refused_as_a_cache(examples_dir, tmp_path) -> None:
     error = _refusal(caches=(examples_dir,), work=tmp_path)
     assert (error.subject, error.expected) == (str(examples_dir), "a teacher cache")

@@ -1,4 +1,4 @@
-"""Conversion between the two layouts: bit-equal there and back, whole or not at all."""
+"""Conversion between layouts is bit-equal in both directions, and writes all files or none."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ SHARED = Location.parse(pathlib.Path(__file__).parents[3] / "shared")
 
 
 def _listed(*lines: str) -> list[str]:
-    """Returns the names in lines such as `bert/pooler/dense: bias kernel`."""
+    """Returns the full names in lines like `bert/pooler/dense: bias kernel`."""
     folders = (line.split(": ") for line in lines)
     return [f"{folder}/{name}" for folder, names in folders for name in names.split()]
 
@@ -37,7 +37,7 @@ LAYER = (
         "output/dense: bias kernel",
     ),
 )
-# Of a BERT with three layers, in alphabetical order, as Google's own checkpoints list them.
+# Names of a BERT with three layers, in alphabetical order, as in Google's checkpoints.
 GOOGLE_NAMES = _listed(
     "bert/embeddings/LayerNorm: beta gamma",
     "bert/embeddings: position_embeddings token_type_embeddings word_embeddings",
@@ -73,8 +73,8 @@ def google(teacher_dir, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def test_there_and_back_is_bit_equal(teacher_dir, tmp_path, capsys) -> None:
-    google, again = tmp_path / "google", tmp_path / "deep" / "again"
+def test_conversion_to_tf1_and_back_is_bit_equal(teacher_dir, tmp_path, capsys) -> None:
+    google, converted = tmp_path / "google", tmp_path / "deep" / "converted"
     _convert(f"--input={teacher_dir}", f"--output_dir={google}", "--layout=tf1")
     assert capsys.readouterr().out.splitlines() == [
         "weights    58 of a bert, from hf",
@@ -83,13 +83,13 @@ def test_there_and_back_is_bit_equal(teacher_dir, tmp_path, capsys) -> None:
     ]
     data = ["bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index"]
     assert _names(google) == ["bert_config.json", *data, "vocab.txt"]
-    _convert(f"--input={google}", f"--output_dir={again}", "--layout=hf")
-    assert _names(again) == ["config.json", "model.safetensors", "vocab.txt"]
-    for name in _names(again):
-        assert (again / name).read_bytes() == (teacher_dir / name).read_bytes(), name
+    _convert(f"--input={google}", f"--output_dir={converted}", "--layout=hf")
+    assert _names(converted) == ["config.json", "model.safetensors", "vocab.txt"]
+    for name in _names(converted):
+        assert (converted / name).read_bytes() == (teacher_dir / name).read_bytes(), name
 
 
-def test_googles_names_shapes_and_keys(teacher_dir, google) -> None:
+def test_tf1_layout_has_googles_names_shapes_and_keys(teacher_dir, google) -> None:
     listed = dict(tf.train.list_variables(str(google / "bert_model.ckpt")))
     assert sorted(listed) == GOOGLE_NAMES
     assert listed["bert/encoder/layer_1/intermediate/dense/kernel"] == [32, 64]
@@ -120,12 +120,12 @@ def test_googles_names_shapes_and_keys(teacher_dir, google) -> None:
     }
 
 
-def test_tensorflow_1s_saver_restores_it(teacher_dir, google) -> None:
-    """Into variables made by name, as Google's own code does."""
+def test_tensorflow_1_saver_restores_the_checkpoint(teacher_dir, google) -> None:
+    """Variables are created by name, as in Google's code."""
     prefix = str(google / "bert_model.ckpt")
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, shape in tf.train.list_variables(prefix):
-            # Not random: a test before this one may have asked for determinism.
+            # A random initializer fails if an earlier test has enabled determinism.
             zeros = tf.compat.v1.zeros_initializer()
             tf.compat.v1.get_variable(name, shape, initializer=zeros, use_resource=False)
         tf.compat.v1.train.Saver().restore(session, prefix)
@@ -134,7 +134,7 @@ def test_tensorflow_1s_saver_restores_it(teacher_dir, google) -> None:
     np.testing.assert_array_equal(words, theirs["bert.embeddings.word_embeddings.weight"])
 
 
-def test_a_pair_of_files_and_every_tokenizer_file(teacher_dir, google, tmp_path) -> None:
+def test_all_tokenizer_files_are_copied(teacher_dir, google, tmp_path) -> None:
     google = shutil.copytree(google, tmp_path / "google")
     copied = {"tokenizer_config.json", "special_tokens_map.json", "spiece.model", "tokenizer.json"}
     for name in (*copied, "adam.txt", "events"):
@@ -145,11 +145,11 @@ def test_a_pair_of_files_and_every_tokenizer_file(teacher_dir, google, tmp_path)
     _convert(*files, f"--init_checkpoint={google / 'bert_model.ckpt'}", "--layout=hf")
     assert set(_names(empty)) == copied | {"config.json", "model.safetensors", "vocab.txt"}
     assert all((empty / name).read_text(encoding="utf-8") == name for name in copied)
-    own = (teacher_dir / "model.safetensors").read_bytes()
-    assert (empty / "model.safetensors").read_bytes() == own
+    expected = (teacher_dir / "model.safetensors").read_bytes()
+    assert (empty / "model.safetensors").read_bytes() == expected
 
 
-def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> None:
+def test_other_families_can_only_be_written_as_hf(vocab_file, tmp_path, capsys) -> None:
     changes = {"model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}
     roberta = save_tiny_bert(tmp_path / "roberta", vocab_file, seed=1, num_layers=1, **changes)
     out = tmp_path / "out"
@@ -165,7 +165,7 @@ def test_other_families_stay_in_their_layout(vocab_file, tmp_path, capsys) -> No
     "changes",
     [{"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5}, {"tie_word_embeddings": False}],
 )
-def test_a_setting_that_googles_layout_lacks_is_refused(
+def test_a_setting_unsupported_by_googles_layout_is_refused(
     vocab_file, tmp_path, capsys, changes
 ) -> None:
     model = save_tiny_bert(tmp_path / "model", vocab_file, seed=1, num_layers=1, **changes)
@@ -187,12 +187,12 @@ def test_a_setting_that_googles_layout_lacks_is_refused(
         (["--output_dir=x", "--layout=hf", "--input=/nowhere"], "--input: /nowhere: "),
     ],
 )
-def test_mistakes_name_the_flag(capsys, flags: list[str], subject: str) -> None:
+def test_errors_about_invalid_flags_name_the_flag(capsys, flags: list[str], subject: str) -> None:
     assert _fails(capsys, *flags).startswith(subject)
     assert not pathlib.Path("x").exists()
 
 
-def test_nothing_is_overwritten(teacher_dir, tmp_path, capsys) -> None:
+def test_existing_files_are_not_overwritten(teacher_dir, tmp_path, capsys) -> None:
     (tmp_path / "letter.txt").write_text("x")
     flags = (f"--input={teacher_dir}", "--layout=hf")
     line = _fails(capsys, *flags, f"--output_dir={tmp_path}")
@@ -202,7 +202,7 @@ def test_nothing_is_overwritten(teacher_dir, tmp_path, capsys) -> None:
     assert _fails(capsys, *flags, f"--output_dir={path}").startswith(f"--output_dir: {path}: ")
 
 
-def test_weights_that_do_not_fit_leave_no_folder(teacher_dir, tmp_path, capsys) -> None:
+def test_mismatched_weights_leave_no_output_directory(teacher_dir, tmp_path, capsys) -> None:
     model = tmp_path / "model"
     shutil.copytree(teacher_dir, model)
     config = json.loads((model / "config.json").read_text())
@@ -212,7 +212,7 @@ def test_weights_that_do_not_fit_leave_no_folder(teacher_dir, tmp_path, capsys) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_an_empty_folder(teacher_dir, tmp_path, capsys, monkeypatch) -> None:
+def test_a_full_disk_leaves_an_empty_directory(teacher_dir, tmp_path, capsys, monkeypatch) -> None:
     flags = (f"--input={teacher_dir}", f"--output_dir={tmp_path / 'out'}", "--layout=tf1")
 
     def full(**arguments) -> None:
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_an_empty_folder(teacher_dir, tmp_path, capsys, monke
     assert len(_names(tmp_path / "out")) == 4
 
 
-def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> None:
+def test_staged_files_appear_together_in_the_right_order(tmp_path, monkeypatch) -> None:
     moved = []
     real = os.replace
 
@@ -249,7 +249,7 @@ def test_files_move_up_together_and_the_last_one_last(tmp_path, monkeypatch) -> 
     assert (tmp_path / "a").read_text() == "a" and _names(tmp_path) == ["a", "b", "c"]
 
 
-def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
+def test_tf1_weights_of_other_families_are_refused(tmp_path, teacher_dir) -> None:
     config = find_model(teacher_dir).config
     albert = dataclasses.replace(config, model_type="albert", embedding_size=8)
     with pytest.raises(ValueError, match="Google's layout has no albert"):
@@ -258,7 +258,7 @@ def test_google_has_names_for_bert_alone(tmp_path, teacher_dir) -> None:
 
 
 @pytest.mark.shared
-def test_the_public_fixture_there_and_back(tmp_path) -> None:
+def test_public_checkpoint_is_converted_in_both_directions(tmp_path) -> None:
     fixture = SHARED / "data" / "fixtures" / "tf1_tiny_ckpt"
     hf, google = tmp_path / "hf", tmp_path / "google"
     _convert(f"--input={fixture}", f"--output_dir={hf}", "--layout=hf")
@@ -278,14 +278,14 @@ def test_the_public_fixture_there_and_back(tmp_path) -> None:
 
 
 @pytest.mark.peers
-def test_transformers_reads_what_came_back(teacher_dir, google, tmp_path) -> None:
+def test_transformers_reads_a_converted_model(teacher_dir, google, tmp_path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    again = tmp_path / "again"
-    _convert(f"--input={google}", f"--output_dir={again}", "--layout=hf")
+    converted = tmp_path / "converted"
+    _convert(f"--input={google}", f"--output_dir={converted}", "--layout=hf")
     ids = torch.tensor([[2, 7, 9, 4, 11, 3]])
     logits = []
-    for folder in (teacher_dir, again):
+    for folder in (teacher_dir, converted):
         model, report = transformers.AutoModelForMaskedLM.from_pretrained(
             folder, output_loading_info=True
         )

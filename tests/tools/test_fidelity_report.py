@@ -1,4 +1,4 @@
-"""Reports on caches: the command, what it writes, and which teachers it refuses."""
+"""Tests of the fidelity report: its table, its JSON file and its errors."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def _error(capsys) -> str:
     return line
 
 
-def test_the_command(cache_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_command_writes_and_prints_the_report(cache_dir, teacher_dir, tmp_path, capsys) -> None:
     output = tmp_path / "report.json"
     assert _run(cache_dir, teacher_dir, f"--output={output}") == 0
     report = json.loads(output.read_text())
@@ -48,31 +48,32 @@ def test_the_command(cache_dir, teacher_dir, tmp_path, capsys) -> None:
     }
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("KL(teacher || cached), T = 1  ")
-    assert f"same first guess{' ' * 29}{report['top1_agreement']:.2%}" in lines
+    assert f"same top-1 token{' ' * 29}{report['top1_agreement']:.2%}" in lines
     assert lines[-1] == f"report: {output}"
 
 
-def test_lower_precision_shows(cache_dir, teacher_dir) -> None:
+def test_bfloat16_teacher_has_larger_divergence(cache_dir, teacher_dir) -> None:
     settings = {"sample": 12, "predict_batch_size": 8}
-    places = str(cache_dir), str(teacher_dir)
-    exact, _ = report_fidelity(FidelityConfig(*places, **settings))
+    inputs = str(cache_dir), str(teacher_dir)
+    exact, _ = report_fidelity(FidelityConfig(*inputs, **settings))
     rough, about = report_fidelity(
-        FidelityConfig(*places, compute_dtype="mixed_bfloat16", **settings)
+        FidelityConfig(*inputs, compute_dtype="mixed_bfloat16", **settings)
     )
     assert about["compute_dtype"] == "mixed_bfloat16"
     assert rough.kl_divergence["1"].mean > 10 * exact.kl_divergence["1"].mean
 
 
-def test_another_teacher(cache_dir, teacher_dir, other_teacher_dir, capsys) -> None:
+def test_another_teacher_requires_any_teacher(
+    cache_dir, teacher_dir, other_teacher_dir, capsys
+) -> None:
     assert _run(cache_dir, other_teacher_dir) == 1
-    there, here = (find_model(path).sha256() for path in (teacher_dir, other_teacher_dir))
     error = _error(capsys)
     assert error.startswith("error: --teacher: ") and "--any_teacher" in error
-    assert there in error and here in error
+    assert all(find_model(path).sha256() in error for path in (teacher_dir, other_teacher_dir))
     assert _run(cache_dir, other_teacher_dir, "--any_teacher") == 0
 
 
-def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
+def test_a_merged_cache_requires_any_teacher(merged_dir, teacher_dir, capsys) -> None:
     assert _run(merged_dir, teacher_dir) == 1
     assert f"--input_dir: {merged_dir}: merged from 2 caches" in _error(capsys)
     report, about = report_fidelity(
@@ -80,11 +81,11 @@ def test_a_merged_cache(merged_dir, teacher_dir, capsys) -> None:
     )
     assert about["cache_compute_dtype"] == "float32"
     assert set(report.kl_divergence) == {"1"}
-    # Three quarters of it are this teacher's: KL(p ‖ q) is at most −log of that share.
+    # This teacher has a weight of 0.75, so that KL(p ‖ q) is at most −log 0.75.
     assert 0.001 < report.kl_divergence["1"].max < -math.log(0.75) + 1e-3
 
 
-def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
+def test_a_cache_of_random_draws_is_refused(examples_dir, teacher_dir, tmp_path) -> None:
     made = make_cache(
         tmp_path / "cache", examples_dir, teacher_dir, truncation="sampled", temperatures=(1.0,)
     )
@@ -93,13 +94,15 @@ def test_random_draws_are_refused(examples_dir, teacher_dir, tmp_path) -> None:
     assert refused.value.expected == "a cache of the top-k"
 
 
-def test_examples_are_no_cache(examples_dir, teacher_dir, capsys) -> None:
+def test_masked_examples_are_refused_as_a_cache(examples_dir, teacher_dir, capsys) -> None:
     assert _run(examples_dir, teacher_dir) == 1
     error = f"--input_dir: {examples_dir}: expected a teacher_cache, received masked_examples"
     assert error in _error(capsys)
 
 
-def test_mistakes(cache_dir, teacher_dir, vocab_file, tmp_path, capsys) -> None:
+def test_errors_about_invalid_settings_name_the_flag(
+    cache_dir, teacher_dir, vocab_file, tmp_path, capsys
+) -> None:
     assert tool.main(["fidelity_report", f"--input_dir={cache_dir}"]) == 1
     assert _error(capsys) == "error: missing: --teacher (see --help)"
     path = tmp_path / "report.json"

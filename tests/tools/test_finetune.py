@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from data_specs.tasks import CLASSIFICATION, SPAN
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.families import FAMILIES
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools import finetune
 from tools.finetuning import training
-from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.head_layout import Head
 from tools.finetuning.preparation import prepare
 
 # A run of seconds.

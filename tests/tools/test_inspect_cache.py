@@ -48,20 +48,20 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
     shown, stored = _read(cache_dir), read_rows(cache_dir, "eval")
     assert len(shown) == len(stored) == manifests.load(cache_dir).num_examples("eval")
     treatments = set()
-    for one, features in zip(shown, stored, strict=True):
-        assert one.example_id == features[records.EXAMPLE_ID].hex()
+    for example, features in zip(shown, stored, strict=True):
+        assert example.example_id == features[records.EXAMPLE_ID].hex()
         inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
-        places = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
+        masked = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
         labels = np.frombuffer(features[records.MASKED_LM_IDS], "<u2")
         ids = np.frombuffer(features[records.TOPK_IDS], "<u2").reshape(-1, 16)
         logits = np.frombuffer(features[records.TOPK_LOGITS], "<f2").reshape(-1, 16).astype(float)
         tails = np.exp(np.frombuffer(features[records.LOG_TAIL_MASSES], "<f4").reshape(-1, 2)[:, 0])
         p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True) * (1.0 - tails[:, None])
-        assert one.num_tokens == len(inputs) and len(one.positions) == len(places)
-        for row, position in enumerate(one.positions):
+        assert example.num_tokens == len(inputs) and len(example.positions) == len(masked)
+        for row, position in enumerate(example.positions):
             word = position.teacher
             assert position.label == vocab[labels[row]]
-            assert position.shown == vocab[inputs[places[row]]]
+            assert position.shown == vocab[inputs[masked[row]]]
             assert [guess.text for guess in word.guesses] == [vocab[i] for i in ids[row, :5]]
             expected = pytest.approx(p[row, :5].tolist(), rel=1e-6)
             assert [guess.probability for guess in word.guesses] == expected
@@ -69,8 +69,8 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
             total = sum(guess.probability for guess in word.guesses) + word.rest + word.tail
             assert total == pytest.approx(1.0)
             assert word.right == (ids[row, 0] == labels[row])
-            found = np.flatnonzero(ids[row] == labels[row])
-            assert word.label_rank == (found[0] + 1 if len(found) else None)
+            ranks = np.flatnonzero(ids[row] == labels[row])
+            assert word.label_rank == (ranks[0] + 1 if len(ranks) else None)
             if word.label_rank is not None:
                 share = p[row, word.label_rank - 1]
                 assert word.label_probability == pytest.approx(share, rel=5e-3, abs=1e-6)
@@ -92,7 +92,9 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
     ],
     ids=str,
 )
-def test_every_codec(settings, examples_dir, teacher_dir, cache_dir, tmp_path, capsys) -> None:
+def test_caches_of_every_codec_are_shown_alike(
+    settings, examples_dir, teacher_dir, cache_dir, tmp_path, capsys
+) -> None:
     folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, **settings)
     page = tmp_path / "page.html"
     assert tool.main(["x", f"--input_dir={folder}", f"--html={page}", "--examples=50"]) == 0
@@ -100,10 +102,10 @@ def test_every_codec(settings, examples_dir, teacher_dir, cache_dir, tmp_path, c
     assert all(columns(line) <= 100 for line in printed.splitlines()[:-1])
     parse(page.read_text(encoding="utf-8"))
     drawn = "truncation" in settings
-    assert ("Guesses are drawn by chance" in printed) == drawn
-    for one, other in zip(_read(folder), _read(cache_dir), strict=True):
-        assert one.example_id == other.example_id and one.segments == other.segments
-        for position, expected in zip(one.positions, other.positions, strict=True):
+    assert ("Predictions are sampled" in printed) == drawn
+    for example, other in zip(_read(folder), _read(cache_dir), strict=True):
+        assert example.example_id == other.example_id and example.segments == other.segments
+        for position, expected in zip(example.positions, other.positions, strict=True):
             word = position.teacher
             assert position.label == expected.label
             assert word.label_probability == expected.teacher.label_probability
@@ -125,32 +127,34 @@ def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys
     assert tool.main(["x", f"--input_dir={examples_dir}", f"--html={page}", "--examples=50"]) == 0
     printed = capsys.readouterr().out
     assert "masked examples: " in printed and "  labels:  1 " in printed
-    assert "[n:MASK] masked" in printed and "first guesses" not in printed
+    assert "[n:MASK] masked" in printed and "top predictions" not in printed
     # A kept and a replaced token are each told as such, in both.
     assert re.search(r"\[\d+:MASK\]", printed) and re.search(r"\[\d+=\S+\]", printed)
     assert re.search(r"\[\d+~\S+\]", printed)
-    found = {
+    treatments = {
         attributes.get("class") for tag, attributes in parse(page.read_text()).tags if tag == "mark"
     }
-    assert found == {MASKED, KEPT, REPLACED}
+    assert treatments == {MASKED, KEPT, REPLACED}
     assert tool.main(["x", f"--input_dir={windows_dir}", "--examples=1"]) == 0
     printed = capsys.readouterr().out
-    assert "a bar stands before each word" in printed and "MASK" not in printed
+    assert "Each word starts at a bar." in printed and "MASK" not in printed
 
 
 def test_words_of_windows(windows_dir, vocab) -> None:
-    (one, *_), (features, *_) = _read(windows_dir), read_rows(windows_dir, "eval")
+    (window, *_), (features, *_) = _read(windows_dir), read_rows(windows_dir, "eval")
     inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
     starts = np.frombuffer(features[records.WORD_STARTS], "<u2").tolist()
-    pieces = [piece for segment in one.segments for piece in segment]
-    kept = [at for at, token in enumerate(inputs) if vocab[token] not in ("[CLS]", "[SEP]")]
-    assert [piece.new_word for piece in pieces] == [at in starts for at in kept]
+    pieces = [piece for segment in window.segments for piece in segment]
+    seen = [at for at, token in enumerate(inputs) if vocab[token] not in ("[CLS]", "[SEP]")]
+    assert [piece.new_word for piece in pieces] == [at in starts for at in seen]
     text = "".join(piece.text for piece in pieces)
-    assert text == "".join(vocab[inputs[at]].removeprefix("##") for at in kept)
+    assert text == "".join(vocab[inputs[at]].removeprefix("##") for at in seen)
 
 
 @pytest.mark.parametrize("kind", ["spiece_file", "bpe_file"])
-def test_other_tokenizers(kind, request, examples_config, tmp_path, capsys) -> None:
+def test_text_of_other_tokenizers_is_readable(
+    kind, request, examples_config, tmp_path, capsys
+) -> None:
     vocab_file = request.getfixturevalue(kind)
     folder = tmp_path / "examples"
     config = dataclasses.replace(
@@ -164,10 +168,10 @@ def test_other_tokenizers(kind, request, examples_config, tmp_path, capsys) -> N
     assert "step by step" in printed or "The small model" in printed or "春天" in printed
 
 
-def test_which_examples(cache_dir, examples_dir, tmp_path) -> None:
+def test_examples_are_selected_by_place_and_by_id(cache_dir, examples_dir, tmp_path) -> None:
     everything = _read(cache_dir, split="train", count=1000)
     shards = manifests.load(cache_dir).splits["train"]
-    assert len(shards) == 3 and len({one.file for one in everything}) == 3
+    assert len(shards) == 3 and len({example.file for example in everything}) == 3
     first = shards[0].num_examples
     assert _read(cache_dir, split="train", first=first - 1, count=2) == everything[first - 1 :][:2]
     chosen = everything[first]
@@ -220,14 +224,14 @@ def test_the_lines_of_an_example() -> None:
         "",
         "  春[1:MASK]，the[2=##el] [3~cat]",
         "",
-        "    n  label   its p   rank    tail     first guesses (* the label)",
-        "    1  天      25.0%      1   10.0%  ✓  *天 50.0%",
-        "    2  ##el    25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
-        "    3  dog     25.0%  > 128   10.0%  ✗  b 30.0%",
+        "    n  label  p(label)   rank    tail     top predictions (* the label)",
+        "    1  天        25.0%      1   10.0%  ✓  *天 50.0%",
+        "    2  ##el      25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
+        "    3  dog       25.0%  > 128   10.0%  ✗  b 30.0%",
     ]
     assert examples_text.outcome([example]) == (
-        "The first guess is right at 1 of 3 masked positions (33%); "
-        "on average the label has 25.0%, the tail 10.0%."
+        "The teacher's prediction is correct at 1 of 3 masked positions (33%). "
+        "Mean probability: 25.0% for the label and 10.0% for the tail."
     )
 
 
@@ -242,14 +246,14 @@ def test_tokens_cannot_leave_the_page() -> None:
         (_position(1, REPLACED, nasty, nasty, Guess(nasty, 0.9, True), label_rank=1),),
     )
     page = examples_page.examples_page(nasty, nasty, nasty, [example])
-    found = parse(page)
+    parsed = parse(page)
     assert page.count("&lt;script&gt;") >= 8
-    assert nasty in "".join(found.text)
+    assert nasty in "".join(parsed.text)
     (policy,) = [
-        attributes["content"] for tag, attributes in found.tags if "http-equiv" in attributes
+        attributes["content"] for tag, attributes in parsed.tags if "http-equiv" in attributes
     ]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert ("html", {"lang": "en"}) in found.tags
+    assert ("html", {"lang": "en"}) in parsed.tags
 
 
 def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> None:
@@ -257,17 +261,17 @@ def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> N
     assert tool.main(["x", f"--input_dir={cache_dir}", f"--html={page}", "--examples=3"]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"page: {page}"
-    found = parse(page.read_text(encoding="utf-8"))
+    parsed = parse(page.read_text(encoding="utf-8"))
     shown = _read(cache_dir, count=3)
-    assert len(found.tables) == 3
-    for one, rows in zip(shown, found.tables, strict=True):
-        assert len(rows) == 1 + len(one.positions)
-        for position, row in zip(one.positions, rows[1:], strict=True):
+    assert len(parsed.tables) == 3
+    for example, rows in zip(shown, parsed.tables, strict=True):
+        assert len(rows) == 1 + len(example.positions)
+        for position, row in zip(example.positions, rows[1:], strict=True):
             assert row[:2] == [str(position.number), position.label]
             assert row[2] == examples_text.percent(position.teacher.label_probability)
-            assert row[4] == ("✓ right" if position.teacher.right else "✗ wrong")
+            assert row[4] == ("✓ correct" if position.teacher.right else "✗ wrong")
     outcome = examples_text.outcome(shown)
-    assert outcome in "".join(found.text)
+    assert outcome in "".join(parsed.text)
     assert outcome in " ".join(printed.split())
 
 
@@ -301,7 +305,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_records(cache_dir, tmp_path, capsys, name: str) -> None:
+def test_damaged_records_are_named(cache_dir, tmp_path, capsys, name: str) -> None:
     """Whole by their checksums, but not what they must be."""
     content, message = DAMAGE[name]
 

@@ -1,4 +1,4 @@
-"""Two real caches of two random teachers become one."""
+"""Tests of merging the caches of two random teachers."""
 
 import dataclasses
 import json
@@ -23,25 +23,25 @@ from tests.tools.conftest import Features, read_shard, rewrite_cache
 from tools import merge_caches as tool
 from tools.merge_caches import MergeConfig, merge_caches
 
-LOST = "train-00001-of-00003.tfrecord"
+MISSING = "train-00001-of-00003.tfrecord"
 EVAL = "eval-00000-of-00001.tfrecord"
 
 
 def _decode(features: Features, info: manifests.TeacherInfo, vocab_size: int):
-    """Returns ids, probabilities and tail at temperature 1 of one record."""
+    """Returns the ids, probabilities and tails of a record at temperature 1."""
     codec = CODECS[info.logit_encoding](vocab_size, info.truncation_factor)
     targets = TeacherTargets.from_features(features, codec, info)
     return targets.ids, *targets.probabilities(1.0)
 
 
 def _dense(model: MaskedLM, features: Features, vocab_size: int) -> np.ndarray:
-    """Returns a teacher's probabilities at one record's masked positions: float64 [P, V]."""
+    """Returns a teacher's probabilities at a record's masked positions, float64 [P, V]."""
     logits = dense_logits(model, features, vocab_size)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
 
 
-def test_whole_lists_are_the_average_of_the_dense_teachers(
+def test_merged_targets_of_all_tokens_equal_the_dense_average(
     examples_dir, teacher_dir, other_teacher_dir, vocab, tmp_path
 ) -> None:
     folders = [
@@ -60,7 +60,7 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
         exact = 0.25 * _dense(models[0], features, len(vocab))
         exact += 0.75 * _dense(models[1], features, len(vocab))
         assert (tail == 0.0).all()
-        # Logits of at most 20 below the largest, rounded by 2^-11 of themselves in each list.
+        # Logits are at most 20 below the largest, and each cache rounds them by at most 2^-11.
         np.testing.assert_allclose(p, np.take_along_axis(exact, ids, -1), rtol=0.04, atol=1e-6)
         np.testing.assert_allclose(p[:, 0], exact.max(-1), rtol=4e-3)
         assert (np.sort(ids, axis=-1) == np.arange(len(vocab))).all()
@@ -73,36 +73,36 @@ def test_whole_lists_are_the_average_of_the_dense_teachers(
         )
 
 
-def test_every_record_is_the_weighted_sum_of_two(cache_dir, other_cache_dir, merged_dir) -> None:
-    """Over dictionaries, shard by shard; nothing of the examples is changed."""
+def test_every_merged_record_is_a_weighted_sum(cache_dir, other_cache_dir, merged_dir) -> None:
+    """The reference sums over dictionaries. The masked examples do not change."""
     folders = (cache_dir, other_cache_dir, merged_dir)
     a, b, merged = (manifests.load(folder) for folder in folders)
     vocab_size = merged.vocab.size
     assert merged.teacher_info.truncation_factor == 16
-    for shard in (EVAL, LOST):
+    for shard in (EVAL, MISSING):
         rows = [read_shard(folder, shard) for folder in folders]
         assert len(rows[0]) == len(rows[2]) > 10
-        for one, other, both in zip(*rows, strict=True):
+        for row_a, row_b, row in zip(*rows, strict=True):
             names = {feature.name for feature in records.MASKED_EXAMPLE_FEATURES}
-            assert {name: both[name] for name in names} == {name: one[name] for name in names}
-            assert len(both[records.LOG_TAIL_MASSES]) == 2 * len(both[records.LABEL_LOG_PROBS])
-            sums = [_decode(one, a.teacher_info, vocab_size)]
-            sums.append(_decode(other, b.teacher_info, vocab_size))
-            ids, p, tail = _decode(both, merged.teacher_info, vocab_size)
+            assert {name: row[name] for name in names} == {name: row_a[name] for name in names}
+            assert len(row[records.LOG_TAIL_MASSES]) == 2 * len(row[records.LABEL_LOG_PROBS])
+            decoded = [_decode(row_a, a.teacher_info, vocab_size)]
+            decoded.append(_decode(row_b, b.teacher_info, vocab_size))
+            ids, p, tail = _decode(row, merged.teacher_info, vocab_size)
             for position in range(len(ids)):
-                found: dict[int, float] = {}
-                for weight, (their_ids, their_p, _) in zip((0.75, 0.25), sums, strict=True):
+                sums: dict[int, float] = {}
+                for weight, (their_ids, their_p, _) in zip((0.75, 0.25), decoded, strict=True):
                     for token, value in zip(their_ids[position], their_p[position], strict=True):
-                        found[int(token)] = found.get(int(token), 0.0) + weight * value
-                best = sorted(found.values(), reverse=True)[:16]
+                        sums[int(token)] = sums.get(int(token), 0.0) + weight * value
+                best = sorted(sums.values(), reverse=True)[:16]
                 np.testing.assert_allclose(p[position], best, rtol=0.02)
                 np.testing.assert_allclose(
-                    [found[int(token)] for token in ids[position]], best, rtol=1e-9
+                    [sums[int(token)] for token in ids[position]], best, rtol=1e-9
                 )
                 np.testing.assert_allclose(sum(best) + tail[position], 1.0, atol=1e-6)
 
 
-def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_dir) -> None:
+def test_manifest_records_the_merged_caches(cache_dir, other_cache_dir, merged_dir) -> None:
     folders = (cache_dir, other_cache_dir, merged_dir)
     a, b, merged = (manifests.load(folder) for folder in folders)
     assert merged.teacher_info.temperatures == (1.0,)
@@ -114,22 +114,22 @@ def test_the_manifest_tells_what_was_merged(cache_dir, other_cache_dir, merged_d
         ]
     }
     assert merged.flags["segments"] == a.flags["segments"] == "pair"
-    # The teachers differ, so neither is a flag of the merged cache.
+    # The teachers differ, so that the merged cache has no flag of a teacher.
     assert "teacher" in a.flags and "teacher" not in merged.flags
-    request = json.loads((merged_dir / "request.json").read_text())
-    assert request["merged"] == [
+    run_config = json.loads((merged_dir / "request.json").read_text())
+    assert run_config["merged"] == [
         {"manifest": a.sha256(), "weight": 0.75},
         {"manifest": b.sha256(), "weight": 0.25},
     ]
     assert str(cache_dir.parent) not in (merged_dir / "request.json").read_text()
     assert (merged_dir / "vocab.txt").read_bytes() == (cache_dir / "vocab.txt").read_bytes()
-    # No teacher gave these targets, so that none is judged by them.
+    # The merged targets are no teacher's own, so that there is no judgement of a teacher.
     assert a.label_sums() is not None and merged.label_sums() is None
     assert STATISTICS_KEY in a.statistics and STATISTICS_KEY not in merged.statistics
     manifests.verify(merged_dir, merged, full=True)
 
 
-def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
+def test_a_student_learns_from_a_merged_cache(merged_dir, teacher_dir, tmp_path) -> None:
     config = DistillConfig(
         output_dir=str(tmp_path / "student"),
         student=StudentConfig(init_from=teacher_dir, student_layers=2),
@@ -146,7 +146,7 @@ def test_a_student_learns_from_it(merged_dir, teacher_dir, tmp_path) -> None:
     report = training.distill(config)
     start = dataclasses.replace(config, num_train_steps=1, output_dir=str(tmp_path / "start"))
     assert report["loss"] < training.distill(start)["loss"]
-    # Three quarters of the average are this teacher's.
+    # This teacher has a weight of 0.75.
     assert 0.5 < before["teacher_agreement"] < 1.0
     with pytest.raises(InputError, match="tail mass"):
         training.distill(dataclasses.replace(config, temperature=2.0, output_dir=f"{tmp_path}/x"))
@@ -159,7 +159,7 @@ def test_measured_caches_can_be_merged(cache_dir, examples_dir, teacher_dir, tmp
     assert all(shard.measured["num_ids"] > 0 for shard in made.shards)
 
 
-def test_order_and_scale_of_weights_do_not_matter(
+def test_order_of_caches_and_scale_of_weights_do_not_matter(
     cache_dir, other_cache_dir, merged_dir, tmp_path
 ) -> None:
     swapped = MergeConfig((str(other_cache_dir), str(cache_dir)), str(tmp_path), (0.5, 1.5))
@@ -167,11 +167,11 @@ def test_order_and_scale_of_weights_do_not_matter(
     assert (tmp_path / EVAL).read_bytes() == (merged_dir / EVAL).read_bytes()
 
 
-def test_each_cache_has_its_own_codec_and_only_known_features_are_kept(
+def test_each_cache_is_decoded_by_its_codec_and_unknown_features_are_dropped(
     cache_dir, other_cache_dir, merged_dir, tmp_path, monkeypatch
 ) -> None:
     class Negated(float16.Float16Codec):
-        """Logits with the other sign."""
+        """A codec that stores negated logits."""
 
         def decode(self, features, num_positions):
             ids, logits = super().decode(features, num_positions)
@@ -192,43 +192,43 @@ def test_each_cache_has_its_own_codec_and_only_known_features_are_kept(
     assert set(read_shard(tmp_path / "merged", EVAL)[0]) == names
 
 
-def test_what_is_lost_is_made_again_with_the_sameread_folder(
+def test_resuming_a_merge_makes_only_the_missing_shard(
     cache_dir, other_cache_dir, merged_dir, tmp_path, monkeypatch
 ) -> None:
     folder = tmp_path / "merged"
     shutil.copytree(merged_dir, folder)
     config = MergeConfig((str(cache_dir), str(other_cache_dir)), str(folder), (3.0, 1.0))
-    for path in ("manifest.json", LOST, f".{LOST}.json"):
+    for path in ("manifest.json", MISSING, f".{MISSING}.json"):
         (folder / path).unlink()
-    made = []
+    written = []
     write_shard = serialization.write_shard
 
-    def noted(directory, file, serialized, measured):
-        made.append(file)
+    def write_and_note(directory, file, serialized, measured):
+        written.append(file)
         return write_shard(directory, file, serialized, measured)
 
-    monkeypatch.setattr(tool.serialization, "write_shard", noted)
+    monkeypatch.setattr(tool.serialization, "write_shard", write_and_note)
     merge_caches(config)
-    assert made == [LOST]
+    assert written == [MISSING]
     assert read_folder(folder) == read_folder(merged_dir)
-    # What is complete is only looked at.
+    # A complete cache is not written again.
     assert merge_caches(config) == manifests.load(merged_dir)
-    assert made == [LOST]
+    assert written == [MISSING]
 
 
-def test_the_program_prints_each_teachers_share(
+def test_command_prints_each_teachers_weight(
     cache_dir, other_cache_dir, merged_dir, tmp_path, capsys
 ) -> None:
     first, second = (
         manifests.load(folder).teacher_info.teacher["sha256"]
         for folder in (cache_dir, other_cache_dir)
     )
-    # The third is a merged one, whose teachers have shares of its share.
+    # The third cache is a merged one, whose weight is divided between its teachers.
     inputs = f"--input_dirs={cache_dir},{other_cache_dir},{merged_dir}"
     flags = [inputs, "--weights=1,1,2", "--truncation_factor=4", f"--output_dir={tmp_path}/merged"]
     assert tool.main(["merge_caches", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("kept       top 4 of ")
+    assert lines[2].startswith("stored     top 4 of ")
     assert lines[3].endswith("topk_ids 8, topk_logits 8, log_tail_masses 4, label_log_probs 2")
     assert lines[4:] == [
         f"teacher    SHA-256 {first}, weight 0.25",

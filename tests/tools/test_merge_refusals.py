@@ -1,4 +1,4 @@
-"""What cannot be merged is refused in one line, and nothing is begun."""
+"""Caches that cannot be merged are refused in one line, before any shard is written."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tools import merge_caches as tool
 from tools.merge_caches import MergeConfig, merge_caches
 
 Change = Callable[[list[Features]], list[Features]]
-LOST = "train-00001-of-00003.tfrecord"
+SHARD = "train-00001-of-00003.tfrecord"
 EVAL = "eval-00000-of-00001.tfrecord"
 
 
@@ -36,7 +36,7 @@ EVAL = "eval-00000-of-00001.tfrecord"
         ({"logit_encoding": "text"}, "logit_encoding"),
     ],
 )
-def test_mistaken_flags_are_named(
+def test_error_about_an_invalid_flag_names_it(
     cache_dir, other_cache_dir, tmp_path, capsys, changes: dict[str, str], flag: str
 ) -> None:
     settings = {
@@ -51,7 +51,7 @@ def test_mistaken_flags_are_named(
 
 
 def _refuse(tmp_path: Location, *caches: object) -> InputError:
-    """Returns the error of a merge, which has made no shard."""
+    """Returns the error of a merge; checks that no shard was written."""
     with pytest.raises(InputError) as refused:
         merge_caches(MergeConfig(tuple(map(str, caches)), str(tmp_path / "merged")))
     assert not list((tmp_path / "merged").glob("*.tfrecord"))
@@ -66,10 +66,10 @@ def _first_row(change: Callable[[Features], Features]) -> Change:
     return lambda rows: [change(rows[0]), *rows[1:]]
 
 
-def _changed(name: str, place: int, value: int) -> Change:
+def _changed(name: str, index: int, value: int) -> Change:
     def change(rows: list[Features]) -> list[Features]:
         array = np.frombuffer(rows[4][name], "<u2").copy()
-        array[place] = value
+        array[index] = value
         return [*rows[:4], {**rows[4], name: array.tobytes()}, *rows[5:]]
 
     return change
@@ -83,7 +83,7 @@ def _with_short(name: str) -> Change:
     return _first_row(lambda row: {**row, name: row[name][:-4]})
 
 
-def _of_nan(row: Features) -> Features:
+def _with_nan_tails(row: Features) -> Features:
     tails = np.full(len(row[records.LOG_TAIL_MASSES]) // 4, np.nan, "<f4")
     return {**row, records.LOG_TAIL_MASSES: tails.tobytes()}
 
@@ -98,7 +98,7 @@ def _of_nan(row: Features) -> Features:
         ({"parent": {"sha256": "0"}}, r"\(parent\): {.*} and {'sha256': '0'}"),
     ],
 )
-def test_manifests_that_differ_are_refused(
+def test_caches_with_different_manifests_are_refused(
     cache_dir, other_cache_dir, tmp_path, changes: dict[str, Any], difference: str
 ) -> None:
     other = copy_cache(other_cache_dir, tmp_path / "other", **changes)
@@ -119,14 +119,14 @@ def test_another_vocabulary_of_the_same_size_is_refused(
 
 def test_fewer_shards_and_other_counts_are_refused(cache_dir, other_cache_dir, tmp_path) -> None:
     splits = json.loads((other_cache_dir / "manifest.json").read_text())["splits"]
-    fewer = {**splits, "train": [shard for shard in splits["train"] if shard["file"] != LOST]}
-    narrowed = copy_cache(other_cache_dir, tmp_path / "narrowed", splits=fewer)
-    count = next(s["num_examples"] for s in splits["train"] if s["file"] == LOST)
+    fewer = {**splits, "train": [shard for shard in splits["train"] if shard["file"] != SHARD]}
+    smaller = copy_cache(other_cache_dir, tmp_path / "smaller", splits=fewer)
+    count = next(s["num_examples"] for s in splits["train"] if s["file"] == SHARD)
     splits["eval"][0]["num_examples"] += 1
     longer = copy_cache(other_cache_dir, tmp_path / "longer", splits=splits)
     for caches, difference in (
-        ((cache_dir, narrowed), f"number of examples of {LOST}: {count} and None$"),
-        ((narrowed, cache_dir), f"number of examples of {LOST}: None and {count}$"),
+        ((cache_dir, smaller), f"number of examples of {SHARD}: {count} and None$"),
+        ((smaller, cache_dir), f"number of examples of {SHARD}: None and {count}$"),
         ((cache_dir, longer), f"number of examples of {EVAL}: [0-9]+ and [0-9]+$"),
     ):
         assert re.search(difference, _refuse(tmp_path, *caches).received)
@@ -150,21 +150,21 @@ def test_fewer_shards_and_other_counts_are_refused(cache_dir, other_cache_dir, t
             _without(records.SEGMENT_LENGTHS),
             "in segment_lengths of record 0 .*: [0-9a-f]+ and none",
         ),
-        (lambda rows: rows[:-1], "in how many records of .* can be read: [0-9]+ and [0-9]+$"),
+        (lambda rows: rows[:-1], "in the number of readable records of .*: [0-9]+ and [0-9]+$"),
         (_without(records.LABEL_LOG_PROBS), "broken record: 'label_log_probs'"),
         (_with_short(records.LOG_TAIL_MASSES), "broken record: log_tail_masses: expected"),
         (_with_short(records.LABEL_LOG_PROBS), "broken record: label_log_probs: expected"),
-        (_first_row(_of_nan), "received NaN"),
+        (_first_row(_with_nan_tails), "received NaN"),
     ],
 )
-def test_records_that_differ_are_refused(
+def test_caches_with_different_records_are_refused(
     cache_dir, other_cache_dir, tmp_path, change, difference: str
 ) -> None:
     other = rewrite_cache(other_cache_dir, tmp_path / "other", change)
     assert re.search(difference, _refuse(tmp_path, cache_dir, other).received)
 
 
-def test_lists_of_another_length_than_the_manifest_says_are_refused(
+def test_records_with_another_k_than_in_the_manifest_are_refused(
     cache_dir, other_cache_dir, tmp_path
 ) -> None:
     other = copy_cache(other_cache_dir, tmp_path / "other", truncation_factor=11)
@@ -193,16 +193,18 @@ def test_a_manifest_without_its_teachers_is_refused(cache_dir, tmp_path, teacher
     assert _refuse(tmp_path, cache_dir, other).subject.startswith(str(other / "manifest.json"))
 
 
-def test_damage_is_found_before_any_work(cache_dir, other_cache_dir, tmp_path) -> None:
+def test_a_damaged_shard_is_refused_before_anything_is_written(
+    cache_dir, other_cache_dir, tmp_path
+) -> None:
     other = copy_cache(other_cache_dir, tmp_path / "other")
-    content = bytearray((other / LOST).read_bytes())
+    content = bytearray((other / SHARD).read_bytes())
     content[100] ^= 1
-    (other / LOST).write_bytes(bytes(content))
-    assert _refuse(tmp_path, cache_dir, other).subject == str(other / LOST)
+    (other / SHARD).write_bytes(bytes(content))
+    assert _refuse(tmp_path, cache_dir, other).subject == str(other / SHARD)
     assert not (tmp_path / "merged").exists()
 
 
-def test_another_merge_wants_another_directory(cache_dir, other_cache_dir, merged_dir) -> None:
+def test_a_reserved_directory_refuses_another_merge(cache_dir, other_cache_dir, merged_dir) -> None:
     inputs = (str(cache_dir), str(other_cache_dir))
     for folder, weights in ((merged_dir, (1.0, 1.0)), (cache_dir, None)):
         with pytest.raises(InputError) as refused:

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import struct
 import sys
 
 import pytest
@@ -12,6 +11,8 @@ from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs.states import STATE_PACKINGS
+from tests.tools.page_reading import charts, hints, parse, texts
 from tools import plan_cache as tool
 from tools.plan_cache import CacheCost, PlanConfig
 
@@ -28,7 +29,7 @@ def _error(capsys) -> str:
     return line
 
 
-def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_the_command_writes_every_measurement(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     output = tmp_path / "plan.json"
     assert tool.main(_flags(examples_dir, teacher_dir, output=output)) == 0
     plan = json.loads(output.read_text())
@@ -42,7 +43,9 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
     labels = plan["sample"]["labels"]
     assert labels["num_labels"] == plan["sample"]["num_positions"]
     assert labels["label_log_prob"] < labels["unigram_log_prob"] < 0.0
-    names = [(one["logit_encoding"], one["truncation_factor"]) for one in plan["plans"]]
+    names = [
+        (measured["logit_encoding"], measured["truncation_factor"]) for measured in plan["plans"]
+    ]
     topk = [(name, k) for name in CODECS for k in (4, 16)]
     assert names == topk + [("states", manifest.vocab.size)] * 3
     fields = (
@@ -50,14 +53,16 @@ def test_the_command(examples_dir, teacher_dir, tmp_path, capsys) -> None:
         "kl_dense kl_bucket kl_reverse bytes_per_position position_bytes example_bytes "
         "examples_per_second caches"
     )
-    for one in plan["plans"]:
-        assert set(one) == set(fields.split())
-        assert one["position_bytes"] == pytest.approx(sum(one["bytes_per_position"].values()))
-        assert [cost["dupe_factor"] for cost in one["caches"]] == [1, 5, 10]
-        for cost in one["caches"]:
+    for measured in plan["plans"]:
+        assert set(measured) == set(fields.split())
+        assert measured["position_bytes"] == pytest.approx(
+            sum(measured["bytes_per_position"].values())
+        )
+        assert [cost["dupe_factor"] for cost in measured["caches"]] == [1, 5, 10]
+        for cost in measured["caches"]:
             count = plan["num_examples"] * cost["dupe_factor"] / 2
-            assert cost["bytes"] == pytest.approx(count * one["example_bytes"], abs=1)
-            assert cost["hours"] == pytest.approx(count / one["examples_per_second"] / 3600)
+            assert cost["bytes"] == pytest.approx(count * measured["example_bytes"], abs=1)
+            assert cost["hours"] == pytest.approx(count / measured["examples_per_second"] / 3600)
             assert cost["fits"]
     # 4 ids and logits of 2 bytes each, two tails of 4 and the label's 2.
     assert plan["plans"][0]["position_bytes"] == 4 * 4 + 2 * 4 + 2
@@ -76,7 +81,7 @@ def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, v
     plan = tool.plan_cache(
         PlanConfig(str(examples_dir), str(teacher_dir), truncation_factors=factors, **settings)
     )
-    assert [one.truncation_factor for one in plan.sample.plans] == [8, len(vocab)]
+    assert [measured.truncation_factor for measured in plan.sample.plans] == [8, len(vocab)]
 
 
 def test_costs_scale_and_say_what_fits(examples_dir) -> None:
@@ -96,26 +101,38 @@ def test_costs_scale_and_say_what_fits(examples_dir) -> None:
     )
 
 
-def test_the_picture(examples_dir, teacher_dir, tmp_path) -> None:
-    pytest.importorskip("matplotlib")
-    from matplotlib import image
+def test_the_page_charts_every_plan_at_each_temperature(
+    examples_dir, teacher_dir, tmp_path
+) -> None:
+    path, output = tmp_path / "plan.html", tmp_path / "plan.json"
+    sizes = {"truncation_factors": "4,16,1000000", "temperatures": "1,8"}
+    assert tool.main(_flags(examples_dir, teacher_dir, html=path, output=output, **sizes)) == 0
+    page, plans = path.read_text(encoding="utf-8"), json.loads(output.read_text())["plans"]
+    (table,) = parse(page).tables
+    assert len(table) == 1 + len(plans)
+    for row, plan in zip(table[1:], plans, strict=True):
+        cells = [f"{plan['position_bytes']:,.1f}"]
+        for fit in plan["temperatures"].values():
+            cells += [f"{fit['mass_kept']:.1%}", f"{fit['kl']['mean']:.2g}"]
+        assert row[2:] == cells
+    drawn = charts(page)
+    assert [title.partition(":")[0] for title in drawn] == ["T = 1", "T = 8"]
+    for chart in drawn.values():
+        assert {name: len(texts_of_points) for name, texts_of_points in hints(chart).items()} == {
+            **dict.fromkeys(CODECS, 3),
+            "states": len(STATE_PACKINGS),
+        }
+        assert {"4", "16", *(f"{bits} bits" for bits in STATE_PACKINGS)} <= set(texts(chart))
 
-    path = tmp_path / "plan.png"
-    flags = _flags(examples_dir, teacher_dir, picture=path, truncation_factors="4,16,1000000")
-    assert tool.main(flags) == 0
-    assert struct.unpack(">II", path.read_bytes()[16:24]) == (960, 600)
-    pixels = image.imread(path)[..., :3]
-    # A line of each codec's colour: Okabe and Ito's blue and vermilion.
-    for colour in ((0, 114, 178), (213, 94, 0)):
-        near = abs(pixels * 255 - colour).max(axis=-1) < 3
-        assert near.sum() > 100
 
-
-def test_no_matplotlib(examples_dir, teacher_dir, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    path = tmp_path / "plan.png"
-    assert tool.main(_flags(examples_dir, teacher_dir, picture=path)) == 1
-    assert _error(capsys).startswith("error: --picture: must be unset, as matplotlib")
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named_before_the_teacher_runs(
+    examples_dir, teacher_dir, tmp_path, capsys, monkeypatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / "plan.html"
+    assert tool.main(_flags(examples_dir, teacher_dir, html=path)) == 1
+    assert _error(capsys).startswith(f"error: {package}: ")
     assert not path.exists()
 
 
@@ -137,7 +154,7 @@ def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, changes, su
     assert _error(capsys).startswith(f"error: {subject}")
 
 
-@pytest.mark.parametrize("flag", ["output", "picture"])
+@pytest.mark.parametrize("flag", ["output", "html"])
 def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, flag: str) -> None:
     path = tmp_path / "there"
     path.write_text("mine")

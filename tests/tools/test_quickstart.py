@@ -14,6 +14,7 @@ from pipeline.base.errors import InputError
 from pipeline.storage import cache_input
 from pipeline.storage.records import read_examples
 from tests.conftest import make_text
+from tests.tools.page_reading import charts, parse
 from tools import quickstart, quickstart_text
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_the_whole_of_it_on_a_small_corpus(tmp_path, monkeypatch) -> None:
-    """Every step, once killed in the middle; then its table, picture and numbers."""
+    """Every step, once killed in the middle; then its table, page and numbers."""
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n\n".join(make_text(seed=4, num_documents=400)), encoding="utf-8")
     code = (
@@ -117,5 +118,9 @@ def test_the_whole_of_it_on_a_small_corpus(tmp_path, monkeypatch) -> None:
     report = json.loads((tmp_path / "work/report.json").read_text(encoding="utf-8"))
     teacher, distilled, undistilled = report["models"]
     assert teacher["parameters"] > distilled["parameters"] == undistilled["parameters"]
-    assert report["ancestor_bytes"] > report["position_bytes"]
-    assert (tmp_path / "work/report.png").read_bytes().startswith(b"\x89PNG")
+    assert report["list_bytes"] > report["position_bytes"]
+    page = (tmp_path / "work/report.html").read_text(encoding="utf-8")
+    rows = parse(page).tables[0][1:]
+    assert [row[0] for row in rows] == ["teacher", "distilled", "undistilled"]
+    assert rows[1][2] == f"{distilled['accuracy']:.1%}"
+    assert len(charts(page)) == 6

@@ -52,10 +52,10 @@ def test_heads_attend_to_their_neighbours() -> None:
         probabilities = _attention(weights, layer)
         for head in range(4):
             offset = head_offset(layer, head)
-            places = np.arange(8, CONFIG.max_position_embeddings - 8)
-            hits = probabilities[head, places].argmax(-1) == places + offset
+            positions = np.arange(8, CONFIG.max_position_embeddings - 8)
+            hits = probabilities[head, positions].argmax(-1) == positions + offset
             assert hits.mean() > 0.95
-            assert probabilities[head, places, places + offset].mean() > 0.8
+            assert probabilities[head, positions, positions + offset].mean() > 0.8
 
 
 def test_the_bias_is_the_log_frequency() -> None:

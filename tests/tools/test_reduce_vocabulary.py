@@ -1,4 +1,4 @@
-"""Students of a smaller vocabulary: made from a teacher, trained from its whole cache."""
+"""Students with a reduced vocabulary are made from a teacher and trained from its cache."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def _run(**settings: object) -> int:
 
 
 def _fails(capsys, module, **settings: object) -> str:
-    """Runs a command that must fail and returns the one line it prints."""
+    """Runs a command that must fail; returns its only error line."""
     capsys.readouterr()
     assert _main(module, **settings) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -51,25 +51,25 @@ def _tokens(folder: pathlib.Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def flags(cache_dir, teacher_dir) -> dict[str, object]:
-    """Where to take from."""
+    """The flags of the inputs."""
     return {"input_dir": cache_dir, "teacher": teacher_dir}
 
 
 @pytest.fixture(scope="module")
 def student_dir(tmp_path_factory, flags) -> pathlib.Path:
-    """All layers of the teacher, some half of its tokens; read only."""
+    """A student with all layers of the teacher and about half of its tokens; read only."""
     folder = tmp_path_factory.mktemp("reduced") / "student"
     assert _run(**flags, output_dir=folder, coverage=0.8) == 0
     return folder
 
 
-def test_the_logits_are_the_teachers_at_the_kept_tokens(student_dir, teacher_dir, vocab) -> None:
+def test_logits_of_kept_tokens_equal_the_teachers(student_dir, teacher_dir, vocab) -> None:
     tokens = _tokens(student_dir)
-    places = {token: index for index, token in enumerate(vocab)}
-    old_ids = np.array([places[token] for token in tokens])
+    ids_of_tokens = {token: index for index, token in enumerate(vocab)}
+    old_ids = np.array([ids_of_tokens[token] for token in tokens])
     assert 30 < len(tokens) < 0.6 * len(vocab) and (np.diff(old_ids) > 0).all()
-    random = np.random.default_rng(0)
-    ids = random.integers(0, len(tokens), (3, 20))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, len(tokens), (3, 20))
     batch = {
         INPUT_MASK: np.ones((3, 20), "int32"),
         SEGMENT_IDS: np.zeros((3, 20), "int32"),
@@ -85,11 +85,11 @@ def test_the_logits_are_the_teachers_at_the_kept_tokens(student_dir, teacher_dir
     np.testing.assert_allclose(small, large[..., old_ids], atol=1e-6)
 
 
-def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("##z\nmodel\n", encoding="utf-8")
+def test_command_writes_the_student_and_prints_its_sizes(flags, tmp_path, capsys, vocab) -> None:
+    listed = tmp_path / "listed.txt"
+    listed.write_text("##z\nmodel\n", encoding="utf-8")
     folder = tmp_path / "student"
-    assert _run(**flags, output_dir=folder, vocab_size=40, keep_tokens=wanted, layer_map="0,2") == 0
+    assert _run(**flags, output_dir=folder, vocab_size=40, keep_tokens=listed, layer_map="0,2") == 0
     names = {"config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"}
     assert {path.name for path in folder.iterdir()} == names
     tokens = _tokens(folder)
@@ -97,8 +97,9 @@ def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
     config = EncoderConfig.from_json(folder / "config.json")
     assert (config.vocab_size, config.num_hidden_layers) == (40, 2)
     teacher = EncoderConfig.from_json(Location.parse(flags["teacher"]) / "config.json")
-    # Of D = 32 and two layers: embeddings 40 and 64 + 2 rows and a norm; a layer's four
-    # and two dense maps and two norms; the head's dense map, norm and 40 biases.
+    # D = 32. The embeddings have 40 + 64 + 2 rows and a norm. A layer has four projections of
+    # the attention, two of the feed-forward block, and two norms. The head has a projection, a
+    # norm and 40 biases.
     layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 64
     count = (40 + 64 + 2) * 32 + 64 + 2 * layer + (32 * 32 + 32 + 64 + 40)
     assert reduce_vocabulary.count_parameters(config) == count
@@ -115,35 +116,37 @@ def test_what_it_writes_and_prints(flags, tmp_path, capsys, vocab) -> None:
 
 @pytest.fixture(scope="module")
 def cut_student_dir(tmp_path_factory, flags, vocab) -> pathlib.Path:
-    """A student without the words of more than one letter, but with all letters; read only."""
-    wanted = tmp_path_factory.mktemp("wanted") / "wanted.txt"
+    """A student with all letters, and hardly any longer tokens; read only."""
+    listed = tmp_path_factory.mktemp("listed") / "listed.txt"
     letters = [token for token in vocab if len(token.removeprefix("##")) == 1]
-    wanted.write_text("\n".join(letters) + "\n", encoding="utf-8")
+    listed.write_text("\n".join(letters) + "\n", encoding="utf-8")
     folder = tmp_path_factory.mktemp("cut") / "student"
     size = len(letters) + 6
-    assert _run(**flags, output_dir=folder, vocab_size=size, keep_tokens=wanted) == 0
+    assert _run(**flags, output_dir=folder, vocab_size=size, keep_tokens=listed) == 0
     return folder
 
 
-def test_lost_words_are_cut_as_the_students_tokenizer_cuts_them(
+def test_missing_words_are_split_as_by_the_students_tokenizer(
     cut_student_dir, cache_dir, vocab
 ) -> None:
     cache = cache_input.open_cache(cache_dir, None)
     files = loading.tokenizer_files(cut_student_dir)
     subset = cache_tokenizer.find_subset(cache, len(_tokens(cut_student_dir)), files)
-    own = loading.load_tokenizer(cut_student_dir / "vocab.txt", do_lower_case=None)
-    lost = [index for index, new in enumerate(subset.table) if new < 0]
-    words = [index for index in lost if not vocab[index].startswith("##")]
+    tokenizer = loading.load_tokenizer(cut_student_dir / "vocab.txt", do_lower_case=None)
+    missing = [index for index, new in enumerate(subset.table) if new < 0]
+    words = [index for index in missing if not vocab[index].startswith("##")]
     assert len(words) > 3
     for index in words:
         pieces = [piece for piece in subset.pieces[index].tolist() if piece >= 0]
-        assert pieces == own.tokenize(vocab[index]).ids.tolist() and len(pieces) > 1
+        assert pieces == tokenizer.tokenize(vocab[index]).ids.tolist() and len(pieces) > 1
 
 
-def test_it_tells_how_lost_tokens_are_read(flags, cut_student_dir, tmp_path, capsys, vocab) -> None:
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("\n".join(_tokens(cut_student_dir)[5:]) + "\n", encoding="utf-8")
-    settings = {"keep_tokens": wanted, "min_count": 10**6}
+def test_printed_shares_of_covered_split_and_unknown_tokens_add_up(
+    flags, cut_student_dir, tmp_path, capsys, vocab
+) -> None:
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join(_tokens(cut_student_dir)[5:]) + "\n", encoding="utf-8")
+    settings = {"keep_tokens": listed, "min_count": 10**6}
     assert _run(**flags, output_dir=tmp_path / "student", **settings) == 0
     printed = capsys.readouterr().out.splitlines()
     covered = float(printed[6].split()[1].rstrip("%"))
@@ -153,27 +156,28 @@ def test_it_tells_how_lost_tokens_are_read(flags, cut_student_dir, tmp_path, cap
     assert float(printed[8].split()[2]) > 1.0
 
 
-def test_a_student_of_cut_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
-    places = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
+def test_a_student_that_splits_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
+    inputs = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
     sizes = {"num_train_steps": 20, "train_batch_size": 8, "learning_rate": 3e-3, "log_steps": 5}
-    assert _main(run_distill, losses="kl_divergence=1,masked_lm=1", **places, **sizes) == 0
-    assert "others are cut into these, the rest are [UNK], their mass" in capsys.readouterr().err
+    assert _main(run_distill, losses="kl_divergence=1,masked_lm=1", **inputs, **sizes) == 0
+    line = "others are split into these, the rest become [UNK], their mass"
+    assert line in capsys.readouterr().err
     text = (tmp_path / "made" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0]
 
 
-def test_coverage_is_what_it_says(student_dir, flags, tmp_path, capsys) -> None:
+def test_coverage_keeps_the_most_frequent_tokens(student_dir, flags, tmp_path, capsys) -> None:
     assert _run(**flags, output_dir=tmp_path / "more", vocab_size=len(_tokens(student_dir))) == 0
     share = float(capsys.readouterr().out.split("covered: ")[1].split("%")[0])
     assert 80.0 <= share < 83.0
-    # As many as stand for four fifths are the most frequent ones.
+    # A limit by size keeps the same tokens as the limit by coverage.
     assert _tokens(tmp_path / "more") == _tokens(student_dir)
 
 
 def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path) -> None:
-    """By the commands alone, in a process that cannot import transformers."""
+    """The command runs in a process that cannot import transformers."""
     folder = tmp_path / "trained"
     flags = [f"--input_dir={cache_dir}", f"--student={student_dir}", f"--output_dir={folder}"]
     flags += ["--num_train_steps=60", "--train_batch_size=8", "--log_steps=10"]
@@ -197,22 +201,22 @@ def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path)
     for name in ("vocab.txt", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == (student_dir / name).read_bytes()
     assert EncoderConfig.from_json(folder / "config.json").vocab_size == size
-    request = json.loads((folder / "request.json").read_text())
+    run_config = json.loads((folder / "request.json").read_text())
     sha256 = loading.read_vocab_info(student_dir / "vocab.txt").sha256
-    assert request["vocab"] == sha256
+    assert run_config["vocab"] == sha256
 
 
 def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tmp_path) -> None:
-    """With every token of the eval inputs: over the kept top-k it is the cached teacher."""
+    """It has all tokens of the eval inputs, so that only the top-k loses tokens."""
     shard = manifests.load(cache_dir).splits["eval"][0]
     examples = map(serialization.decode_example, serialization.read_records(cache_dir / shard.file))
     used = np.unique(np.concatenate([np.frombuffer(e[INPUT_IDS], "<u2") for e in examples]))
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("\n".join(vocab[index] for index in used) + "\n", encoding="utf-8")
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join(vocab[index] for index in used) + "\n", encoding="utf-8")
     student = tmp_path / "student"
-    settings = {"keep_tokens": wanted, "min_count": 10**6, "output_dir": student}
+    settings = {"keep_tokens": listed, "min_count": 10**6, "output_dir": student}
     assert _run(**flags, **settings) == 0
-    # One of the text's besides, and no others.
+    # Besides the listed tokens, the student has the padding and one token of the text.
     assert len(used) <= len(_tokens(student)) <= len(used) + 2 < len(vocab) - 20
     report = training.distill(
         DistillConfig(
@@ -229,17 +233,19 @@ def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tm
     assert report["masked_lm_accuracy"] == pytest.approx(report["teacher_accuracy"], abs=0.01)
 
 
-def test_masked_examples_are_read_in_part_too(student_dir, examples_dir, tmp_path, capsys) -> None:
-    places = {"input_dir": examples_dir, "init_from": student_dir, "output_dir": tmp_path / "made"}
+def test_a_reduced_student_trains_on_masked_examples(
+    student_dir, examples_dir, tmp_path, capsys
+) -> None:
+    inputs = {"input_dir": examples_dir, "init_from": student_dir, "output_dir": tmp_path / "made"}
     sizes = {"num_train_steps": 2, "train_batch_size": 4, "max_eval_steps": 1, "student_layers": 1}
-    assert _main(run_distill, losses="masked_lm=1", **places, **sizes) == 0
+    assert _main(run_distill, losses="masked_lm=1", **inputs, **sizes) == 0
     assert "tokens; others are read as [UNK]\n" in capsys.readouterr().err
 
 
-def test_another_vocabulary_of_the_same_run_is_another_request(
+def test_another_vocabulary_is_another_run_configuration(
     student_dir, cache_dir, tmp_path, capsys
 ) -> None:
-    """Two students of the same weights whose tokens are called otherwise."""
+    """Two students have the same weights, but their tokens are in another order."""
     other = tmp_path / "other"
     other.mkdir()
     for path in student_dir.iterdir():
@@ -252,36 +258,42 @@ def test_another_vocabulary_of_the_same_run_is_another_request(
     assert "vocab is '" in _fails(capsys, run_distill, **settings, student=other)
 
 
-def test_students_that_are_no_part_of_the_cache(student_dir, cache_dir, tmp_path, capsys) -> None:
+def test_students_with_tokens_outside_the_cache_are_refused(
+    student_dir, cache_dir, tmp_path, capsys
+) -> None:
     def message(tokens: list[str]) -> str:
         folder = tmp_path / f"student{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         for name in ("config.json", "model.safetensors"):
             (folder / name).write_bytes((student_dir / name).read_bytes())
         (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-        found = _fails(
+        error = _fails(
             capsys, run_distill, input_dir=cache_dir, student=folder, output_dir=tmp_path / "no"
         )
-        return found.replace(f"{folder}/", "").replace(str(cache_dir), "CACHE")
+        return error.replace(f"{folder}/", "").replace(str(cache_dir), "CACHE")
 
     tokens, large = _tokens(student_dir), _tokens(cache_dir)
     assert f"'жук' (id {len(tokens) - 1})" in message([*tokens[:-1], "жук"])
     spare = next(token for token in large if token not in tokens)
     assert "'[MASK]' (mask)" in message([*tokens[:4], spare, *tokens[5:]])
-    # More tokens than the model has rows; fewer leave the last rows unused.
+    # The model has fewer rows than tokens. More rows than tokens would be unused rows.
     assert f"a vocabulary of {len(large)} tokens, as in CACHE" in message([*tokens, spare])
     assert not (tmp_path / "no").exists()
 
 
-def test_other_stages_want_the_whole_vocabulary(student_dir, examples_dir, tmp_path, capsys):
+def test_capture_refuses_a_teacher_with_a_reduced_vocabulary(
+    student_dir, examples_dir, tmp_path, capsys
+):
     from pipeline import create_teacher_output_data
 
     settings = {"teacher": student_dir, "output_dir": tmp_path / "cache"}
-    found = _fails(capsys, create_teacher_output_data, input_dir=examples_dir, **settings)
-    assert found.startswith("--teacher: must be a vocabulary of ")
+    error = _fails(capsys, create_teacher_output_data, input_dir=examples_dir, **settings)
+    assert error.startswith("--teacher: must be a vocabulary of ")
 
 
-def test_mistakes(flags, tmp_path, capsys, student_dir, vocab, vocab_file) -> None:
+def test_errors_about_invalid_settings_name_the_flag(
+    flags, tmp_path, capsys, student_dir, vocab, vocab_file
+) -> None:
     untied = save_tiny_bert(tmp_path / "untied", vocab_file, seed=3, tie_word_embeddings=False)
 
     def message(**changes: object) -> str:
@@ -306,15 +318,14 @@ def test_mistakes(flags, tmp_path, capsys, student_dir, vocab, vocab_file) -> No
 
 
 @pytest.fixture
-def world(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pathlib.Path, ...]]:
-    """Makes masked examples and a teacher of another tokenizer."""
+def make_inputs(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pathlib.Path, ...]]:
+    """A function that makes masked examples and a teacher with another tokenizer."""
 
     def make(vocab_file: pathlib.Path) -> tuple[pathlib.Path, ...]:
-        examples, places = tmp_path / "examples", {"vocab_file": str(vocab_file)}
-        settings = {"segments": "single", "dupe_factor": 1, "do_lower_case": None, **places}
-        create_masked_examples(
-            dataclasses.replace(examples_config, output_dir=str(examples), **settings)
-        )
+        examples = tmp_path / "examples"
+        settings = {"segments": "single", "dupe_factor": 1, "do_lower_case": None}
+        settings |= {"output_dir": str(examples), "vocab_file": str(vocab_file)}
+        create_masked_examples(dataclasses.replace(examples_config, **settings))
         names = tmp_path / "names.txt"
         names.write_text("\n".join(loading.read_vocab(vocab_file)) + "\n", encoding="utf-8")
         teacher = save_tiny_bert(tmp_path / "teacher", names, seed=3)
@@ -325,8 +336,8 @@ def world(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pathlib.P
     return make
 
 
-def test_a_sentencepiece_student(world, spiece_file, tmp_path) -> None:
-    examples, teacher = world(spiece_file)
+def test_a_sentencepiece_student_is_reduced_and_trained(make_inputs, spiece_file, tmp_path) -> None:
+    examples, teacher = make_inputs(spiece_file)
     student = tmp_path / "student"
     assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
@@ -348,19 +359,19 @@ def test_a_sentencepiece_student(world, spiece_file, tmp_path) -> None:
         assert (trained / name).read_bytes() == (student / name).read_bytes(), name
 
 
-def test_a_tokenizer_json_cannot_be_reduced(world, bpe_file, tmp_path, capsys) -> None:
-    examples, teacher = world(bpe_file)
+def test_a_tokenizer_json_cannot_be_reduced(make_inputs, bpe_file, tmp_path, capsys) -> None:
+    examples, teacher = make_inputs(bpe_file)
     output_dir = tmp_path / "student"
     settings = {"teacher": teacher, "output_dir": output_dir, "vocab_size": 100}
-    found = _fails(capsys, reduce_vocabulary, input_dir=examples, **settings)
-    assert found.startswith("--input_dir: ") and found.endswith("got a tokenizer.json")
+    error = _fails(capsys, reduce_vocabulary, input_dir=examples, **settings)
+    assert error.startswith("--input_dir: ") and error.endswith("got a tokenizer.json")
     assert not output_dir.exists()
 
 
-def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(
-    world, tmp_path, bpe_file
+def test_missing_tokens_of_a_byte_level_vocabulary_become_padding(
+    make_inputs, tmp_path, bpe_file
 ) -> None:
-    """One that was made elsewhere: without <unk>, and without the last hundred tokens."""
+    """The vocabulary was reduced elsewhere and has neither <unk> nor the last hundred tokens."""
     content = json.loads(bpe_file.read_text(encoding="utf-8"))
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<unk>"]
     vocab = content["model"]["vocab"]
@@ -371,35 +382,37 @@ def test_a_part_of_a_byte_level_vocabulary_reads_others_as_padding(
         token["id"] = names.index(token["content"])
     whole = tmp_path / "tokenizer.json"
     whole.write_text(json.dumps(content), encoding="utf-8")
-    examples, _ = world(whole)
+    examples, _ = make_inputs(whole)
     content["model"]["vocab"] = {token: index for index, token in enumerate(names[:-100])}
-    kept = set(names[:-100])
+    remaining = set(names[:-100])
     content["model"]["merges"] = [
-        merge for merge in content["model"]["merges"] if {*merge, "".join(merge)} <= kept
+        merge for merge in content["model"]["merges"] if {*merge, "".join(merge)} <= remaining
     ]
     part = tmp_path / "part" / "tokenizer.json"
     part.parent.mkdir()
     part.write_text(json.dumps(content), encoding="utf-8")
     cache = cache_input.open_cache(examples, None)
-    subset = cache_tokenizer.find_subset(cache, len(kept), (part,))
+    subset = cache_tokenizer.find_subset(cache, len(remaining), (part,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
-    assert subset.table.tolist() == [*range(len(kept)), *[-1] * 100]
+    assert subset.table.tolist() == [*range(len(remaining)), *[-1] * 100]
     assert subset.describe(cache.manifest) == (
-        f"vocabulary: {len(kept)} of the cache's {len(names)} tokens; others are read as <pad>"
+        f"vocabulary: {len(remaining)} of the cache's {len(names)} tokens; others are read as <pad>"
     )
 
 
 @pytest.mark.peers
-def test_transformers_reads_a_reduced_student(world, student_dir, spiece_file, tmp_path) -> None:
+def test_transformers_reads_a_reduced_student(
+    make_inputs, student_dir, spiece_file, tmp_path
+) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    examples, teacher = world(spiece_file)
+    examples, teacher = make_inputs(spiece_file)
     pieces = tmp_path / "student"
     assert _run(input_dir=examples, teacher=teacher, output_dir=pieces, coverage=0.9) == 0
     for folder in (student_dir, pieces):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
-        path = cache_tokenizer._own_files_first(loading.tokenizer_files(folder))[0]
+        path = cache_tokenizer._json_files_last(loading.tokenizer_files(folder))[0]
         ours = loading.load_tokenizer(path, do_lower_case=None)
         assert model.config.vocab_size == len(theirs) == len(ours.vocab)
         assert model.config.pad_token_id == theirs.pad_token_id
@@ -411,9 +424,8 @@ def test_transformers_reads_a_reduced_student(world, student_dir, spiece_file, t
             assert torch.isfinite(model(**batch).logits).all()
 
 
-def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_file) -> None:
-    """Its padding is token 7 and becomes 5; the logits stay."""
-
+def test_reducing_a_roberta_moves_its_positions_with_the_padding(tmp_path, vocab_file) -> None:
+    """The padding's id moves from 7 to 5, and the logits do not change."""
     folder = save_tiny_bert(
         tmp_path / "roberta",
         vocab_file,
@@ -424,8 +436,8 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     )
     source = model_directory.find_model(folder)
     weights = source.read_weights()
-    kept = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
-    config, reduced = vocab_reduction.reduce_weights(weights, source.config, kept)
+    kept_ids = np.array([0, 1, 2, 3, 4, 7, 9, 20, 31])
+    config, reduced = vocab_reduction.reduce_weights(weights, source.config, kept_ids)
     assert config == dataclasses.replace(
         source.config, vocab_size=9, pad_token_id=5, max_position_embeddings=62
     )
@@ -434,8 +446,8 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
     model_directory.save_hf_weights(tmp_path / "small", config, reduced)
     ids = np.array([[2, 8, 7, 6, 3]])
     outputs = []
-    for place, tokens in ((folder, kept[ids]), (tmp_path / "small", ids)):
-        model = model_directory.load_masked_lm(model_directory.find_model(place))
+    for path, tokens in ((folder, kept_ids[ids]), (tmp_path / "small", ids)):
+        model = model_directory.load_masked_lm(model_directory.find_model(path))
         batch = {
             INPUT_IDS: tokens.astype("int32"),
             INPUT_MASK: np.ones((1, 5), "int32"),
@@ -443,7 +455,7 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
             MASKED_LM_POSITIONS: np.arange(5, dtype="int32")[None],
         }
         outputs.append(np.asarray(model(batch)))
-    np.testing.assert_allclose(outputs[1], outputs[0][..., kept], atol=1e-6)
+    np.testing.assert_allclose(outputs[1], outputs[0][..., kept_ids], atol=1e-6)
     with pytest.raises(ValueError, match="expected the padding's id 7 among them"):
         vocab_reduction.reduce_weights(weights, source.config, np.array([0, 1, 8]))
 
@@ -452,14 +464,14 @@ def test_a_roberta_keeps_its_positions_where_the_padding_moves(tmp_path, vocab_f
 def test_a_student_without_settings_gets_the_caches_casing(
     examples_config, vocab_file, tmp_path, is_fast: bool
 ) -> None:
-    """Of a cache that was made with a tokenizer.json, a vocab.txt keeps its own."""
-    examples, given = tmp_path / "examples", tmp_path / "given"
-    given.mkdir()
+    """If the cache was made with a tokenizer.json, the student keeps its own settings."""
+    examples, source = tmp_path / "examples", tmp_path / "source"
+    source.mkdir()
     tokens = list(dict.fromkeys(vocab_file.read_text(encoding="utf-8").splitlines()))
-    (given / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    (source / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
     settings = {"do_lower_case": False, "strip_accents": True, "do_basic_tokenize": not is_fast}
-    (given / "tokenizer_config.json").write_text(json.dumps(settings))
-    changes = {"output_dir": str(examples), "vocab_file": given}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    changes = {"output_dir": str(examples), "vocab_file": source}
     create_masked_examples(dataclasses.replace(examples_config, **changes))
     path = tmp_path / "student" / "vocab.txt"
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Tools on caches of head states: checked, repaired, compared, planned, merged and shown."""
+"""Tests of the tools with caches of head states."""
 
 import json
 import pathlib
@@ -42,20 +42,22 @@ def _verify(folder: pathlib.Path, capsys, *flags: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("bits", STATE_PACKINGS)
-def test_all_is_well(bits, examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_valid_caches_of_head_states_pass_verification(
+    bits, examples_dir, teacher_dir, tmp_path, capsys
+) -> None:
     changes = {"state_bits": bits, "cache_hidden_states": "1"}
     cache = make_cache(
         tmp_path / "cache", examples_dir, teacher_dir, logit_encoding="states", **changes
     )
     status, lines = _verify(cache, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
     assert status == 0, lines
-    checked = "masks, head states, labels and hidden states as they must be"
+    checked = "masks, head states, labels and hidden states are valid"
     assert any(line.endswith(checked) for line in lines)
     assert any(line.startswith("sample ") and "KL " in line for line in lines)
 
 
 def _changed(name: str, change) -> Features:
-    """Returns a change of a feature's first number in the third record of a shard."""
+    """Returns a function that changes a feature's first number in the third record."""
 
     def alter(rows: list[Features]) -> list[Features]:
         content = bytearray(rows[2][name])
@@ -72,34 +74,36 @@ def _changed(name: str, change) -> Features:
         (records.HEAD_SCALES, np.inf, records.HEAD_STATES),
         (records.HEAD_SCALES, np.nan, records.HEAD_STATES),
         (records.HEAD_SCALES, -1.0, records.HEAD_SCALES),
-        # As if another state were there.
+        # This scale gives a finite state that does not fit the label's log-probability.
         (records.HEAD_SCALES, 900.0, records.LABEL_LOG_PROBS),
         (records.LABEL_LOG_PROBS, 0.5, records.LABEL_LOG_PROBS),
         (records.LABEL_LOG_PROBS, -0.001, records.LABEL_LOG_PROBS),
         (records.LABEL_LOG_PROBS, np.nan, records.LABEL_LOG_PROBS),
     ],
 )
-def test_records_that_cannot_be(states_cache_dir, tmp_path, name, value, named) -> None:
+def test_records_with_invalid_states_are_reported(
+    states_cache_dir, tmp_path, name, value, named
+) -> None:
     alter = _changed(name, lambda old: np.array([value], "<f2").tobytes())
     folder = rewrite_cache(states_cache_dir, tmp_path / "cache", alter)
     loaded = manifests.load(folder)
-    found = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
-    assert any(f"record 2: {named}: " in text for text in found.problems[TRAIN]), found.problems
+    report = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
+    assert any(f"record 2: {named}: " in text for text in report.problems[TRAIN]), report.problems
 
 
-def test_records_of_a_wrong_length(states_cache_dir, tmp_path) -> None:
+def test_states_of_a_wrong_length_are_reported(states_cache_dir, tmp_path) -> None:
     def alter(rows: list[Features]) -> list[Features]:
         rows[1][records.HEAD_STATES] += b"\0"
         return rows
 
     folder = rewrite_cache(states_cache_dir, tmp_path / "cache", alter)
     loaded = manifests.load(folder)
-    found = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
-    assert any(f"record 1: {records.HEAD_STATES}: " in one for one in found.problems[TRAIN])
+    report = directory_checks.check_directory(folder, loaded, None, on_records=lambda count: None)
+    assert any(f"record 1: {records.HEAD_STATES}: " in text for text in report.problems[TRAIN])
 
 
 @pytest.mark.parametrize("damage", ["alter", "cut", "remove"])
-def test_a_broken_table_is_found_and_made_again(
+def test_a_broken_output_table_is_reported_and_repaired(
     folder, states_cache_dir, examples_dir, teacher_dir, capsys, damage
 ) -> None:
     path = folder / OUTPUT_TABLE_FILE
@@ -113,11 +117,13 @@ def test_a_broken_table_is_found_and_made_again(
     flags = f"--repair --teacher={teacher_dir} --examples={examples_dir} --sample_examples=4"
     status, lines = _verify(folder, capsys, *flags.split())
     assert status == 0, lines
-    made = {name: one for name, one in read_folder(folder).items() if ".broken" not in name}
-    assert made == read_folder(states_cache_dir)
+    repaired = {
+        name: content for name, content in read_folder(folder).items() if ".broken" not in name
+    }
+    assert repaired == read_folder(states_cache_dir)
 
 
-def test_a_broken_shard_is_made_again(
+def test_a_broken_shard_of_head_states_is_repaired(
     folder, states_cache_dir, examples_dir, teacher_dir, capsys
 ) -> None:
     path = folder / TRAIN
@@ -128,7 +134,7 @@ def test_a_broken_shard_is_made_again(
     assert path.read_bytes() == (states_cache_dir / TRAIN).read_bytes()
 
 
-def test_a_sample_of_another_teacher_differs(
+def test_a_sample_differs_from_another_teacher(
     states_cache_dir, examples_dir, other_teacher_dir
 ) -> None:
     from tools.verification import sample_check
@@ -137,11 +143,11 @@ def test_a_sample_of_another_teacher_differs(
     cache = cache_input.open_cache(states_cache_dir, None)
     report = sample_check.check_sample(model, cache, size=8, batch_size=8, compute_dtype="float32")
     assert any(
-        f"{records.HEAD_STATES}: " in text for one in report.problems.values() for text in one
+        f"{records.HEAD_STATES}: " in text for texts in report.problems.values() for text in texts
     )
 
 
-def test_the_report_on_a_cache(states_cache_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_fidelity_report_on_head_states(states_cache_dir, teacher_dir, tmp_path, capsys) -> None:
     config = FidelityConfig(str(states_cache_dir), str(teacher_dir), sample=20)
     report, about = report_fidelity(config)
     assert tuple(map(float, report.kl_divergence)) == cache_report.STATES_TEMPERATURES
@@ -160,7 +166,9 @@ def test_the_report_on_a_cache(states_cache_dir, teacher_dir, tmp_path, capsys) 
     assert read_cache(states_cache_dir, "cache").encoding == "states, 8 bits"
 
 
-def test_plans_are_what_the_cache_then_has(examples_dir, teacher_dir, states_cache_dir) -> None:
+def test_planned_sizes_of_head_states_equal_those_of_the_cache(
+    examples_dir, teacher_dir, states_cache_dir
+) -> None:
     config = TeacherCacheConfig(
         output_dir="", input_dir=examples_dir, teacher=teacher_dir, predict_batch_size=8
     )
@@ -177,11 +185,11 @@ def test_plans_are_what_the_cache_then_has(examples_dir, teacher_dir, states_cac
     by_bits = {plan.state_bits: plan for plan in measured.plans}
     assert list(by_bits) == [*STATE_PACKINGS, None]
     manifest = manifests.load(states_cache_dir)
-    eight = by_bits[8]
-    assert eight.bytes_per_position == manifest.bytes_per_position()
+    plan = by_bits[8]
+    assert plan.bytes_per_position == manifest.bytes_per_position()
     total = sum(shard.bytes for shard in manifest.shards)
-    assert eight.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-6)
-    assert eight.truncation_factor == eight.ids_per_position == manifest.vocab.size
+    assert plan.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-6)
+    assert plan.truncation_factor == plan.ids_per_position == manifest.vocab.size
     for temperature in ("1", "8"):
         fits = {bits: plan.temperatures[temperature] for bits, plan in by_bits.items()}
         assert fits[16].kl.mean < fits[8].kl.mean < fits[4].kl.mean < fits[None].kl.mean
@@ -189,7 +197,9 @@ def test_plans_are_what_the_cache_then_has(examples_dir, teacher_dir, states_cac
     assert by_bits[None].temperatures["8"].mass_kept < by_bits[None].mass_kept
 
 
-def test_the_plan_warns_of_light_lists(examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_plan_warns_about_a_topk_with_little_mass(
+    examples_dir, teacher_dir, tmp_path, capsys
+) -> None:
     path = tmp_path / "plan.json"
     flags = {
         "input_dir": examples_dir,
@@ -202,18 +212,20 @@ def test_the_plan_warns_of_light_lists(examples_dir, teacher_dir, tmp_path, caps
     }
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     assert plan_cache.main(["plan_cache", *arguments]) == 0
-    # Every token holds all of the mass.
-    lines = [line for line in capsys.readouterr().out.splitlines() if line[:8] == "warning:"]
+    # There is no warning about the k of all tokens, which hold all of the mass.
+    output_lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in output_lines if line.startswith("warning:")]
     assert "temperature 100 the top 4 hold" in lines[-1]
     assert all("--logit_encoding=states" in line for line in lines)
-    names = [one.encoding for one in read_plan(path)]
-    assert names == ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    planned = [(entry.encoding, entry.temperature) for entry in read_plan(path)]
+    names = ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    assert planned == [(name, temperature) for name in names for temperature in ("1", "100")]
     with pytest.raises(InputError) as caught:
         plan_cache.PlanConfig(examples_dir, str(teacher_dir), temperatures=(2.0, 8.0))
     assert caught.value.subject == "temperatures"
 
 
-def test_examples_are_shown_with_guesses(states_cache_dir, cache_dir) -> None:
+def test_inspect_cache_shows_predictions_from_head_states(states_cache_dir, cache_dir) -> None:
     lines, page = inspect_cache.inspect_cache(
         InspectConfig(input_dir=states_cache_dir, examples=2, html="x.html")
     )
@@ -221,12 +233,12 @@ def test_examples_are_shown_with_guesses(states_cache_dir, cache_dir) -> None:
     assert "states of 8 bits" in text and "rebuilt from head states" in text
     assert page is not None
     expected, _ = inspect_cache.inspect_cache(InspectConfig(input_dir=cache_dir, examples=2))
-    # Number, label and the label's own probability are the teacher's in both.
-    rows, known = (
-        [words[:3] for words in map(str.split, found) if len(words) > 4 and words[0].isdigit()]
-        for found in (lines, expected)
+    # The number, the label and the label's probability are equal in both caches.
+    rows, expected_rows = (
+        [words[:3] for words in map(str.split, shown) if len(words) > 4 and words[0].isdigit()]
+        for shown in (lines, expected)
     )
-    assert rows == known and len(rows) > 4
+    assert rows == expected_rows and len(rows) > 4
 
 
 def test_head_states_are_merged_to_a_top_k(
@@ -237,25 +249,25 @@ def test_head_states_are_merged_to_a_top_k(
         merge_caches.merge_caches(MergeConfig(pair, str(tmp_path / "none")))
     assert caught.value.subject == "truncation_factor"
     config = MergeConfig(pair, str(tmp_path / "merged"), (3.0, 1.0), truncation_factor=16)
-    made = merge_caches.merge_caches(config)
-    assert made.teacher_info.logit_encoding == "float16" and made.output_table is None
+    merged = merge_caches.merge_caches(config)
+    assert merged.teacher_info.logit_encoding == "float16" and merged.output_table is None
     expected = manifests.load(merged_dir)
     codecs = [
-        cache_input.open_codec(place, one)
-        for place, one in ((config.output_dir, made), (merged_dir, expected))
+        cache_input.open_codec(directory, manifest)
+        for directory, manifest in ((config.output_dir, merged), (merged_dir, expected))
     ]
-    for row, other in zip(read_rows(config.output_dir), read_rows(merged_dir), strict=True):
-        count = len(row[records.MASKED_LM_POSITIONS]) // 2
-        (ids, logits), (known, values) = (
-            codec.decode(one, count) for codec, one in zip(codecs, (row, other), strict=True)
+    for rows in zip(read_rows(config.output_dir), read_rows(merged_dir), strict=True):
+        count = len(rows[0][records.MASKED_LM_POSITIONS]) // 2
+        (ids, logits), (expected_ids, expected_logits) = (
+            codec.decode(row, count) for codec, row in zip(codecs, rows, strict=True)
         )
-        # The first tokens are in both lists whatever the tails hold.
-        same = ids[:, 0] == known[:, 0]
-        assert same.mean() > 0.5
-        np.testing.assert_allclose(logits[same, 0], values[same, 0], atol=1e-6)
+        # The most probable tokens are in the top-k of both caches.
+        is_same = ids[:, 0] == expected_ids[:, 0]
+        assert is_same.mean() > 0.5
+        np.testing.assert_allclose(logits[is_same, 0], expected_logits[is_same, 0], atol=1e-6)
 
 
-def test_the_programming_interface_gives_any_temperature(states_cache_dir, cache_dir) -> None:
+def test_api_gives_probabilities_at_any_temperature(states_cache_dir, cache_dir) -> None:
     cache = api.open_cache(str(states_cache_dir))
     example = next(cache.examples("eval"))
     other = next(api.open_cache(str(cache_dir)).examples("eval"))
@@ -271,7 +283,7 @@ def test_the_programming_interface_gives_any_temperature(states_cache_dir, cache
     assert api.verify(str(states_cache_dir)) == {}
 
 
-def test_the_manifest_is_as_it_was_published(states_cache_dir) -> None:
+def test_loaded_manifest_of_head_states_dumps_to_the_same_bytes(states_cache_dir) -> None:
     value = json.loads((states_cache_dir / "manifest.json").read_text())
     assert value["output_table"]["file"] == OUTPUT_TABLE_FILE
     content = (states_cache_dir / "manifest.json").read_bytes()

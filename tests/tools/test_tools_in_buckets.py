@@ -115,13 +115,13 @@ def test_verification_and_repair(capsys, places, bucket, cache_dir, examples_dir
     examples = upload_folder(examples_dir, bucket / "examples")
     settings = {"repair": True, "teacher": there["teacher"], "examples": examples}
     said = _run(capsys, verify_cache, input_dir=cache, **settings)
-    assert f"{file}: set aside as {file}.broken" in said
+    assert f"{file}: renamed to {file}.broken" in said
     assert f"{file}: made again, the same bytes" in said
     made = read_objects(cache)
     assert len(made.pop(f"{file}.broken")) == len(content)
     assert made.pop(f".{file}.json.broken") == made[f".{file}.json"]
     assert made == read_folder(cache_dir)
-    assert f"all is well: {cache}" in _run(capsys, verify_cache, input_dir=cache)
+    assert f"no problems found: {cache}" in _run(capsys, verify_cache, input_dir=cache)
 
 
 def test_fine_tuning(capsys, places, bucket, tmp_path, sentiment_dir, model_dir) -> None:

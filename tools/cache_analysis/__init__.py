@@ -1,1 +1,1 @@
-"""Engines that analyse, plan and merge teacher caches."""
+"""Analysis, planning and merging of teacher caches."""

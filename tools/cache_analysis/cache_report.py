@@ -1,4 +1,4 @@
-"""How true a finished cache is to a teacher, measured on a sample."""
+"""Comparison of a finished cache with its teacher, on a sample."""
 
 import collections
 import dataclasses
@@ -19,13 +19,13 @@ from pipeline.teacher import capture
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch, StateTargets
 
-# At which a cache of head states, which gives any, is compared.
+# Temperatures at which a cache of head states is compared. It gives targets at any temperature.
 STATES_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The mean, the 99th percentile and the largest of a number of each masked position."""
+    """The mean, the 99th percentile and the maximum of a measure over masked positions."""
 
     mean: float
     p99: float
@@ -33,13 +33,13 @@ class Summary:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Summary":
-        """Summarises an array of numbers, at least one."""
+        """Summarizes a non-empty array."""
         return cls(float(values.mean()), float(np.quantile(values, 0.99)), float(values.max()))
 
 
 @dataclasses.dataclass(frozen=True)
 class HiddenReport:
-    """Cached hidden states beside the teacher's; cosines are of one state each."""
+    """Comparison of cached hidden states with the teacher's; a cosine is of a single state."""
 
     largest_error: float
     cosine_mean: float
@@ -48,20 +48,20 @@ class HiddenReport:
 
 @dataclasses.dataclass(frozen=True)
 class CacheReport:
-    """A cache beside a teacher. Divergences are in nats.
+    """Comparison of a cache with a teacher. Divergences are in nats.
 
     Attributes:
         num_examples: of the sample.
-        num_positions: masked ones, of the sample.
-        kl_divergence: by temperature, KL(teacher ‖ cached), the tail being one class.
+        num_positions: masked positions of the sample.
+        kl_divergence: by temperature, KL(teacher ‖ cached) with the tail as a single class.
         top1_agreement: share of positions where both have the same most probable token.
         mass_kept: the teacher's mean mass of the cached ids.
         topk_error: largest error of a log-probability in the top-k.
         tail_error: largest error of the log of the tail's mass, at any temperature.
         label_error: largest error of `label_log_probs`.
-        calibration_error: of the teacher's first guesses.
-        cached_calibration_error: the same from the cache alone.
-        hidden: by group of layers; empty where no hidden states are cached.
+        calibration_error: expected calibration error of the teacher's top-1 predictions.
+        cached_calibration_error: the same, computed from the cache alone.
+        hidden: by group of layers; empty if no hidden states are cached.
         bytes_per_position: of each feature that a teacher cache adds.
     """
 
@@ -80,21 +80,21 @@ class CacheReport:
 
 
 class _Comparison:
-    """Sums over the batches of a sample."""
+    """Measures of a sample, collected batch by batch."""
 
     def __init__(self, temperatures: Sequence[float]) -> None:
         self.temperatures = temperatures
-        # By what is measured, arrays of [positions].
+        # Arrays of [positions], by the name of the measure or the temperature.
         self.positions: dict[Any, list[np.ndarray]] = collections.defaultdict(list)
         self.largest: dict[str, float] = collections.defaultdict(float)
 
     def add(self, batch: DenseBatch, cached: TeacherTargets | StateTargets) -> None:
         labels = batch.labels
         for block in batch.blocks():
-            part, logits = cached[block], batch.logits[block]
+            targets, logits = cached[block], batch.logits[block]
             for temperature in self.temperatures:
-                self._add_temperature(logits, part, temperature)
-            self._add_guesses(fidelity.log_softmax(logits), part, labels[block])
+                self._add_temperature(logits, targets, temperature)
+            self._add_predictions(fidelity.log_softmax(logits), targets, labels[block])
 
     def _add_temperature(
         self, logits: np.ndarray, cached: TeacherTargets, temperature: float
@@ -107,27 +107,28 @@ class _Comparison:
         self.positions[temperature].append(
             fidelity.bucket_divergence(exact, exact_tail, stored, tail)
         )
-        self._raise("tail", exact_tail, tail)
+        self._note_largest("tail", exact_tail, tail)
         if temperature == 1.0:
-            self._raise("topk", exact, stored)
+            self._note_largest("topk", exact, stored)
             self.positions["mass"].append(np.exp(exact).sum(axis=-1))
             self.positions["cached_confidence"].append(np.exp(stored[:, 0]))
 
-    def _add_guesses(
+    def _add_predictions(
         self, log_probs: np.ndarray, cached: TeacherTargets, labels: np.ndarray
     ) -> None:
-        guesses = log_probs.argmax(axis=-1)
-        self._raise("label", log_probs[np.arange(len(labels)), labels], cached.label_log_probs)
-        self.positions["agreement"].append(guesses == cached.ids[:, 0])
+        predictions = log_probs.argmax(axis=-1)
+        label_log_probs = log_probs[np.arange(len(labels)), labels]
+        self._note_largest("label", label_log_probs, cached.label_log_probs)
+        self.positions["agreement"].append(predictions == cached.ids[:, 0])
         self.positions["confidence"].append(np.exp(log_probs.max(axis=-1)))
-        self.positions["is_right"].append(guesses == labels)
+        self.positions["is_right"].append(predictions == labels)
         self.positions["cached_is_right"].append(cached.ids[:, 0] == labels)
 
-    def _raise(self, name: str, a: np.ndarray, b: np.ndarray) -> None:
+    def _note_largest(self, name: str, a: np.ndarray, b: np.ndarray) -> None:
         self.largest[name] = max(self.largest[name], fidelity.largest_difference(a, b))
 
     def report(self, **others: Any) -> CacheReport:
-        """Returns the report; `others` are its fields that are not measured here."""
+        """Returns the report; `others` are the fields that this class does not measure."""
         joined = {name: np.concatenate(values) for name, values in self.positions.items()}
         return CacheReport(
             num_positions=len(joined["mass"]),
@@ -146,7 +147,7 @@ class _Comparison:
 
 
 class _HiddenComparison:
-    """Sums over the hidden states of a sample, by group of layers."""
+    """Measures of the hidden states of a sample, by group of layers."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.groups = manifest.teacher_info.hidden_groups
@@ -154,11 +155,11 @@ class _HiddenComparison:
         self.cosines: list[np.ndarray] = []
 
     def add(self, batch: DenseBatch, cached: TeacherTargets | StateTargets) -> None:
-        exact = batch.kept[records.HIDDEN_STATES].astype(np.float64)
+        exact = batch.outputs[records.HIDDEN_STATES].astype(np.float64)
         stored = cached.hidden_states.astype(np.float64)
         self.error = np.maximum(self.error, np.abs(exact - stored).max(axis=(0, 2)))
         norms = np.linalg.norm(exact, axis=-1) * np.linalg.norm(stored, axis=-1)
-        # States of zeros point nowhere.
+        # The cosine of a state of zeros is set to 0.
         norms = np.where(norms > 0.0, norms, 1.0)
         self.cosines.append((exact * stored).sum(axis=-1) / norms)
 
@@ -172,44 +173,48 @@ class _HiddenComparison:
 
 
 def expect_comparable(cache: CacheInput) -> None:
-    """Raises InputError unless the positions of a cache can be compared one by one."""
+    """Raises InputError unless single positions of a cache can be compared with a teacher."""
     manifest = cache.manifest
     if manifest.kind != records.TEACHER_CACHE:
         raise InputError(cache.directory, f"a {records.TEACHER_CACHE}", manifest.kind)
     if manifest.teacher_info.truncation == SAMPLED:
-        received = "one of `truncation`=sampled, whose draws are right on average only"
+        received = "one of `truncation`=sampled, whose draws equal the teacher only on average"
         raise InputError(cache.directory, "a cache of the top-k", received)
 
 
 def expect_teacher(cache: CacheInput, sha256: str) -> None:
-    """Raises InputError unless a teacher is the only one that a cache was made with."""
+    """Raises InputError unless a teacher is the only teacher of a cache."""
     teacher = cache.manifest.teacher_info.teacher
     if "merged" in teacher:
         received = f"merged from {len(teacher['merged'])} caches: no single teacher made it"
-        hint = "`any_teacher` compares it with `teacher` all the same"
+        hint = "set `any_teacher` to compare it with `teacher` nevertheless"
         raise InputError(cache.directory, received=received, hint=hint)
     if teacher["sha256"] != sha256:
         expected = f"the teacher of {cache.directory} (SHA-256 {teacher['sha256']})"
-        hint = "`any_teacher` compares it all the same"
+        hint = "set `any_teacher` to compare it nevertheless"
         raise InputError(Setting("teacher"), expected, f"SHA-256 {sha256}", hint)
 
 
 def measure_cache(
     model: MaskedLM, cache: CacheInput, *, sample: int, batch_size: int
 ) -> CacheReport:
-    """Runs a teacher over `sample` examples of a comparable cache and compares its output.
+    """Runs a teacher over `sample` examples of a cache and compares its output.
+
+    The cache must satisfy `expect_comparable`.
 
     Raises:
-        InputError: records are damaged, the logits are not finite, or the teacher
-            has not the layers whose states are cached.
+        InputError: records are damaged, the logits are not finite, or the teacher does not have
+            the layers whose states are cached.
     """
     manifest = cache.manifest
     info = manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, manifest)
-    compared, hidden, keep = _Comparison(info.temperatures or STATES_TEMPERATURES), None, {}
+    comparison, hidden, keep = _Comparison(info.temperatures or STATES_TEMPERATURES), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
-            expected = f"hidden states of size {info.hidden_size}, as in {cache.directory}"
+            expected = (
+                f"a model with hidden states of size {info.hidden_size}, as in {cache.directory}"
+            )
             raise InputError(Setting("teacher"), expected, model.config.hidden_size)
         hidden = _HiddenComparison(manifest)
         with naming_setting("teacher"):
@@ -223,14 +228,14 @@ def measure_cache(
     num_examples = 0
     for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
         cached = dense_sample.decode_targets(cache, codec, batch.examples)
-        compared.add(batch, cached)
+        comparison.add(batch, cached)
         if hidden is not None:
             hidden.add(batch, cached)
         num_examples += len(batch.examples)
         for example in batch.examples:
             sizes.update({name: len(content) for name, content in example.features.items()})
-    num_positions = sum(len(values) for values in compared.positions["mass"])
-    return compared.report(
+    num_positions = sum(len(values) for values in comparison.positions["mass"])
+    return comparison.report(
         num_examples=num_examples,
         hidden={} if hidden is None else hidden.report(),
         bytes_per_position={

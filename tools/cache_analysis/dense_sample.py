@@ -1,4 +1,4 @@
-"""A sample of a directory's records, and the teacher's whole distribution at their positions."""
+"""A sample of a directory's records, with the teacher's whole distribution at their positions."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ from pipeline.storage.records import MaskedExample, TeacherTargets
 from pipeline.teacher import forward
 
 _PURPOSE = "dense sample"
-# Numbers in float64 at once, of the few arrays that a measure has: it streams by rows.
+# Numbers of a float64 array of a block. Measures process a batch block by block to save memory.
 _BLOCK_NUMBERS = 2**21
 
 
@@ -33,17 +33,17 @@ class DenseBatch:
     """The teacher's output for some examples.
 
     Attributes:
-        examples: B of them.
-        row_splits: int [examples + 1], where each one's positions begin.
+        examples: B examples.
+        row_splits: int [examples + 1], the boundaries of the examples' positions.
         logits: float32 [positions, V].
-        kept: what else was kept, [positions, …] each.
-        seconds: what an example of this length takes in a full batch.
+        outputs: other outputs, [positions, …] each.
+        seconds: time of an example of this length in a full batch.
     """
 
     examples: Sequence[MaskedExample]
     row_splits: np.ndarray
     logits: np.ndarray
-    kept: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
     seconds: float
 
     @property
@@ -53,37 +53,38 @@ class DenseBatch:
         return np.concatenate(labels).astype(np.int64)
 
     def blocks(self) -> Iterator[slice]:
-        """Yields slices of positions, few enough to be measured at once."""
+        """Yields slices of positions, the blocks in which a batch is measured."""
         step = max(1, _BLOCK_NUMBERS // self.logits.shape[-1])
         for begin in range(0, len(self.logits), step):
             yield slice(begin, min(begin + step, len(self.logits)))
 
 
 def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
-    """Draws records without replacement, each as likely as any other.
+    """Draws records uniformly without replacement.
+
+    The draw depends only on the number of records, the size and the seed of the directory.
 
     Args:
         cache: masked examples, or a teacher cache.
-        size: how many; all where there are fewer.
+        size: number of records; all if there are fewer.
 
     Returns:
-        the same ones for the same number of records, size and seed of the cache,
-        in their stored order.
+        the records, in their stored order.
 
     Raises:
-        InputError: there is none, a shard is damaged, or no position is masked.
+        InputError: the directory is empty, a shard is damaged, or no position is masked.
     """
     manifest = cache.manifest
     shards = [shard for split in manifests.SPLITS for shard in manifest.splits.get(split, ())]
     total = sum(shard.num_examples for shard in shards)
     rng = seeding.stream(manifest.seed, _PURPOSE, total)
-    places = np.sort(rng.choice(total, min(size, total), replace=False)) if total else []
+    indices = np.sort(rng.choice(total, min(size, total), replace=False)) if total else []
     drawn: list[MaskedExample] = []
     first = 0
     for shard in shards:
         end = first + shard.num_examples
-        wanted = [int(place) - first for place in places if first <= place < end]
-        drawn += _read(cache, shard.file, wanted)
+        in_shard = [int(index) - first for index in indices if first <= index < end]
+        drawn += _read(cache, shard.file, in_shard)
         first = end
     if not any(len(example.masked_lm_ids) for example in drawn):
         raise InputError(
@@ -92,33 +93,33 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
     return drawn
 
 
-def _read(cache: CacheInput, file: str, wanted: Sequence[int]) -> list[MaskedExample]:
-    """Reads the records of a shard at the indices `wanted`, ascending."""
-    if not wanted:
+def _read(cache: CacheInput, file: str, indices: Sequence[int]) -> list[MaskedExample]:
+    """Reads the records of a shard at ascending indices."""
+    if not indices:
         return []
     path, examples = cache.directory / file, []
     for index, record in enumerate(serialization.read_records(path)):
-        if index == wanted[len(examples)]:
+        if index == indices[len(examples)]:
             try:
                 examples.append(MaskedExample.from_record(record, cache.manifest))
             except (KeyError, ValueError) as error:
                 raise InputError(path, received=f"broken record: {error}") from error
-        if len(examples) == len(wanted):
+        if len(examples) == len(indices):
             return examples
-    raise InputError(path, f"a record at {wanted[len(examples)]}", "fewer")
+    raise InputError(path, f"more than {indices[len(examples)]} records", "fewer")
 
 
 @dataclasses.dataclass(frozen=True)
 class StateTargets:
     """The cached targets of several examples of a cache of head states.
 
-    Their distributions, of all tokens, are made of some positions at a time.
+    Indexing computes the distributions over all tokens at some of the positions.
 
     Attributes:
-        codec: that of the cache.
+        codec: of the cache.
         states: rotated, float32 [positions, E].
         label_log_probs: float32 [positions].
-        hidden_states: as of `TeacherTargets`.
+        hidden_states: see `TeacherTargets`.
     """
 
     codec: StatesCodec
@@ -141,7 +142,7 @@ class StateTargets:
 def decode_states(
     cache: CacheInput, codec: StatesCodec, examples: Sequence[MaskedExample]
 ) -> StateTargets:
-    """Decodes the cached targets of several examples of a cache of head states, joined."""
+    """Decodes and concatenates the targets of several examples of a cache of head states."""
     hidden_codec, label = cache.manifest.teacher_info.hidden_codec(), records.LABEL_FEATURE
     states, labels, hidden = [], [], []
     for example in examples:
@@ -162,7 +163,7 @@ def decode_states(
 def decode_targets(
     cache: CacheInput, codec: TargetCodec, examples: Sequence[MaskedExample]
 ) -> TeacherTargets | StateTargets:
-    """Decodes the cached targets of several examples of a teacher cache, joined."""
+    """Decodes and concatenates the targets of several examples of a teacher cache."""
     if isinstance(codec, StatesCodec):
         return decode_states(cache, codec, examples)
     targets = []
@@ -176,7 +177,7 @@ def decode_targets(
 
 @contextlib.contextmanager
 def _naming_record(cache: CacheInput, example: MaskedExample) -> Iterator[None]:
-    """Raises, in place of an error of decoding, the `InputError` that names the record."""
+    """Replaces an error of decoding by an `InputError` that names the record."""
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -192,19 +193,19 @@ def run_teacher(
     batch_size: int,
     keep: forward.Keep = lambda outputs, batch: {},
 ) -> Iterator[DenseBatch]:
-    """Runs the teacher over examples, each padded to the length that capture gives it.
+    """Runs the teacher over examples, each padded to the length that capture would use.
 
-    Capture sorts thousands of examples by length, so that nearly all stand among
-    examples of their own padded length. Here there are few: those of one padded
-    length are a batch by themselves, and what a full batch would have taken is
-    shared out among as many as it holds.
+    Capture sorts thousands of examples by length, so that nearly all batches hold examples of the
+    same padded length. A sample has few examples. Therefore the examples of each padded length
+    form their own batches, which may not be full. The time of an example is the time of a full
+    batch divided by the batch size.
 
     Args:
         model: the teacher.
         examples: as `draw` returns them.
         manifest: of their directory.
         batch_size: B.
-        keep: what is kept besides the logits; see `forward.compile_forward`.
+        keep: selects outputs besides the logits; see `forward.compile_forward`.
 
     Yields:
         batches of examples with masked positions, the shortest first.
@@ -217,11 +218,11 @@ def run_teacher(
         if len(example.masked_lm_ids):
             length = length_buckets.padded_length(len(example.input_ids), manifest.max_seq_length)
             by_length[length].append(example)
-    warm: set[Any] = set()
+    compiled: set[Any] = set()
     for _, group in sorted(by_length.items()):
         for begin in range(0, len(group), batch_size):
-            chosen = group[begin : begin + batch_size]
-            yield _run_batch(run, chosen, manifest, batch_size, warm)
+            batch = group[begin : begin + batch_size]
+            yield _run_batch(run, batch, manifest, batch_size, compiled)
 
 
 def _run_batch(
@@ -229,7 +230,7 @@ def _run_batch(
     examples: Sequence[MaskedExample],
     manifest: Manifest,
     batch_size: int,
-    warm: set[Any],
+    compiled: set[Any],
 ) -> DenseBatch:
     batch = forward.build_batch(
         examples,
@@ -237,16 +238,17 @@ def _run_batch(
         max_seq_length=manifest.max_seq_length,
         max_predictions_per_seq=manifest.max_predictions_per_seq,
     )
-    # On JAX each shape is a program of its own, on TensorFlow one graph serves all.
+    # JAX compiles a program for each shape, TensorFlow one graph for all. The time of compiling
+    # is not measured.
     shapes = tuple(value.shape for value in batch.values())
     program = shapes if keras.config.backend() == "jax" else None
-    if program not in warm:
-        warm.add(program)
+    if program not in compiled:
+        compiled.add(program)
         run(batch)
     begun = time.perf_counter()
     output = run(batch)
     seconds = (time.perf_counter() - begun) / batch_size
-    kept, row_splits = forward.real_positions(output, examples)
-    logits = kept.pop(LOGITS)
+    outputs, row_splits = forward.real_positions(output, examples)
+    logits = outputs.pop(LOGITS)
     forward.expect_finite(logits)
-    return DenseBatch(examples, row_splits, logits, kept, seconds)
+    return DenseBatch(examples, row_splits, logits, outputs, seconds)

@@ -1,9 +1,9 @@
-"""Caches of several teachers over the same masked examples, averaged into one.
+"""Averaging of the caches of several teachers over the same masked examples.
 
-The average is of probabilities at temperature 1: p = Σ wᵢ · pᵢ. An id that a
-teacher's list lacks gets nothing from it; what lies outside a list stays in the
-tail. All sums are of logarithms in float64, a tail's too: as 1 − Σ of the top-k's
-probabilities it would cancel to nothing, or below zero, wherever the teachers are sure.
+Probabilities at temperature 1 are averaged: p = Σ wᵢ · pᵢ. An id that is missing from a teacher's
+top-k gets no probability from that teacher, and each teacher's tail joins the tail of the result.
+All values are added as logarithms in float64, also the tails. For confident teachers, computing
+the tail as 1 − Σ of the top-k's probabilities would give 0 or less.
 """
 
 import collections
@@ -25,55 +25,57 @@ from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TargetCodec, TopKCo
 from pipeline.storage.manifest import SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets
 
-# The one temperature at which the average is defined. At another one the mass
-# outside the merged lists is not known.
+# The only temperature at which the average is defined. At another temperature, the mass outside
+# the merged top-k is not known.
 TEMPERATURE = 1.0
 
-# Log-probabilities merged at once: few enough to stay in a processor's cache.
+# Log-probabilities that are merged together, small enough for a processor's cache.
 _BLOCK_BYTES = 4 * 2**20
 
-# The features of records.
+# The features of several records.
 _Block = Sequence[Mapping[str, bytes]]
 
 
 def merge_topk(
-    parts: Sequence[TeacherTargets], weights: Sequence[float], *, truncation_factor: int
+    teachers: Sequence[TeacherTargets], weights: Sequence[float], *, truncation_factor: int
 ) -> TeacherTargets:
     """Averages the targets of several teachers at the same masked positions.
 
     Args:
-        parts: one of each teacher; their K and temperatures may differ.
-        weights: one for each, above 0, of sum 1.
-        truncation_factor: K of the result, at most the largest of the parts.
+        teachers: the targets of each teacher; K and temperatures may differ.
+        weights: of each teacher, above 0; their sum is 1.
+        truncation_factor: K of the result, at most the largest K of a teacher.
 
     Returns:
-        ids in descending order, of equal ones the smaller first, then `NO_ID` where
-        all lists together have fewer; float64 logits, each the log-probability minus
-        the position's largest; the tail, −inf where nothing is left out; the labels'
-        log-probabilities.
+        the averaged targets. Ids are in descending order of probability, ties by the smaller
+        id, padded with `NO_ID`. Logits are float64 log-probabilities relative to the largest of
+        their position. The tail is −inf if it is empty.
 
-    Example: half of {5: 0.6, 2: 0.3, tail 0.1} and half of {2: 0.5, 7: 0.4, tail
-    0.1} are {2: 0.4, 5: 0.3, 7: 0.2, tail 0.1}. With K = 2 this is ids [2, 5],
-    logits [0, log 0.75] and tail 0.3.
+    Example: the average of {5: 0.6, 2: 0.3, tail 0.1} and {2: 0.5, 7: 0.4, tail 0.1} with equal
+    weights is {2: 0.4, 5: 0.3, 7: 0.2, tail 0.1}. For K = 2 the ids are [2, 5], the logits
+    [0, log 0.75], and the tail is 0.3.
     """
     log_weights = np.log(np.asarray(weights, np.float64))
     ids, log_probs = _add_equal_ids(
-        np.concatenate([part.ids for part in parts], axis=-1, dtype=np.int64),
+        np.concatenate([teacher.ids for teacher in teachers], axis=-1, dtype=np.int64),
         np.concatenate(
-            [_log_probs(part) + weight for part, weight in zip(parts, log_weights, strict=True)],
+            [
+                _log_probs(teacher) + weight
+                for teacher, weight in zip(teachers, log_weights, strict=True)
+            ],
             axis=-1,
         ),
     )
-    # Stable over ascending ids: of equals the smaller id stays first.
+    # The ids are ascending, so that a stable sort breaks ties by the smaller id.
     order = np.argsort(-log_probs, axis=-1, kind="stable")
     log_probs = np.take_along_axis(log_probs, order, axis=-1)
-    kept = log_probs[:, :truncation_factor]
-    is_none = kept == -np.inf
-    tails = np.stack([_log_tails(part) for part in parts], axis=-1) + log_weights
-    labels = np.stack([part.label_log_probs for part in parts], axis=-1) + log_weights
+    top = log_probs[:, :truncation_factor]
+    is_padding = top == -np.inf
+    tails = np.stack([_log_tails(teacher) for teacher in teachers], axis=-1) + log_weights
+    labels = np.stack([teacher.label_log_probs for teacher in teachers], axis=-1) + log_weights
     return TeacherTargets(
-        ids=np.where(is_none, NO_ID, np.take_along_axis(ids, order, axis=-1)[:, : kept.shape[1]]),
-        logits=np.where(is_none, NO_ID_LOGIT, kept - kept[:, :1]),
+        ids=np.where(is_padding, NO_ID, np.take_along_axis(ids, order, axis=-1)[:, : top.shape[1]]),
+        logits=np.where(is_padding, NO_ID_LOGIT, top - top[:, :1]),
         log_tail_masses=_log_sum(np.concatenate([log_probs[:, truncation_factor:], tails], -1))[
             :, np.newaxis
         ],
@@ -82,21 +84,24 @@ def merge_topk(
     )
 
 
-def _log_tails(part: TeacherTargets) -> np.ndarray:
-    """Returns float64 [positions]; one rounded to all the mass leaves a trace, in order."""
-    tails = part.log_tails(TEMPERATURE)
+def _log_tails(targets: TeacherTargets) -> np.ndarray:
+    """Returns the logs of tail masses, float64 [positions], all below 0.
+
+    A tail that is rounded to 1 still leaves a tiny mass, which keeps the order of the ids.
+    """
+    tails = targets.log_tails(TEMPERATURE)
     return np.minimum(tails.astype(np.float64), -np.finfo(np.float64).tiny)
 
 
-def _log_probs(part: TeacherTargets) -> np.ndarray:
-    """Returns float64 [positions, K]: log of (1 − tail) · softmax(logits), −inf for `NO_ID`."""
-    logits = part.logits.astype(np.float64)
-    shift = np.log(-np.expm1(_log_tails(part))) - _log_sum(logits)
-    return np.where(part.ids == NO_ID, -np.inf, logits + shift[:, np.newaxis])
+def _log_probs(targets: TeacherTargets) -> np.ndarray:
+    """Returns log((1 − tail) · softmax(logits)), float64 [positions, K]; −inf for `NO_ID`."""
+    logits = targets.logits.astype(np.float64)
+    shift = np.log(-np.expm1(_log_tails(targets))) - _log_sum(logits)
+    return np.where(targets.ids == NO_ID, -np.inf, logits + shift[:, np.newaxis])
 
 
 def _log_sum(log_values: np.ndarray) -> np.ndarray:
-    """Returns log Σ exp over the last axis; −inf where nothing is summed but −inf."""
+    """Returns log Σ exp over the last axis; −inf if all values are −inf."""
     largest = log_values.max(axis=-1, keepdims=True)
     largest = np.where(largest == -np.inf, 0.0, largest)
     with np.errstate(divide="ignore"):
@@ -104,17 +109,17 @@ def _log_sum(log_values: np.ndarray) -> np.ndarray:
 
 
 def _add_equal_ids(ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Adds the probabilities of equal ids, int64 [positions, n], of each row.
+    """Adds the probabilities of equal ids, int64 [positions, n], in each row.
 
     Returns:
-        the ids of each row ascending, and their log-probabilities: the sum at
-        the first of equal ids, −inf at the others.
+        the ids of each row, ascending; their log-probabilities. The first of equal ids has the
+        sum, the others have −inf.
 
-    Example: ids [5, 2, 2, 7] with probabilities [.3, .15, .25, .2] become
+    Example: the ids [5, 2, 2, 7] with the probabilities [.3, .15, .25, .2] become
     [2, 2, 5, 7] with [.4, 0, .3, .2].
     """
     width = ids.shape[-1]
-    # The id and its column in one number: sorting numbers is faster than finding an order.
+    # A key packs an id and its column: `sort` is faster than `argsort`.
     keys = np.sort(ids * width + np.arange(width), axis=-1)
     ids, columns = keys // width, keys % width
     log_probs = np.take_along_axis(log_probs, columns, axis=-1)
@@ -126,7 +131,7 @@ def _add_equal_ids(ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _refusal(first: CacheInput, other: CacheInput, what: str, a: Any, b: Any) -> InputError:
-    # Of a broken record a value may be as long as it likes.
+    # A value of a broken record may be very long.
     a, b = str(a)[:80], str(b)[:80]
     return InputError(
         first.directory,
@@ -136,7 +141,7 @@ def _refusal(first: CacheInput, other: CacheInput, what: str, a: Any, b: Any) ->
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    """Returns what caches to be merged have in common, by words for it."""
+    """Returns the values that must be equal in merged caches, by their descriptions."""
     return {
         "the vocabulary's size": manifest.vocab.size,
         "the vocabulary's SHA-256": manifest.vocab.sha256,
@@ -152,9 +157,9 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
 
 
 def expect_same_examples(caches: Sequence[CacheInput]) -> None:
-    """Raises InputError unless caches, by their manifests, may be merged.
+    """Raises InputError unless the manifests of caches allow merging.
 
-    They have a top-k, or head states, of the same examples.
+    The caches must hold a top-k or head states of the same examples.
     """
     for cache in caches:
         if cache.manifest.kind != records.TEACHER_CACHE:
@@ -163,20 +168,24 @@ def expect_same_examples(caches: Sequence[CacheInput]) -> None:
             expected = "a cache of `truncation`=topk"
             raise InputError(cache.directory, expected, "one of `truncation`=sampled")
     first = caches[0]
-    here = _identity(first.manifest)
+    first_identity = _identity(first.manifest)
     for other in caches[1:]:
-        there = _identity(other.manifest)
-        for what in {**here, **there}:
-            if here.get(what) != there.get(what):
-                raise _refusal(first, other, what, here.get(what), there.get(what))
+        identity = _identity(other.manifest)
+        for what in {**first_identity, **identity}:
+            a, b = first_identity.get(what), identity.get(what)
+            if a != b:
+                raise _refusal(first, other, what, a, b)
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheMerger:
-    """Turns equal shards of several caches into the records of the merged one.
+    """Turns corresponding shards of several caches into the records of the merged cache.
 
-    The caches are checked by `expect_same_examples`; the weights are above 0, of sum 1; the
-    codec is that of the result. `on_examples` is called with the number of examples just done.
+    Attributes:
+        caches: checked by `expect_same_examples`.
+        weights: of each cache, above 0; their sum is 1.
+        codec: of the merged cache.
+        on_examples: called with the number of examples just merged.
     """
 
     caches: Sequence[CacheInput]
@@ -192,7 +201,8 @@ class CacheMerger:
     def records(self, file: str, measured: collections.Counter[str] | None) -> Iterator[bytes]:
         """Yields the merged record for each example of a shard, in order.
 
-        Each is added to `measured`, which is as `ShardInfo.measured`, before it comes.
+        A record is added to `measured`, the content of `ShardInfo.measured`, before it is
+        yielded.
 
         Raises:
             InputError: the caches hold other examples, or a record is invalid.
@@ -201,24 +211,24 @@ class CacheMerger:
         width = sum(manifest.teacher_info.truncation_factor for manifest in manifests)
         example_bytes = max(1, manifests[0].max_predictions_per_seq) * width * 8
         block_size = max(1, _BLOCK_BYTES // example_bytes)
-        streams = [_read_examples(cache.directory / file) for cache in self.caches]
-        done = 0
+        readers = [_read_examples(cache.directory / file) for cache in self.caches]
+        num_merged = 0
         while True:
-            blocks = [list(itertools.islice(stream, block_size)) for stream in streams]
-            self._expect_same_records(blocks, file, done)
+            blocks = [list(itertools.islice(reader, block_size)) for reader in readers]
+            self._expect_same_records(blocks, file, num_merged)
             if not blocks[0]:
                 return
             yield from self._merge_block(blocks, file, measured)
-            done += len(blocks[0])
+            num_merged += len(blocks[0])
             self.on_examples(len(blocks[0]))
 
-    def _expect_same_records(self, blocks: Sequence[_Block], file: str, done: int) -> None:
+    def _expect_same_records(self, blocks: Sequence[_Block], file: str, first_index: int) -> None:
         first, vocab_size = self.caches[0], self.caches[0].manifest.vocab.size
         for cache, block in zip(self.caches[1:], blocks[1:], strict=True):
-            counts = done + len(blocks[0]), done + len(block)
+            counts = first_index + len(blocks[0]), first_index + len(block)
             if counts[0] != counts[1]:
-                raise _refusal(first, cache, f"how many records of {file} can be read", *counts)
-            for index, pair in enumerate(zip(blocks[0], block, strict=True), done):
+                raise _refusal(first, cache, f"the number of readable records of {file}", *counts)
+            for index, pair in enumerate(zip(blocks[0], block, strict=True), first_index):
                 if difference := _first_difference(*pair, vocab_size):
                     what, a, b = difference
                     raise _refusal(first, cache, f"{what} of record {index} of {file}", a, b)
@@ -230,14 +240,14 @@ class CacheMerger:
             _decode_block(cache, codec, block, file)
             for cache, codec, block in zip(self.caches, self._codecs, blocks, strict=True)
         ]
-        parts = [TeacherTargets.join(targets) for targets in decoded]
-        merged = merge_topk(parts, self.weights, truncation_factor=self.codec.truncation_factor)
+        teachers = [TeacherTargets.join(targets) for targets in decoded]
+        merged = merge_topk(teachers, self.weights, truncation_factor=self.codec.truncation_factor)
         merged = dataclasses.replace(merged, logits=merged.logits.astype(np.float32))
         counts = [len(targets.ids) for targets in decoded[0]]
         try:
             packed = merged.to_features(self.codec, np.concatenate([[0], np.cumsum(counts)]))
         except ValueError as error:
-            # Lists that name an id twice have fewer than they say.
+            # A top-k with repeated ids has fewer distinct ids than its length.
             raise InputError(self.caches[0].directory / file, received=error) from error
         for example, features in zip(blocks[0], packed, strict=True):
             if measured is not None:
@@ -257,12 +267,12 @@ def _read_examples(path: pathlib.Path) -> Iterator[dict[str, bytes]]:
 
 
 def _first_difference(
-    one: Mapping[str, bytes], other: Mapping[str, bytes], vocab_size: int
+    example: Mapping[str, bytes], other: Mapping[str, bytes], vocab_size: int
 ) -> tuple[str, Any, Any] | None:
-    """Returns where two masked examples first differ, and what is there in each."""
+    """Returns the name of the first difference of two masked examples, and both values."""
     for feature in records.MASKED_EXAMPLE_FEATURES:
         name = feature.name
-        a, b = one.get(name), other.get(name)
+        a, b = example.get(name), other.get(name)
         if a is None or b is None or (a != b and name == records.EXAMPLE_ID):
             return name, *("none" if value is None else value.hex() for value in (a, b))
         if a == b:
@@ -279,7 +289,7 @@ def _first_difference(
 def _decode_block(
     cache: CacheInput, codec: TargetCodec, block: _Block, file: str
 ) -> list[TeacherTargets]:
-    """Decodes the targets of records; hidden states cannot be merged."""
+    """Decodes the targets of records without hidden states, which cannot be merged."""
     info = dataclasses.replace(cache.manifest.teacher_info, hidden_groups=())
     try:
         return [TeacherTargets.from_features(features, codec, info) for features in block]

@@ -1,4 +1,4 @@
-"""What caches of several k and codecs would keep and cost, measured on a sample."""
+"""Measurement of the fidelity and the cost of caches with several k and codecs, on a sample."""
 
 import collections
 import dataclasses
@@ -27,25 +27,25 @@ from tools.cache_analysis.dense_sample import DenseBatch
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """The mean and the largest of a number that each masked position has."""
+    """The mean and the maximum of a measure over masked positions."""
 
     mean: float
     max: float
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Summarises an array of numbers, at least one."""
+        """Summarizes a non-empty array."""
         return cls(float(values.mean()), float(values.max()))
 
 
 @dataclasses.dataclass(frozen=True)
 class TemperatureFit:
-    """What is kept of the teacher's distribution at a temperature.
+    """The fit of the decoded distribution to the teacher's at a temperature.
 
     Attributes:
-        mass_kept: as of `CachePlan`.
-        kl: KL(teacher ‖ decoded) in nats, without the factor T² of `kl_divergence`; the tail's
-            mass, as it is at this temperature, spread evenly over its tokens.
+        mass_kept: see `CachePlan`.
+        kl: KL(teacher ‖ decoded) in nats, without the factor T² of the loss `kl_divergence`. The
+            tail's mass at this temperature is spread evenly over its tokens.
     """
 
     mass_kept: float
@@ -54,22 +54,24 @@ class TemperatureFit:
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """One way to cache, as measured on a sample. Divergences are in nats, at temperature 1.
+    """A possible configuration of a cache, as measured on a sample.
+
+    Divergences are in nats, at temperature 1.
 
     Attributes:
-        logit_encoding: names the codec.
-        truncation_factor: K; V of head states.
-        state_bits: of head states; None of a top-k.
-        ids_per_position: how many are kept, in the mean.
-        mass_kept: the mean mass of the ids that are kept.
-        kl_dense: KL(teacher ‖ decoded), the tail's mass spread evenly over its tokens:
-            all that the student is not told.
-        kl_bucket: KL(teacher ‖ decoded), the tail being one class: the codec's error.
-        kl_reverse: KL(decoded ‖ teacher's top-k), the tail being one class.
-        temperatures: what is kept at each temperature asked for, by its text.
+        logit_encoding: name of the codec.
+        truncation_factor: K; V for head states.
+        state_bits: of head states; None for a top-k.
+        ids_per_position: mean number of stored ids.
+        mass_kept: mean mass of the stored ids.
+        kl_dense: KL(teacher ‖ decoded) with the tail's mass spread evenly over its tokens, the
+            total loss of information.
+        kl_bucket: KL(teacher ‖ decoded) with the tail as a single class, the codec's error.
+        kl_reverse: KL(decoded ‖ teacher's top-k) with the tail as a single class.
+        temperatures: the fit at each requested temperature, by its text.
         bytes_per_position: of each feature that a teacher cache adds.
-        example_bytes: of a whole record, in the mean.
-        seconds: an example takes in capture.
+        example_bytes: mean size of a whole record.
+        seconds: mean time of an example in capture.
     """
 
     logit_encoding: str
@@ -87,20 +89,21 @@ class CachePlan:
 
     @property
     def position_bytes(self) -> float:
-        """What a masked position adds to the masked examples, in bytes."""
+        """The number of bytes that a cache adds for a masked position."""
         return sum(self.bytes_per_position.values())
 
     @property
     def label(self) -> str:
-        """The number by which a plan differs from others of its codec: k, or bits."""
+        """The number that distinguishes plans of the same codec: k, or bits."""
         return str(self.truncation_factor if self.state_bits is None else self.state_bits)
 
 
 @dataclasses.dataclass
 class _Candidate:
-    """Sums over the sample of one way to cache.
+    """The measures of a configuration, collected batch by batch.
 
-    `positions`, and by temperature `masses` and `divergences`, have arrays of [positions].
+    `positions` holds arrays of [positions] by the name of a measure; `masses` and `divergences`
+    hold them by temperature.
     """
 
     name: str
@@ -119,7 +122,7 @@ class _Candidate:
     )
 
     def pack(self, batch: DenseBatch) -> list[Any]:
-        """Packs a batch as capture does, and returns what is read back of each block."""
+        """Packs a batch as capture does; returns the decoded targets of each block."""
         begun = time.perf_counter()
         packed = self._targets(batch).to_features(self.codec, batch.row_splits)
         for example, features in zip(batch.examples, packed, strict=True):
@@ -134,11 +137,11 @@ class _Candidate:
     def _targets(self, batch: DenseBatch) -> TeacherTargets:
         k = self.codec.truncation_factor
         return TeacherTargets(
-            ids=batch.kept[records.TOPK_IDS][:, :k],
-            logits=batch.kept[records.TOPK_LOGITS][:, :k],
-            # Tails of the largest k: they take as many bytes.
-            log_tail_masses=batch.kept[records.LOG_TAIL_MASSES],
-            label_log_probs=batch.kept[records.LABEL_LOG_PROBS],
+            ids=batch.outputs[records.TOPK_IDS][:, :k],
+            logits=batch.outputs[records.TOPK_LOGITS][:, :k],
+            # These are the tails of the largest k. Only their number of bytes matters here.
+            log_tail_masses=batch.outputs[records.LOG_TAIL_MASSES],
+            label_log_probs=batch.outputs[records.LABEL_LOG_PROBS],
             temperatures=(),
         )
 
@@ -172,7 +175,7 @@ class _Candidate:
         self.divergences[temperature].append(divergence)
 
     def plan(self, num_examples: int, forward_seconds: float) -> CachePlan:
-        """Returns the means."""
+        """Returns the plan with the means of the measures."""
         joined = {name: np.concatenate(values) for name, values in self.positions.items()}
         num_positions = len(joined["ids_per_position"])
         fits = {
@@ -204,16 +207,16 @@ class _Candidate:
 
 @dataclasses.dataclass
 class _StatesCandidate(_Candidate):
-    """Sums over the sample of head states."""
+    """The measures of a configuration with head states."""
 
     def _targets(self, batch: DenseBatch) -> TeacherTargets:
         return TeacherTargets(
-            ids=batch.kept[records.TOPK_IDS],
-            logits=batch.kept[records.TOPK_LOGITS],
+            ids=batch.outputs[records.TOPK_IDS],
+            logits=batch.outputs[records.TOPK_LOGITS],
             log_tail_masses=np.zeros((len(batch.logits), 0), np.float32),
-            label_log_probs=batch.kept[records.LABEL_LOG_PROBS],
+            label_log_probs=batch.outputs[records.LABEL_LOG_PROBS],
             temperatures=(),
-            head_states=batch.kept[records.HEAD_STATES],
+            head_states=batch.outputs[records.HEAD_STATES],
         )
 
     def _decoded(
@@ -226,10 +229,10 @@ class _StatesCandidate(_Candidate):
         return [states[block] for block in batch.blocks()]
 
     def compare(self, teacher: "_DenseBlock", decoded: np.ndarray) -> None:
-        """Compares rebuilt distributions with the teacher's: nothing is outside them."""
+        """Compares the states' distributions with the teacher's; they have no tail."""
         logits = self.codec.output.logits(decoded)
-        every = np.full(len(logits), self.codec.vocab_size)
-        self.positions["ids_per_position"].append(every)
+        counts = np.full(len(logits), self.codec.vocab_size)
+        self.positions["ids_per_position"].append(counts)
         for temperature in teacher.temperatures:
             log_probs = teacher.at(temperature)
             cached = fidelity.log_softmax(logits, temperature)
@@ -257,15 +260,21 @@ class _DenseBlock:
 
     def __init__(self, logits: np.ndarray, temperatures: Sequence[float]) -> None:
         self.temperatures = temperatures
-        self._log_probs = {one: fidelity.log_softmax(logits, one) for one in temperatures}
+        self._log_probs = {
+            temperature: fidelity.log_softmax(logits, temperature) for temperature in temperatures
+        }
         self._tails: dict[tuple[float, int], fidelity.Tail] = {}
 
     def at(self, temperature: float) -> np.ndarray:
-        """Returns log-probabilities, float64 [positions, V]."""
+        """Returns the log-probabilities at a temperature, float64 [positions, V]."""
         return self._log_probs[temperature]
 
     def tail(self, temperature: float, ids: np.ndarray) -> fidelity.Tail:
-        """Returns what is outside a top-k: codecs change the order of ids, never which."""
+        """Returns the tail outside a top-k.
+
+        The tail is computed once for each k, as codecs may change the order of ids but not the
+        set.
+        """
         key = temperature, ids.shape[-1]
         if key not in self._tails:
             self._tails[key] = fidelity.measure_tail(self.at(temperature), ids)
@@ -274,7 +283,7 @@ class _DenseBlock:
 
 @dataclasses.dataclass(frozen=True)
 class SamplePlans:
-    """The sizes of the sample, the teacher's predictions, and a plan for each k and codec."""
+    """The sizes of the sample, the teacher's scores, and a plan for each k and codec."""
 
     num_examples: int
     num_positions: int
@@ -289,24 +298,24 @@ def _candidates(
     logit_encodings: Sequence[str],
     read_output: Callable[[], OutputTable],
 ) -> list[_Candidate]:
-    """Returns one for each codec and k: the one place where codecs are made here."""
+    """Returns a candidate for each codec and k, or number of bits."""
     vocab_size, counts = cache.manifest.vocab.size, None
     if any(ENCODINGS[name].needs_token_counts for name in logit_encodings):
-        # Of all examples, as in the cache itself.
+        # The counts are over all examples, not only the sample, as in a cache.
         paths = [cache.directory / shard.file for shard in cache.manifest.shards]
         serialized = itertools.chain.from_iterable(map(serialization.read_records, paths))
         counts = token_counts.count_tokens(serialized, vocab_size)
-    variable, found = config.truncation_mass is not None, []
+    variable, candidates = config.truncation_mass is not None, []
     for name in logit_encodings:
         if name == STATES:
             output = read_output()
             packings = [kind(output.table.shape[-1]) for kind in STATE_PACKINGS.values()]
             codecs = [StatesCodec(vocab_size, packing, output) for packing in packings]
-            found += [_StatesCandidate(name, codec) for codec in codecs]
+            candidates += [_StatesCandidate(name, codec) for codec in codecs]
             continue
         for k in truncation_factors:
-            found.append(_Candidate(name, CODECS[name](vocab_size, k, variable, counts)))
-    return found
+            candidates.append(_Candidate(name, CODECS[name](vocab_size, k, variable, counts)))
+    return candidates
 
 
 def measure_plans(
@@ -319,21 +328,21 @@ def measure_plans(
     logit_encodings: Sequence[str],
     temperatures: Sequence[float] = (1.0,),
 ) -> SamplePlans:
-    """Runs the teacher over `sample` masked examples, and packs its output in several ways.
+    """Runs the teacher over `sample` masked examples, and packs its output with several codecs.
 
     Args:
         model: the teacher.
         cache: the masked examples.
-        config: batch size, temperatures of stored tails and mass are those of capture.
-        sample: how many examples.
+        config: settings of capture: batch size, temperatures of stored tails, truncation mass.
+        sample: number of examples.
         truncation_factors: values of K, ascending, at most V.
         logit_encodings: names of codecs.
         temperatures: at which the decoded distributions are compared, ascending from 1.
 
     Returns:
-        codec by codec a plan for each K, or number of bits. The time is that of the forward
-        pass, the largest top-k and the packing; unlike capture's it includes that whole
-        distributions leave the device.
+        plans for each K or number of bits, codec by codec. The time includes the forward pass,
+        the largest top-k and the packing. Unlike in capture, it also includes the transfer of
+        whole distributions from the device.
     """
     examples = dense_sample.draw(cache, sample)
     candidates = _candidates(
@@ -345,7 +354,7 @@ def measure_plans(
     )
 
     def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        kept = truncation.truncate(
+        selected = truncation.truncate(
             outputs[LOGITS],
             batch[records.MASKED_LM_IDS],
             truncation_factor=max(truncation_factors),
@@ -354,8 +363,8 @@ def measure_plans(
         )
         if STATES in logit_encodings:
             states = outputs[records.HEAD_STATES]
-            kept[records.HEAD_STATES] = keras.ops.cast(states, "float32")
-        return {**kept, ENTROPIES: truncation.entropies(outputs[LOGITS])}
+            selected[records.HEAD_STATES] = keras.ops.cast(states, "float32")
+        return {**selected, ENTROPIES: truncation.entropies(outputs[LOGITS])}
 
     scores = LabelScores(cache.manifest.vocab.size)
     num_examples, num_positions, seconds = 0, 0, 0.0
@@ -366,7 +375,7 @@ def measure_plans(
         num_examples += len(batch.examples)
         num_positions += len(batch.logits)
         seconds += batch.seconds * len(batch.examples)
-        scores.add(batch.labels, batch.kept)
+        scores.add(batch.labels, batch.outputs)
         _measure_batch(batch, candidates, temperatures)
     plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
     return SamplePlans(num_examples, num_positions, scores.judgement(), plans)
@@ -376,7 +385,7 @@ def _measure_batch(
     batch: DenseBatch, candidates: Sequence[_Candidate], temperatures: Sequence[float]
 ) -> None:
     decoded = [candidate.pack(batch) for candidate in candidates]
-    for block, *parts in zip(batch.blocks(), *decoded, strict=True):
+    for block, *decoded_blocks in zip(batch.blocks(), *decoded, strict=True):
         teacher = _DenseBlock(batch.logits[block], temperatures)
-        for candidate, part in zip(candidates, parts, strict=True):
-            candidate.compare(teacher, part)
+        for candidate, decoded_block in zip(candidates, decoded_blocks, strict=True):
+            candidate.compare(teacher, decoded_block)

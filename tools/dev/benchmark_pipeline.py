@@ -1,4 +1,4 @@
-"""Measures every stage beside what it is compared with, in turns, and prints one table.
+"""Measures every stage against its baseline, in turns.
 
 python -m tools.dev.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR
 

@@ -1,4 +1,4 @@
-"""How fast a step of stage 2 and the teacher's forward pass of stage 1b run here.
+"""Times a training step and the teacher's forward pass on the device at hand.
 
 python -m tools.dev.benchmark_step --backend=jax --model=bert-base --compute_dtype=mixed_bfloat16
 
@@ -95,7 +95,7 @@ def _step(workload: Workload) -> Callable[[], None]:
     import keras
 
     batch = step_programs.step_batch(workload, workload.config.train_batch_size)
-    distiller = step_programs.build_distiller(workload)
+    distiller = step_programs.build_distiller(workload, workload.config.train_batch_size)
     if keras.config.backend() != "jax":
         import tensorflow as tf
 
@@ -124,13 +124,23 @@ def _teacher(workload: Workload) -> Callable[[], None]:
     return lambda: forward(batch)
 
 
-_PROGRAMS = {"step": _step, "teacher": _teacher}
+# By part: what makes the function that computes one batch.
+PROGRAMS: Mapping[str, Callable[[Workload], Callable[[], None]]] = {
+    "step": _step,
+    "teacher": _teacher,
+}
 _FLOPS = {"step": step_programs.step_flops, "teacher": step_programs.teacher_flops}
 
 
-def measure(workload: Workload, part: str, *, steps: int, peak_flops: float | None) -> Speed:
-    """Times so many batches of a part, after a few that are not timed."""
-    run = _PROGRAMS[part](workload)
+def measure(
+    workload: Workload,
+    part: str,
+    run: Callable[[], None],
+    *,
+    steps: int,
+    peak_flops: float | None,
+) -> Speed:
+    """Times so many batches of a part, which `run` computes, after a few that are not timed."""
     # The first compiles, the next ones settle caches and clocks.
     for _ in range(3):
         run()
@@ -227,7 +237,8 @@ def _benchmark(values: absl_flags.FlagValues) -> None:
     kind = device_kind()
     peak, note = find_peak(kind, dtype)
     speeds = [
-        measure(workload, part, steps=config.steps, peak_flops=peak) for part in PARTS[config.part]
+        measure(workload, part, PROGRAMS[part](workload), steps=config.steps, peak_flops=peak)
+        for part in PARTS[config.part]
     ]
     print(table(speeds, workload, note))
     if config.json is not None:

@@ -1,4 +1,4 @@
-"""Does a recipe fit on a TPU, and how long would a step take? Asks XLA's compiler; needs no TPU.
+"""Compiles a recipe for a TPU, without a TPU: memory, operations, and whether it fits.
 
 python -m tools.dev.compile_for_tpu --recipe=roberta_wwm --topology=v5e:2x2
 

@@ -269,9 +269,9 @@ def _read_recipe(name: str) -> _Recipe:
 
 def recipe_table(which: str) -> str:
     """Returns the table of the recipes, of their `names` or of `all` that they set."""
-    found = map(_read_recipe, recipes.names())
+    files = map(_read_recipe, recipes.names())
     if which == "names":
-        rows = ((f"`{recipe.name}`", recipe.title, recipe.teacher) for recipe in found)
+        rows = ((f"`{recipe.name}`", recipe.title, recipe.teacher) for recipe in files)
         return _table(("`--recipe`", "student", "teacher targets"), rows)
     rows = (
         (
@@ -282,7 +282,7 @@ def recipe_table(which: str) -> str:
             _code(recipe.flags["losses"].split(",")),
             recipe.flags.get("temperature", "1"),
         )
-        for recipe in found
+        for recipe in files
     )
     titles = ("`--recipe`", "student", "teacher targets", "masks", "losses", "temperature")
     return _table(titles, rows)
@@ -292,11 +292,11 @@ def tool_table(which: str) -> str:
     """Returns the table of the tools of `users` or of `developers`."""
     if which == "users":
         programs = offline_distill.find_programs()
-        found = {name: programs[name] for name in programs if name not in offline_distill.COMMANDS}
+        paths = {name: programs[name] for name in programs if name not in offline_distill.COMMANDS}
     else:
-        paths = sorted((ROOT / "tools" / "dev").glob("*.py"))
-        found = {path.stem: path for path in paths if "\ndef main(" in path.read_text("utf-8")}
-    rows = ((f"[`{name}`](#{name})", offline_distill.summary(path)) for name, path in found.items())
+        modules = sorted((ROOT / "tools" / "dev").glob("*.py"))
+        paths = {path.stem: path for path in modules if "\ndef main(" in path.read_text("utf-8")}
+    rows = ((f"[`{name}`](#{name})", offline_distill.summary(path)) for name, path in paths.items())
     return _table(("tool", ""), rows)
 
 

@@ -1,4 +1,4 @@
-"""Runs all three stages again and again under faults, and checks that nothing is lost or wrong.
+"""Runs the three stages in a loop under injected faults, and checks that nothing is lost.
 
 python -m tools.dev.soak --input_dir=TEXT --vocab_file=vocab.txt --work=DIR --minutes=60
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from data_specs import records
+from data_specs.tasks import CLASSIFICATION
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage import serialization
@@ -14,9 +15,8 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL
 from pipeline.storage.records import MaskedExample, Window
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.finetuning.head_layout import CLASSIFICATION
-from tools.finetuning.inputs import build_features
-from tools.finetuning.task_data import TaskExample
+from tools.finetuning.kinds import build_features
+from tools.finetuning.task_files import TaskExample
 
 # One token of so many of a line is masked, as a model seldom errs on tokens that it sees.
 _MASK_STEP = 7
@@ -108,7 +108,7 @@ def read_pairs(
     Example: the lines a, b, c, d and e become a with b and c with d.
 
     There are at most `count` pairs, cut to `max_seq_length` tokens, at least 5. For
-    `double_separator` see `inputs.build_features`.
+    `double_separator` see `kinds.build_features`.
 
     Raises:
         InputError: no such file, not UTF-8, fewer than two lines with a token, or

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_specs.records import INPUT_IDS
 from tools import measurement
-from tools.exports import litert, onnx_model, saved_model
+from tools.exports import hugging_face, litert, onnx_model, saved_model
 from tools.exports.examples import Arrays, Example, encode, example_batch
 from tools.exports.formats import (
     FORMATS,
@@ -23,11 +23,14 @@ from tools.exports.formats import (
     ONNX,
     SAVED_MODEL,
     SAVED_MODEL_TEXT,
+    SENTENCE_TRANSFORMERS,
 )
 from tools.exports.program import ExportError, Opened, Subject, run_program
 
 # Where the guess is one number, how far it may be off, as a share of it, or of 1 if that is more.
 _NEAR = 0.05
+# How far a number of a vector may be off, as a share of the vector's largest.
+_NEAR_VECTOR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Comparison:
             outputs of equal shape; NaN where one is no number.
         agreement: share of guesses that are the same; a guess is the place of the
             largest number of the last axis, where that has one number only this
-            itself, the same within a twentieth.
+            itself, the same within a twentieth. A vector is a guess of its own, the same
+            within a ten-thousandth of its largest number.
         num_guesses: guesses that were compared, for a masked LM as many as tokens.
     """
 
@@ -50,6 +54,8 @@ class Comparison:
 
 def compare(
     pairs: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+    *,
+    of_vectors: bool = False,
 ) -> Comparison:
     """Compares expected and received outputs of inputs, by their names.
 
@@ -67,7 +73,8 @@ def compare(
                 continue
             # NumPy's maximum, unlike Python's, keeps what is no number.
             largest = float(np.maximum(largest, np.abs(got - wanted).max()))
-            agreeing += int(_are_same(wanted, got).sum())
+            same = _are_near if of_vectors else _are_same
+            agreeing += int(same(wanted, got).sum())
     return Comparison(largest, agreeing / guesses, guesses)
 
 
@@ -79,9 +86,17 @@ def _are_same(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
     return (got.argmax(-1) == wanted.argmax(-1)) & np.isfinite(got).all(-1)
 
 
+def _are_near(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Returns whether vectors are the same: bool, without the last axis."""
+    limit = _NEAR_VECTOR * np.abs(wanted).max(-1)
+    # NaN is near nothing.
+    return np.abs(got - wanted).max(-1) <= limit
+
+
 # What writes each format into a folder, and what opens that.
 _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
     HF: lambda subject, directory: subject.write_hf(directory),
+    SENTENCE_TRANSFORMERS: hugging_face.write_sentences,
     SAVED_MODEL: lambda subject, directory: saved_model.write_ids(subject.program, directory),
     SAVED_MODEL_TEXT: saved_model.write_text,
     LITERT: litert.write,
@@ -90,6 +105,7 @@ _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
 }
 _OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
     HF: lambda subject, directory: subject.open_hf(directory),
+    SENTENCE_TRANSFORMERS: hugging_face.open_sentences,
     SAVED_MODEL: saved_model.open_ids,
     SAVED_MODEL_TEXT: saved_model.open_text,
     LITERT: litert.open_litert,
@@ -197,10 +213,11 @@ def _export_one(
     _WRITERS[name](subject, stage)
     opened = _OPENERS[name](subject, stage)
     size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file()) / 1e6
-    least, reference = FORMATS[name].least_agreement, run_program(subject.program)
+    least, of_vectors = FORMATS[name].least_agreement, FORMATS[name].gives_vectors
     if opened.run is not None:
+        reference = run_program(subject.vectors if of_vectors else subject.program)
         pairs = ((reference(example.batch), opened.run(example.batch)) for example in examples)
-        row = Row(name, opened.reader, size, compare(pairs), least)
+        row = Row(name, opened.reader, size, compare(pairs, of_vectors=of_vectors), least)
         _expect_agreement(row, given="ids")
         return row, lambda: opened.run(longest.batch)
     if longest.text is None:

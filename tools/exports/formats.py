@@ -25,6 +25,7 @@ class CardSettings(Settings):
 
 
 HF = "hf"
+SENTENCE_TRANSFORMERS = "sentence_transformers"
 SAVED_MODEL = "saved_model"
 SAVED_MODEL_TEXT = "saved_model_text"
 LITERT = "litert"
@@ -40,16 +41,19 @@ class Format:
         packages: what it needs: the names to install by those to import.
         least_agreement: share of first guesses that must be the model's own. In float32
             only ties of two guesses may break differently; 8 bits move logits a little.
+        gives_vectors: whether it gives a vector of each text, all of which must be the model's.
     """
 
     packages: Mapping[str, str]
     least_agreement: float
+    gives_vectors: bool = False
 
 
 _LITERT_PACKAGES = {"ai_edge_litert": "ai-edge-litert"}
 _ONNX_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "tf2onnx": "tf2onnx"}
 FORMATS: Mapping[str, Format] = {
     HF: Format({}, 0.999),
+    SENTENCE_TRANSFORMERS: Format({}, 1.0, gives_vectors=True),
     SAVED_MODEL: Format({}, 0.999),
     SAVED_MODEL_TEXT: Format({"tensorflow_text": "tensorflow-text"}, 0.999),
     LITERT: Format(_LITERT_PACKAGES, 0.999),

@@ -12,14 +12,8 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import count_parameters, encoder_table
 from pipeline.storage.manifest import REQUEST_FILE, HubSource
-from tools.finetuning.head_layout import (
-    CLASSIFICATION,
-    REGRESSION,
-    SPAN,
-    Head,
-    head_table,
-    read_head,
-)
+from tools.finetuning.head_layout import Head, head_table, read_head
+from tools.finetuning.kinds import KINDS
 from tools.report.text_width import visible
 
 # What a finished run of `finetune` writes, beside the folder of its model.
@@ -35,13 +29,7 @@ class HubNames:
     tag: str
 
 
-_SEQUENCE = HubNames("AutoModelForSequenceClassification", *["text-classification"] * 2)
-_NAMES: Mapping[str | None, HubNames] = {
-    None: HubNames("AutoModelForMaskedLM", "fill-mask", "masked-lm"),
-    CLASSIFICATION: _SEQUENCE,
-    REGRESSION: _SEQUENCE,
-    SPAN: HubNames("AutoModelForQuestionAnswering", *["question-answering"] * 2),
-}
+_MASKED_LM = HubNames("AutoModelForMaskedLM", "fill-mask", "masked-lm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +99,18 @@ class ModelTask:
     @property
     def num_texts(self) -> int:
         """Texts of an input: 2 for questions and pairs, 1 where nothing tells of pairs."""
-        if self.head is not None and self.head.kind == SPAN:
-            return 2
+        own = None if self.head is None else KINDS[self.head.kind].num_texts
+        if own is not None:
+            return own
         return 1 if self.finetuning is None else self.finetuning.num_texts
 
     @property
     def hub(self) -> HubNames:
         """What others call models of its kind."""
-        return _NAMES[None if self.head is None else self.head.kind]
+        if self.head is None:
+            return _MASKED_LM
+        kind = KINDS[self.head.kind]
+        return HubNames(f"AutoModel{kind.architecture}", kind.pipeline_tag, kind.pipeline_tag)
 
     def count_parameters(self, config: EncoderConfig) -> int:
         """Returns how many numbers the weights of encoder and head are."""
@@ -132,16 +124,12 @@ class ModelTask:
         if self.head is None:
             return []
         known = [] if self.finetuning is None else [("task", self.finetuning.task)]
-        given = "one text" if self.num_texts == 1 else "two texts"
-        if self.head.kind == SPAN:
-            given, found = "a question and its context", "the answer's first and last token"
-        elif self.head.kind == REGRESSION:
-            found = "a number"
-        else:
-            # Within a cell of a table in Markdown.
-            shown = (visible(label).replace("|", "\\|") for label in self.head.labels)
-            labels = ", ".join(f"`{label}`" for label in shown)
-            found = f"one of {len(self.head.labels)} labels: {labels}"
+        kind = KINDS[self.head.kind]
+        given = kind.given or ("one text" if self.num_texts == 1 else "two texts")
+        # Within a cell of a table in Markdown.
+        shown = (visible(label).replace("|", "\\|") for label in self.head.labels)
+        names = ", ".join(f"`{label}`" for label in shown)
+        found = kind.output.format(labels=f"{len(self.head.labels)} labels: {names}")
         return [*known, ("input", given), ("output", found)]
 
 

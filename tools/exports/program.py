@@ -12,15 +12,19 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError
+from pipeline.models import embeddings
 from pipeline.models.masked_lm import LOGITS
 from pipeline.tokenizers.tokens import Tokenizer
 from tools.exports.examples import Arrays, Run
+from tools.sentence_layout import SentenceLayout
 
 if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
     from tools.finetuning.heads import TaskModel
 
 _LAST_HIDDEN_STATE = "last_hidden_state"
+# As `sentence-transformers` calls it.
+VECTOR = "sentence_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def model_program(model: "MaskedLM | TaskModel") -> Program:
 
     Its `logits` are float32, of a masked LM [B, L, V]; of a task [B, C], of each class or of
     the one number; for questions [B, 2, L], of the answer's start and then of its end at each
-    token.
+    token; for the tags of tokens [B, L, C].
     """
     return _program(model, LOGITS, functools.partial(model, training=False))
 
@@ -78,6 +82,18 @@ def encoder_program(model: "MaskedLM") -> Program:
         return ops.cast(states[-1], "float32")
 
     return _program(model, _LAST_HIDDEN_STATE, compute)
+
+
+def vector_program(model: "MaskedLM", layout: SentenceLayout) -> Program:
+    """Returns the program of the vectors of texts: `sentence_embedding`, float32 [B, D]."""
+
+    def compute(batch: Mapping[str, Any]) -> Any:
+        states = model.encoder(batch, training=False)[HIDDEN_STATES][-1]
+        return embeddings.vectors(
+            states, batch[INPUT_MASK], layout.pooling, normalize=layout.normalize
+        )
+
+    return _program(model, VECTOR, compute)
 
 
 def compile_program(program: Program) -> tf.types.experimental.PolymorphicFunction:
@@ -132,6 +148,8 @@ class Subject:
         write_hf: writes it in Hugging Face's layout into a folder that it makes.
         open_hf: opens what that wrote.
         num_texts: texts of an input, one or two.
+        layout: how vectors of texts are made; None where none are wanted.
+        vectors: what computes them; None where none are wanted, or the model's head is of a task.
     """
 
     program: Program
@@ -140,3 +158,5 @@ class Subject:
     write_hf: Callable[[pathlib.Path], None]
     open_hf: Callable[[pathlib.Path], Opened]
     num_texts: int = 1
+    layout: SentenceLayout | None = None
+    vectors: Program | None = None

@@ -6,16 +6,12 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import shown
+from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
 from pipeline.models.weight_names import HF, WeightName, dense_weights, norm_weights
+from tools.finetuning.kinds import KINDS
 
-CLASSIFICATION = "classification"
-REGRESSION = "regression"
-SPAN = "span"
-
-_SEQUENCE = "ForSequenceClassification"
-_QUESTION = "ForQuestionAnswering"
 _LABELS_KEY = "id2label"
 _COUNT_KEY = "num_labels"
 _PROBLEM_KEY = "problem_type"
@@ -24,7 +20,6 @@ _UNNAMED = "LABEL_"
 # More classes than any task here has: a larger number is no head of ours.
 _MAX_LABELS = 10_000
 
-_SPAN_LAYER = "qa_outputs"
 _DENSE, _NORM, _OUTPUT = "head/dense", "head/layer_norm", "head/output"
 
 
@@ -33,8 +28,9 @@ class Head:
     """What a head tells apart.
 
     Attributes:
-        kind: `CLASSIFICATION`, `REGRESSION` or `SPAN`.
-        labels: of a classification, in the order of its outputs; else empty.
+        kind: a key of `kinds.KINDS`.
+        labels: of a classification, of inputs or of tokens, in the order of its outputs;
+            else empty.
     """
 
     kind: str
@@ -42,8 +38,8 @@ class Head:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers for an input, or of a span head for a token: its start and its end."""
-        return {REGRESSION: 1, SPAN: 2}.get(self.kind, len(self.labels))
+        """Numbers for an input, or for a token where the head computes something of each."""
+        return KINDS[self.kind].num_outputs(self.labels)
 
     def fits(self, other: "Head") -> bool:
         """Returns whether a head on disk answers a task: its labels are the same or unnamed."""
@@ -51,12 +47,13 @@ class Head:
         return other.kind == self.kind and other.labels in (self.labels, unnamed)
 
     def __str__(self) -> str:
-        if self.kind != CLASSIFICATION:
-            return f"a {self.kind} head"
+        kind = self.kind.replace("_", " ")
+        if not self.labels:
+            return f"a {kind} head"
         # In one line, whatever a file calls them.
         names = ", ".join(shown(label).strip("'\"") for label in self.labels[:5])
         names += ", …" if len(self.labels) > 5 else ""
-        return f"a {self.kind} head with {len(self.labels)} labels ({names})"
+        return f"a {kind} head with {len(self.labels)} labels ({names})"
 
 
 def read_head(source: ModelSource) -> Head | None:
@@ -71,10 +68,17 @@ def read_head(source: ModelSource) -> Head | None:
     settings = path.read_json()
     names = settings.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    if name.endswith(_QUESTION):
-        return Head(SPAN)
-    if not name.endswith(_SEQUENCE):
+    kinds = [kind for kind in KINDS.values() if name.endswith(kind.architecture)]
+    if not kinds:
         return None
+    has_names = any(kind.names_labels for kind in kinds)
+    labels = _read_labels(settings, path) if has_names else ()
+    kind = next(kind for kind in kinds if kind.is_meant_by(settings, labels))
+    # One that predicts a number has a name for it.
+    return Head(kind.name, () if kind.predicts_number else labels)
+
+
+def _read_labels(settings: Mapping[str, Any], path: Location) -> tuple[str, ...]:
     # `transformers` leaves unnamed labels out where there are two; `num_labels` is an older key.
     count = settings.get(_COUNT_KEY, 2)
     unnamed = range(min(count, _MAX_LABELS) if isinstance(count, int) else 0)
@@ -85,9 +89,7 @@ def read_head(source: ModelSource) -> Head | None:
         raise InputError(
             path, received=f"{_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
         )
-    if settings.get(_PROBLEM_KEY) == REGRESSION or len(labels) == 1:
-        return Head(REGRESSION)
-    return Head(CLASSIFICATION, tuple(str(labels[index]) for index in numbers))
+    return tuple(str(labels[index]) for index in numbers)
 
 
 def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
@@ -97,8 +99,9 @@ def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     head is ever in one.
     """
     size, family = config.hidden_size, config.family
-    if _is_plain_span(config, head.kind):
-        return tuple(dense_weights(_OUTPUT, _SPAN_LAYER, inputs=size, units=head.num_outputs))
+    if is_one_layer(config, head.kind):
+        layer = KINDS[head.kind].output_layer
+        return tuple(dense_weights(_OUTPUT, layer, inputs=size, units=head.num_outputs))
     layout, has_bias = family.sequence_head, family.has_biases
     norm = ()
     if layout.norm is not None:
@@ -110,46 +113,41 @@ def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     )
 
 
-def _is_plain_span(config: EncoderConfig, kind: str) -> bool:
-    """Returns whether a head is one dense layer that finds spans."""
-    return kind == SPAN and not config.family.finds_spans_with_sequence_head
+def is_one_layer(config: EncoderConfig, kind: str) -> bool:
+    """Returns whether a head is one dense layer over each token."""
+    return KINDS[kind].is_over_tokens and not config.family.has_sequence_head_over_tokens
 
 
 def pooler_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     """Returns the weights of a head that a pre-trained model may hold."""
-    if _is_plain_span(config, head.kind) or not config.family.sequence_head.is_pretrained:
+    if is_one_layer(config, head.kind) or not config.family.sequence_head.is_pretrained:
         return ()
     return tuple(row for row in head_table(config, head) if not row.ours.startswith(_OUTPUT))
 
 
-def _find_dropout(config: EncoderConfig, kind: str) -> tuple[str, float] | None:
-    family = config.family
-    is_plain = _is_plain_span(config, kind)
-    return family.span_dropout if is_plain else family.sequence_head.dropout
-
-
 def dropout_rate(config: EncoderConfig, kind: str) -> float:
     """Returns the dropout before a head's outputs; 0 for none."""
-    dropout = _find_dropout(config, kind)
+    dropout = KINDS[kind].dropout(config.family)
     if dropout is not None:
         return dropout[1]
-    return 0.0 if kind == SPAN else config.hidden_dropout_prob
+    return config.hidden_dropout_prob if KINDS[kind].drops_hidden_rate else 0.0
 
 
 def head_settings(config: EncoderConfig, head: Head) -> Mapping[str, Any]:
     """Returns the `config.json` from which `transformers` makes the same model."""
-    is_span = head.kind == SPAN
-    architecture = config.family.class_prefix + (_QUESTION if is_span else _SEQUENCE)
+    kind = KINDS[head.kind]
+    architecture = config.family.class_prefix + kind.architecture
     settings = {**config.to_hf(), "architectures": [architecture]}
-    dropout = _find_dropout(config, head.kind)
+    dropout = kind.dropout(config.family)
     if dropout is not None:
         settings |= dict([dropout])
-    if is_span:
+    if not kind.names_labels:
         return settings
     labels = head.labels or (f"{_UNNAMED}0",)
-    return {
-        **settings,
+    settings |= {
         _LABELS_KEY: {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
-        _PROBLEM_KEY: REGRESSION if head.kind == REGRESSION else f"single_label_{CLASSIFICATION}",
     }
+    if kind.problem_type is not None:
+        settings[_PROBLEM_KEY] = kind.problem_type
+    return settings

@@ -21,14 +21,14 @@ from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import WeightName, encoder_table
 from tools.finetuning.head_layout import (
-    CLASSIFICATION,
-    SPAN,
     Head,
     dropout_rate,
     head_settings,
     head_table,
+    is_one_layer,
     pooler_table,
 )
+from tools.finetuning.kinds import KINDS
 
 # The layers of a head are small: they compute in float32 whatever the encoder does.
 _HEAD_DTYPE = "float32"
@@ -38,17 +38,17 @@ _SCOPE = "head"
 class SequenceHead(keras.layers.Layer):
     """A dense layer, in some families normalised, dropout, and the outputs."""
 
-    def __init__(self, config: EncoderConfig, *, num_outputs: int, seed: int) -> None:
+    def __init__(self, config: EncoderConfig, head: Head, *, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         layout = config.family.sequence_head
         self.activation = {"tanh": ops.tanh, **ACTIVATION_FUNCTIONS}[layout.activation]
         parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
-        rate = dropout_rate(config, CLASSIFICATION)
+        rate = dropout_rate(config, head.kind)
         self.input_dropout = parts.dropout(rate, "input_dropout") if layout.drops_input else None
         self.dense = parts.dense(config.hidden_size, "dense")
         self.layer_norm = None if layout.norm is None else parts.layer_norm()
-        self.projection = parts.dense(num_outputs, "output", use_bias=True)
+        self.projection = parts.dense(head.num_outputs, "output", use_bias=True)
         self.dropout = parts.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
@@ -67,23 +67,23 @@ class SequenceHead(keras.layers.Layer):
         return self.projection(self.dropout(hidden, training=training))
 
 
-class SpanHead(keras.layers.Layer):
-    """Two outputs for each token: whether the answer starts there, and whether it ends there."""
+class TokenHead(keras.layers.Layer):
+    """Dropout and one dense layer over each token."""
 
-    def __init__(self, config: EncoderConfig, *, seed: int) -> None:
+    def __init__(self, config: EncoderConfig, head: Head, *, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
-        rate = dropout_rate(config, SPAN)
+        rate = dropout_rate(config, head.kind)
         parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         self.dropout = parts.dropout(rate) if rate else None
-        self.projection = parts.dense(2, "output")
+        self.projection = parts.dense(head.num_outputs, "output")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
         self.projection.build((None, None, self.config.hidden_size))
 
     def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
-        """Maps [B, L, D] to float32 [B, L, 2]."""
+        """Maps [B, L, D] to float32 [B, L, C]."""
         if self.dropout is not None:
             hidden = self.dropout(hidden, training=training)
         return self.projection(hidden)
@@ -99,9 +99,9 @@ class TaskModel(keras.Model):
         seed: of the initial weights and of dropout.
 
     Example:
-        `TaskModel(config, Head(CLASSIFICATION, ("no", "yes")))(batch)` is float32 [B, 2]. Of a
-        span head it is [B, 2, L]: the logits of starts, then of ends, at every token, padding
-        included.
+        `TaskModel(config, Head("classification", ("no", "yes")))(batch)` is float32 [B, 2]. Of
+        a span head it is [B, 2, L]: the logits of starts, then of ends, at every token, padding
+        included; of a head that classifies tokens it is [B, L, C].
     """
 
     def __init__(
@@ -111,10 +111,8 @@ class TaskModel(keras.Model):
         self.config = config
         self.task = task
         self.encoder = Encoder(config, seed=seed, dtype=self.dtype_policy)
-        if task.kind == SPAN and not config.family.finds_spans_with_sequence_head:
-            self.head = SpanHead(config, seed=seed)
-        else:
-            self.head = SequenceHead(config, num_outputs=task.num_outputs, seed=seed)
+        head = TokenHead if is_one_layer(config, task.kind) else SequenceHead
+        self.head = head(config, task, seed=seed)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -125,8 +123,10 @@ class TaskModel(keras.Model):
     def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
         """Returns the logits, float32, for what `Encoder.call` takes."""
         hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
-        if self.task.kind == SPAN:
-            return ops.transpose(self.head(hidden, training=training), (0, 2, 1))
+        kind = KINDS[self.task.kind]
+        if kind.is_over_tokens:
+            logits = self.head(hidden, training=training)
+            return logits if kind.feature.token_axis == 0 else ops.transpose(logits, (0, 2, 1))
         if self.config.classifier_pooling == "mean":
             mask = ops.expand_dims(ops.cast(inputs[INPUT_MASK], "float32"), -1)
             total = ops.sum(ops.cast(hidden, "float32") * mask, axis=1)
@@ -180,7 +180,7 @@ def save_head(directory: Location, model: TaskModel) -> None:
     """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
 
     `transformers` loads the directory, which must exist, as the family's model for
-    sequence classification or question answering.
+    sequence classification, token classification or question answering.
     """
     model_directory.save_hf_weights(
         directory,

@@ -1,25 +1,16 @@
 """The inputs of a model: features of examples, their identity, and padded batches."""
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
-import msgspec
 import numpy as np
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS, TEACHER_LOGITS
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
-from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import length_buckets
-from pipeline.tokenizers import loading
-from pipeline.tokenizers.tokens import Tokenizer, Tokens
-from pipeline.tokenizers.vocabulary import VocabInfo
-from tools.finetuning.head_layout import Head, read_head
-from tools.finetuning.task_data import TaskExample
-
-OUTSIDE = -1
+from pipeline.tokenizers.tokens import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,85 +21,29 @@ class Feature:
         example: the index of its example.
         input_ids: int32 [L].
         segment_ids: int32 [L]; all 0 where the model has one segment.
-        context_start: the first token of the context; 0 but for questions.
-        context_end: the token after the context's last; 0 but for questions.
-        starts: int32 [L], the character of the context at which each token
-            begins; -1 outside it.
-        ends: int32 [L], the character after its last; -1 outside the context.
-        answer: the first and the last token of the first right answer; (0, 0),
-            which is [CLS], where that does not lie in this window whole; None
-            where no answer is known, and but for questions.
+        token_axis: the axis of its logits that goes over tokens; None where there is none.
     """
+
+    token_axis: ClassVar[int | None] = None
 
     example: int
     input_ids: np.ndarray
     segment_ids: np.ndarray
-    context_start: int
-    context_end: int
-    starts: np.ndarray
-    ends: np.ndarray
-    answer: tuple[int, int] | None
-
-
-def build_features(
-    examples: Sequence[TaskExample],
-    tokenizer: Tokenizer,
-    *,
-    kind: str,
-    max_seq_length: int,
-    doc_stride: int = 128,
-    max_query_length: int = 64,
-    double_separator: bool = False,
-) -> list[Feature]:
-    """Makes the features of examples, in their order.
-
-    One text becomes `[CLS] a [SEP]`, two become `[CLS] a [SEP] b [SEP]`, too long
-    ones cut at their ends, the longer one first (Devlin et al. 2018). A question
-    becomes one feature for each window of its context, `[CLS] question [SEP]
-    window [SEP]`; a window begins `doc_stride` tokens after the one before, as in
-    BERT's run_squad.py, and the last one reaches the end.
-
-    Example: a context of 10 tokens and room for 4, with `doc_stride` 3, has the
-        windows 0-3, 3-6 and 6-9.
-
-    Args:
-        examples: of a split.
-        tokenizer: the model's.
-        kind: the task's.
-        max_seq_length: tokens of a feature at most.
-        doc_stride: tokens from the beginning of a window to that of the next; no
-            more than the window has.
-        max_query_length: tokens of a question at most; the rest is cut off.
-        double_separator: whether two separators stand between two texts, as in
-            RoBERTa's family.
-
-    Raises:
-        InputError: `max_seq_length` leaves no room for text.
-    """
-    layout = _Layout(tokenizer, max_seq_length, double_separator)
-    if kind != "span":
-        return [_labelled(layout, index, example) for index, example in enumerate(examples)]
-    if doc_stride < 1:
-        raise InputError(Setting("doc_stride"), "a number above 0", doc_stride)
-    features = []
-    # The questions on one paragraph share its text.
-    contexts: dict[str, Tokens] = {}
-    for index, example in enumerate(examples):
-        question, context = example.texts
-        if context not in contexts:
-            contexts[context] = tokenizer.tokenize(context)
-        query = tokenizer.tokenize(question).ids[:max_query_length]
-        features += _windows(layout, index, example, query, contexts[context], doc_stride)
-    return features
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Where texts and special tokens stand."""
+class Layout:
+    """Where texts and special tokens stand; see `kinds.build_features` for the settings."""
 
     tokenizer: Tokenizer
     max_seq_length: int
-    double_separator: bool
+    double_separator: bool = False
+    doc_stride: int = 128
+    max_query_length: int = 64
+
+    def __post_init__(self) -> None:
+        if self.doc_stride < 1:
+            raise InputError(Setting("doc_stride"), "a number above 0", self.doc_stride)
 
     def room(self, num_texts: int, *, used: int = 0) -> int:
         """Returns how many tokens of text fit beside `used` others."""
@@ -147,154 +82,17 @@ def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
     return first - from_first - rest // 2, second - from_second - (rest + 1) // 2
 
 
-def _labelled(layout: _Layout, index: int, example: TaskExample) -> Feature:
-    texts = [layout.tokenizer.tokenize(text).ids for text in example.texts]
-    lengths = [layout.room(len(texts))]
-    if len(texts) == 2:
-        lengths = truncated_lengths(len(texts[0]), len(texts[1]), *lengths)
-    texts = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
-    ids, segments, _ = layout.join(texts)
-    outside = np.full(len(ids), OUTSIDE, np.int32)
-    return Feature(index, ids, segments, 0, 0, outside, outside, None)
-
-
-def _windows(
-    layout: _Layout,
-    index: int,
-    example: TaskExample,
-    query: np.ndarray,
-    context: Tokens,
-    doc_stride: int,
-) -> list[Feature]:
-    room = layout.room(2, used=len(query))
-    total = len(context.ids)
-    span = answer_tokens(example, context)
-    features, begin, stop = [], 0, False
-    while not stop:
-        end = min(begin + room, total)
-        stop = end == total
-        ids, segments, first = layout.join([query, context.ids[begin:end]])
-        last = first + end - begin
-        starts, ends = (np.full(len(ids), OUTSIDE, np.int32) for _ in range(2))
-        starts[first:last] = context.starts[begin:end]
-        ends[first:last] = context.ends[begin:end]
-        answer = None
-        if span is not None:
-            inside = begin <= span[0] <= span[1] < end
-            answer = (first + span[0] - begin, first + span[1] - begin) if inside else (0, 0)
-        features.append(Feature(index, ids, segments, first, last, starts, ends, answer))
-        begin += min(doc_stride, room)
-    return features
-
-
-def answer_tokens(example: TaskExample, context: Tokens) -> tuple[int, int] | None:
-    """Returns the first and the last token of the context that the first answer touches.
-
-    An answer that begins or ends within a token takes it whole. One that no token
-    touches, for a tokenizer may drop characters, gets (0, -1), which lies in no
-    window. Without an answer there is None.
-
-    Example: tokens at characters 0-2, 3-5 and 5-9 and an answer at 4-7 give (1, 2).
-    """
-    if not example.answers:
-        return None
-    answer = example.answers[0]
-    first = int(np.searchsorted(context.ends, answer.start, side="right"))
-    last = int(np.searchsorted(context.starts, answer.start + len(answer.text), side="left")) - 1
-    return (first, last) if first <= last else (0, -1)
-
-
 def input_digest(feature: Feature) -> bytes:
     """Returns 16 bytes that depend on an input's tokens and segments."""
     arrays = (feature.input_ids, feature.segment_ids)
     return seeding.digest(*(array.astype("<i4").tobytes() for array in arrays))
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskInputs:
-    """The inputs of a split, in order.
-
-    Attributes:
-        task: its name.
-        head: what a model has to say of them.
-        vocab: of the tokenizer.
-        special_ids: of the tokenizer.
-        max_seq_length: tokens of the longest that may be.
-        doc_stride: tokens between the windows of a context; None where there are none.
-        features: the inputs.
-    """
-
-    task: str
-    head: Head
-    vocab: VocabInfo
-    special_ids: Mapping[str, int]
-    max_seq_length: int
-    doc_stride: int | None
-    features: Sequence[Feature]
-
-    def sha256(self) -> str:
-        """Returns a digest of all tokens and segments, in their order."""
-        digest = hashlib.sha256()
-        for feature in self.features:
-            digest.update(input_digest(feature))
-        return digest.hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what logits of them are logits of, as JSON values."""
-        return {
-            "task": self.task,
-            "head": self.head.kind,
-            "labels": list(self.head.labels),
-            "vocab": msgspec.to_builtins(self.vocab),
-            "max_seq_length": self.max_seq_length,
-            "doc_stride": self.doc_stride,
-            "num_windows": len(self.features),
-            # The last of all: what the others decide differs first.
-            "windows": self.sha256(),
-        }
-
-
-def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
-    """Checks that a model knows the tokens of inputs, and has positions for the longest.
-
-    Raises:
-        InputError: it does not; prints both.
-    """
-    config, directory = source.config, source.directory
-    if inputs.max_seq_length > config.max_input_length:
-        expected = f"a model of at least {inputs.max_seq_length} positions (`max_seq_length`)"
-        raise InputError(directory, expected, config.max_input_length)
-    if inputs.vocab.size > config.vocab_size:
-        expected = f"a model of at least {inputs.vocab.size} tokens, as the tokenizer has"
-        raise InputError(directory, expected, config.vocab_size)
-    paths = loading.tokenizer_files(directory)
-    found = [loading.read_vocab_info(path) for path in paths]
-    if found and inputs.vocab not in found:
-        raise InputError(
-            directory,
-            f"the tokens of `model` (SHA-256 {inputs.vocab.sha256}, {inputs.vocab.size} tokens)",
-            f"{paths[0]} (SHA-256 {found[0].sha256}, {found[0].size} tokens)",
-        )
-
-
-def expect_teacher(source: ModelSource, inputs: TaskInputs) -> None:
-    """Checks that a teacher was fine-tuned on the task and can read the inputs.
-
-    Raises:
-        InputError: its head is another one or none, or it knows other tokens or
-            fewer positions.
-    """
-    head = read_head(source)
-    if head is None or not inputs.head.fits(head):
-        expected, received = f"{inputs.head} for `task`={inputs.task}", head or "none"
-        setting = Setting("finetune_teacher")
-        raise InputError(setting, expected, f"{source.directory} with {received}")
-    expect_reader(source, inputs)
-
-
 # Names that a batch has beside BERT's own: what is to be said, and whether a row counts.
 TARGETS = "targets"
 WEIGHTS = "weights"
+# Stands in the targets of tokens at tokens of which nothing is to be said.
+NO_TARGET = -1
 
 # Batches of an epoch that are sorted by length together.
 _GROUP_BATCHES = 16
@@ -341,15 +139,16 @@ class TrainingBatches:
 
     Attributes:
         features: the inputs, N.
-        targets: [N, …], what is to be said of each.
+        targets: [N, …], what is to be said of each; or N arrays [L] of each token, where -1
+            stands at tokens of which nothing is to be said.
         padding: the shapes.
         seed: decides the order.
-        teacher_logits: of each input, float32 [C], or [2, L] without padding; None
-            without a teacher.
+        teacher_logits: of each input, float32 [C], or [2, L] or [L, C] without padding;
+            None without a teacher.
     """
 
     features: Sequence[Feature]
-    targets: np.ndarray
+    targets: Sequence[np.ndarray]
     padding: Padding
     seed: int
     teacher_logits: Sequence[np.ndarray] | None = None
@@ -363,7 +162,7 @@ class TrainingBatches:
         """Yields the first so many batches.
 
         Each is what `Padding.batch` returns with `targets` [B, …]; `weights` float32 [B], 1 at
-        real rows; and `teacher_logits` float32 [B, C] or [B, 2, L] where there are any.
+        real rows; and `teacher_logits` float32, padded, where there are any.
         """
         epoch = 0
         while num_steps > 0:
@@ -388,22 +187,36 @@ class TrainingBatches:
     def _batch(self, indices: np.ndarray) -> Arrays:
         batch = self.padding.batch([self.features[index] for index in indices])
         size, length = batch[INPUT_IDS].shape
-        batch[TARGETS] = np.zeros((size, *self.targets.shape[1:]), self.targets.dtype)
-        batch[TARGETS][: len(indices)] = self.targets[indices]
+        batch[TARGETS] = self._pad_targets(indices, size, length)
         batch[WEIGHTS] = (np.arange(size) < len(indices)).astype(np.float32)
         if self.teacher_logits is not None:
             logits = [self.teacher_logits[index] for index in indices]
-            batch[TEACHER_LOGITS] = pad_logits(logits, size, length)
+            axis = self.features[0].token_axis
+            batch[TEACHER_LOGITS] = pad_logits(logits, size, length, token_axis=axis)
         return batch
 
+    def _pad_targets(self, indices: np.ndarray, size: int, length: int) -> np.ndarray:
+        if isinstance(self.targets, np.ndarray):
+            padded = np.zeros((size, *self.targets.shape[1:]), self.targets.dtype)
+            padded[: len(indices)] = self.targets[indices]
+            return padded
+        padded = np.full((size, length), NO_TARGET, np.int32)
+        for row, index in enumerate(indices):
+            padded[row, : len(self.targets[index])] = self.targets[index]
+        return padded
 
-def pad_logits(logits: Sequence[np.ndarray], batch_size: int, length: int) -> np.ndarray:
-    """Pads the logits of inputs, float32 [C] or [2, tokens], with zeros to [B, C] or [B, 2, L]."""
-    first = logits[0]
-    shape = first.shape if first.ndim == 1 else (len(first), length)
+
+def pad_logits(
+    logits: Sequence[np.ndarray], batch_size: int, length: int, *, token_axis: int | None
+) -> np.ndarray:
+    """Pads the logits of inputs with zeros, to `batch_size` rows and `length` tokens.
+
+    Example: inputs' [2, tokens] with `token_axis=1` become [B, 2, L].
+    """
+    shape = [length if axis == token_axis else count for axis, count in enumerate(logits[0].shape)]
     padded = np.zeros((batch_size, *shape), np.float32)
     for row, value in enumerate(logits):
-        padded[row, ..., : value.shape[-1]] = value
+        padded[row][tuple(map(slice, value.shape))] = value
     return padded
 
 

@@ -3,7 +3,8 @@
 Task distillation is weight · T² · KL(p_T ‖ q_T) + (1 − weight) · cross-entropy with
 the labels (Hinton et al., 2015), where p_T and q_T are the teacher's and the
 student's distributions at temperature T; over starts and ends the mean of both
-(Sanh et al., 2019, for SQuAD). A regression has squares of differences instead.
+(Sanh et al., 2019, for SQuAD), over the tags of words the mean of all words of a
+batch. A regression has squares of differences instead.
 """
 
 import dataclasses
@@ -11,10 +12,11 @@ from collections.abc import Mapping
 
 from keras import ops
 
-from data_specs.records import INPUT_MASK, TEACHER_LOGITS
-from pipeline.models.architectures.parts import MASKED_SCORE, Tensor
-from tools.finetuning.head_layout import REGRESSION, SPAN
+from data_specs.records import TEACHER_LOGITS
+from pipeline.models.architectures.parts import Tensor
 from tools.finetuning.inputs import TARGETS, WEIGHTS
+from tools.finetuning.kinds import KINDS
+from tools.finetuning.kinds.base import TaskKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,54 +24,49 @@ class TaskObjective:
     """The loss of a task.
 
     Attributes:
-        kind: of the head.
+        name: of the task's kind.
         distill_weight: how much the teacher's logits count, from 0 to 1; 0 without.
         distill_temperature: T.
     """
 
-    kind: str
+    name: str
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
+
+    @property
+    def kind(self) -> TaskKind:
+        """The kind of the task."""
+        return KINDS[self.name]
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns the mean loss of a batch, float32 [].
 
         Args:
-            logits: the student's, float32 [B, C] or [B, 2, L].
+            logits: the student's, float32 [B, C], [B, 2, L] or [B, L, C].
             batch: from `batches`; with `teacher_logits` where they count.
         """
         terms = [(1.0 - self.distill_weight) * self._label_losses(logits, batch)]
         if self.distill_weight:
             terms.append(self.distill_weight * self._teacher_losses(logits, batch))
-        weights = ops.cast(batch[WEIGHTS], "float32")
+        weights = self.kind.loss_weights(ops.cast(batch[WEIGHTS], "float32"), batch)
         return ops.sum(sum(terms) * weights) / ops.sum(weights)
 
     def _label_losses(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        if self.kind == REGRESSION:
+        if self.kind.predicts_number:
             return ops.square(logits[:, 0] - batch[TARGETS])
         log_probs = self._log_probs(logits, batch, 1.0)
         one_hot = ops.one_hot(batch[TARGETS], ops.shape(logits)[-1], dtype="float32")
-        return _mean_of_heads(-ops.sum(one_hot * log_probs, axis=-1))
+        return self.kind.mean_losses(-ops.sum(one_hot * log_probs, axis=-1))
 
     def _teacher_losses(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         teacher = batch[TEACHER_LOGITS]
-        if self.kind == REGRESSION:
+        if self.kind.predicts_number:
             return ops.square(logits[:, 0] - teacher[:, 0])
         temperature = self.distill_temperature
         log_p = self._log_probs(teacher, batch, temperature)
         log_q = self._log_probs(logits, batch, temperature)
         divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
-        return temperature**2 * _mean_of_heads(divergence)
+        return temperature**2 * self.kind.mean_losses(divergence)
 
     def _log_probs(self, logits: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
-        logits = logits / temperature
-        if self.kind == SPAN:
-            # Else a loss would depend on how long the batch is.
-            padding = 1.0 - ops.cast(batch[INPUT_MASK], "float32")
-            logits = logits + ops.expand_dims(padding, 1) * MASKED_SCORE
-        return ops.log_softmax(logits, axis=-1)
-
-
-def _mean_of_heads(losses: Tensor) -> Tensor:
-    """Returns [B] of [B], or of [B, 2], a start's and an end's."""
-    return losses if len(losses.shape) == 1 else ops.mean(losses, axis=1)
+        return ops.log_softmax(self.kind.mask_logits(logits / temperature, batch), axis=-1)

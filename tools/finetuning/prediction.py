@@ -11,18 +11,18 @@ from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tools.finetuning import inputs, scoring
-from tools.finetuning.head_layout import REGRESSION, SPAN
 from tools.finetuning.heads import TaskModel
 from tools.finetuning.inputs import Arrays, Feature, Padding
+from tools.finetuning.kinds import KINDS
+from tools.finetuning.kinds.base import Predictions
 from tools.finetuning.preparation import Preparation, Split
-from tools.finetuning.scoring import Predictions, best_answers
 from tools.finetuning.settings import FinetuneConfig
 
 Forward = Callable[[Arrays], np.ndarray]
 
 
 def compile_forward(model: TaskModel) -> Forward:
-    """Compiles a model's forward pass: from a batch to its logits, float32 [B, C] or [B, 2, L]."""
+    """Compiles a model's forward pass: from a batch to its logits, float32 [B, …]."""
     names = (INPUT_IDS, INPUT_MASK, SEGMENT_IDS)
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
 
@@ -46,7 +46,7 @@ def predict_logits(
         bar: told of inputs that are done.
 
     Returns:
-        for each input float32 [C], or [2, L] without padding.
+        for each input float32 [C], or without padding [2, L] or [L, C].
 
     Raises:
         InputError: the model returns NaN or infinity.
@@ -55,9 +55,10 @@ def predict_logits(
     for indices, batch in inputs.prediction_batches(features, padding):
         logits = forward(batch)
         for row, index in enumerate(indices):
+            feature = features[index]
+            length = {feature.token_axis: slice(len(feature.input_ids))}
             value = logits[row]
-            if value.ndim == 2:
-                value = value[:, : len(features[index].input_ids)]
+            value = value[tuple(length.get(axis, slice(None)) for axis in range(value.ndim))]
             found[index] = np.ascontiguousarray(value)
             if not np.isfinite(value).all():
                 hint = "is the model damaged, or does `compute_dtype` not suit it?"
@@ -83,14 +84,9 @@ def predict(
     begun = time.perf_counter()
     logits = predict_logits(forward, split.features, padding)
     speed = len(split.features) / (time.perf_counter() - begun)
-    if run.head.kind == REGRESSION:
-        return [float(value[0]) for value in logits], speed
-    if run.head.kind != SPAN:
-        # Of equally probable classes the first.
-        return [int(value.argmax()) for value in logits], speed
-    starts, ends = ([value[side] for value in logits] for side in (0, 1))
-    length = config.max_answer_length
-    found = best_answers(split.examples, split.features, starts, ends, max_answer_length=length)
+    found = KINDS[run.head.kind].predict(
+        split.examples, split.features, logits, max_answer_length=config.max_answer_length
+    )
     return found, speed
 
 

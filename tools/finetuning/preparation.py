@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from data_specs.tasks import TaskSpec, load_task
@@ -16,27 +17,20 @@ from pipeline.models.formats.model_directory import ModelSource
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import Tokenizer
-from tools.finetuning.head_layout import REGRESSION, SPAN, Head, read_head
-from tools.finetuning.inputs import (
-    Feature,
-    TaskInputs,
-    build_features,
-    expect_reader,
-    expect_teacher,
-    input_digest,
-)
+from tools.finetuning.head_layout import Head, read_head
+from tools.finetuning.inputs import Feature, input_digest
+from tools.finetuning.kinds import KINDS, build_features
 from tools.finetuning.settings import FinetuneConfig
-from tools.finetuning.task_data import SplitData, TaskExample, read_split
+from tools.finetuning.task_data import read_split
+from tools.finetuning.task_files import SplitData, TaskExample
+from tools.finetuning.task_inputs import TaskInputs, expect_reader, expect_teacher
 
 TRAIN_SPLIT = "train"
-# Tokens of an input unless one asks for more: BERT's, for sentences and for questions.
-_SENTENCE_LENGTH = 128
-_QUESTION_LENGTH = 384
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split's examples and what a model reads of them: of a long context several windows.
+    """A split's examples and what a model reads of them: of a long one several windows.
 
     Attributes:
         name: such as `dev`.
@@ -59,14 +53,9 @@ class Split:
             digest.update(input_digest(feature))
         return digest.hexdigest()
 
-    def targets(self, kind: str) -> np.ndarray:
-        """Returns what a model has to say of each input: int32 [N] classes, float32 [N]
-        numbers, or int32 [N, 2] first and last token of the answer."""
-        if kind == SPAN:
-            pairs = [feature.answer or (0, 0) for feature in self.features]
-            return np.array(pairs, np.int32).reshape(-1, 2)
-        labels = [self.examples[feature.example].label for feature in self.features]
-        return np.array(labels, np.float32 if kind == REGRESSION else np.int32)
+    def targets(self, head: Head) -> Sequence[np.ndarray]:
+        """Returns what a head has to say of each input; see `TaskKind.targets`."""
+        return KINDS[head.kind].targets(self.examples, self.features, head.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +63,7 @@ class Preparation:
     """Runs that may begin.
 
     Attributes:
-        spec: the task.
+        spec: the task, with the labels of its head.
         source: the model.
         head: what the task needs.
         own_head: the model's own head; None where it has none for a task.
@@ -125,7 +114,7 @@ class Preparation:
             vocab=self.tokenizer.info,
             special_ids=self.tokenizer.special_ids,
             max_seq_length=self.max_seq_length,
-            doc_stride=config.doc_stride if self.head.kind == SPAN else None,
+            doc_stride=config.doc_stride if KINDS[self.head.kind].has_windows else None,
             features=split.features,
         )
 
@@ -180,9 +169,10 @@ def prepare(config: FinetuneConfig) -> Preparation:
         spec = load_task(config.task)
     except ValueError as error:
         raise InputError(Setting("task"), received=error) from error
-    head = Head(spec.kind, spec.labels)
     source = model_directory.find_model(config.model)
     own = read_head(source)
+    spec = _name_labels(config, spec, own)
+    head = Head(spec.kind, spec.labels)
     if not (config.do_train or (own is not None and head.fits(own))):
         received = f"{config.model} with {own or 'none'}"
         raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
@@ -211,10 +201,24 @@ def prepare(config: FinetuneConfig) -> Preparation:
     return _read_splits(found, config)
 
 
+def _name_labels(config: FinetuneConfig, spec: TaskSpec, own: Head | None) -> TaskSpec:
+    """Returns the task with labels where it declares none.
+
+    They are those of the training file, and of the model where nothing is trained.
+    """
+    kind = KINDS[spec.kind]
+    if spec.labels or not kind.finds_labels:
+        return spec
+    if own is not None and own.kind == spec.kind and not config.do_train:
+        return msgspec.structs.replace(spec, labels=own.labels)
+    data = read_split(spec, config.data_dir, TRAIN_SPLIT, skip_bad_rows=config.skip_bad_rows)
+    return msgspec.structs.replace(spec, labels=kind.find_labels(spec, data.examples))
+
+
 def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) -> int:
     limit = source.config.max_input_length
     if config.max_seq_length is None:
-        return min(limit, _QUESTION_LENGTH if spec.kind == SPAN else _SENTENCE_LENGTH)
+        return min(limit, KINDS[spec.kind].max_seq_length)
     if config.max_seq_length > limit:
         expected = f"at most {limit}, as {config.model} has positions"
         raise InputError(Setting("max_seq_length"), expected, config.max_seq_length)
@@ -262,5 +266,7 @@ def _notes(name: str, data: SplitData) -> Iterator[str]:
         yield f"{name}: {data.num_left_out} rows without a label to learn are left out"
     if data.num_relocated:
         yield f"{name}: {data.num_relocated} answers stood elsewhere than the file says"
+    for remark, count in data.remarks.items():
+        yield f"{name}: {count:,} {remark}"
     if data.bad_rows:
         yield f"{name}: {len(data.bad_rows)} bad rows are left out, the first: {data.bad_rows[0]}"

@@ -20,8 +20,8 @@ from pipeline.storage import arrays, serialization
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN, Manifest, ShardInfo
 from tools.finetuning import heads, prediction
-from tools.finetuning.head_layout import SPAN
-from tools.finetuning.inputs import Feature, Padding, TaskInputs, input_digest
+from tools.finetuning.inputs import Feature, Padding, input_digest
+from tools.finetuning.task_inputs import TaskInputs
 
 _, _LOGITS = TASK_LOGITS_FEATURES
 # Inputs of a shard: what a killed run does again.
@@ -41,7 +41,7 @@ def cached_logits(
         compute_dtype: of the teacher's encoder.
 
     Returns:
-        for each input float32 [C], or [2, L].
+        for each input float32 [C], [2, L] or [L, C].
 
     Raises:
         InputError: the cache is of another task, other tokens, lengths or another
@@ -168,16 +168,16 @@ def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.n
         path, record = next(stored, (None, b""))
         if path is None:
             raise InputError(paths[0].parent, f"{len(inputs.features)} records", number)
-        shape = (inputs.head.num_outputs,)
-        if inputs.head.kind == SPAN:
-            shape = (*shape, len(feature.input_ids))
+        shape = [inputs.head.num_outputs]
+        if feature.token_axis is not None:
+            shape.insert(feature.token_axis, len(feature.input_ids))
         try:
             yield _decode(serialization.decode_example(record), feature, shape)
         except (KeyError, ValueError) as error:
             raise InputError(path, received=f"a damaged record ({error})") from error
 
 
-def _decode(record: Mapping[str, bytes], feature: Feature, shape: tuple[int, ...]) -> np.ndarray:
+def _decode(record: Mapping[str, bytes], feature: Feature, shape: Sequence[int]) -> np.ndarray:
     if record[EXAMPLE_ID] != input_digest(feature):
         raise ValueError("it belongs to another input")
     return arrays.decode(_LOGITS, record[TEACHER_LOGITS], vocab_size=0).reshape(shape)

@@ -172,7 +172,7 @@ def _train(
     """Trains, and returns what is counted."""
     batches = TrainingBatches(
         run.train.features,
-        run.train.targets(run.head.kind),
+        run.train.targets(run.head),
         Padding(config.train_batch_size, run.max_seq_length, run.source.config.type_vocab_size),
         seed=config.random_seed,
         teacher_logits=teacher_logits,

@@ -12,7 +12,7 @@ from pipeline.base.location import Location
 from pipeline.commands import running
 from pipeline.distill import batches, training
 from pipeline.distill.preparation import prepare
-from pipeline.distill.replicas import choose_streams, find_replicas
+from pipeline.distill.replicas import find_replicas
 from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
@@ -49,7 +49,7 @@ def _read_config(arguments: Sequence[str]) -> DistillConfig:
 def _make_step(config: DistillConfig) -> Callable[[], None]:
     """Returns a function that makes the next step of a run and waits for it."""
     replicas = find_replicas(config.distribution)
-    config = dataclasses.replace(config, num_data_streams=choose_streams(config, replicas))
+    config = training.choose_for_devices(config, replicas)
     run = prepare(config)
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic:

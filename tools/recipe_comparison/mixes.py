@@ -151,15 +151,15 @@ class Shapes:
 
 
 def make_mixes(
-    recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float
+    recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float | None = None
 ) -> list[Mix]:
-    """Returns each recipe with and without `masked_lm`; one of labels alone once.
+    """Returns each recipe as it is, or with and without `masked_lm`; one of labels alone once.
 
     Args:
         recipes: to compare.
         shapes: of the models.
         cache: the source of recipes that name none.
-        masked_lm_weight: of `masked_lm` where a recipe has none.
+        masked_lm_weight: of `masked_lm` where a recipe has none; None for recipes as they are.
 
     Raises:
         InputError: a mix that is there twice.
@@ -177,11 +177,10 @@ def make_mixes(
     return list(mixes.values())
 
 
-def _variants(recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: float) -> Iterator[Mix]:
-    others = {name: weight for name, weight in recipe.losses.items() if name != MASKED_LM}
-    weight = recipe.losses.get(MASKED_LM, masked_lm_weight)
-    variants = [{MASKED_LM: weight}] if not others else [{**others, MASKED_LM: weight}, others]
-    for losses in variants:
+def _variants(
+    recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: float | None
+) -> Iterator[Mix]:
+    for losses in _losses_of(recipe, masked_lm_weight):
         source = _source(recipe, losses, cache)
         settings = _fit(recipe.settings, shapes)
         spec = None if source in (LIVE, LABELS) else _cache_spec(source, settings, losses, shapes)
@@ -191,6 +190,14 @@ def _variants(recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: floa
                 f"{name}={item}" for name, item in schedules.items()
             )
         yield Mix(recipe.name, source, losses, settings, spec)
+
+
+def _losses_of(recipe: Recipe, masked_lm_weight: float | None) -> list[Mapping[str, float]]:
+    if masked_lm_weight is None:
+        return [recipe.losses]
+    others = {name: weight for name, weight in recipe.losses.items() if name != MASKED_LM}
+    weight = recipe.losses.get(MASKED_LM, masked_lm_weight)
+    return [{MASKED_LM: weight}] if not others else [{**others, MASKED_LM: weight}, others]
 
 
 def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:

@@ -1,4 +1,4 @@
-"""The settings of `compare_recipes`."""
+"""The settings of tools that train students side by side: `compare_recipes` and `study`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from tools.finetune import parse_tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareRecipesConfig(Settings):
-    """The settings of this tool; its flags are generated from them."""
+class StudentRunsConfig(Settings):
+    """The settings that such tools share."""
 
     teacher: Location = setting(
         dataclasses.MISSING,
@@ -38,9 +38,6 @@ class CompareRecipesConfig(Settings):
         decides_output=False,
     )
     cache: str = setting("compact-128", "Cache of recipes that name none.", decides_output=False)
-    other_text: str | None = setting(
-        None, "Text of other kinds, on which students are evaluated as well."
-    )
     tasks: Mapping[str, Location] = setting(
         {},
         "Tasks that students are fine-tuned on, and the directories of their files, "
@@ -48,14 +45,51 @@ class CompareRecipesConfig(Settings):
         parse=parse_tasks,
         decides_output=False,
     )
-    max_task_examples: int | None = setting(
-        None, "Training examples of a task at most; each task has its own default.", low=1
-    )
     seeds: tuple[int, ...] = setting(
         (1, 2),
         "Seeds, at least two, each of which trains one student of each recipe.",
         parse=parse_counts,
         decides_output=False,
+    )
+    student_layers: int | None = setting(
+        None, "Layers of the students; half of the teacher's by default.", low=1
+    )
+    train_batch_size: int = setting(32, "Examples of a step.", low=1)
+    learning_rate: float = setting(5e-4, "Peak learning rate of all students.", low=0.0)
+    compute_dtype: str = setting(
+        compute_dtype.AUTO,
+        "Precision of teacher and students. auto is mixed_bfloat16 where the hardware supports "
+        "it, else float32.",
+        choices=compute_dtype.CHOICES,
+    )
+    max_seq_length: int = setting(128, "Longest input in tokens.", low=16)
+    do_whole_word_mask: bool = setting(
+        True, "Whether whole words are masked; set it as the teacher was trained."
+    )
+    dupe_factor: int = setting(1, "Masked copies of each window in the caches.", low=1)
+    num_shards: int = setting(
+        32, "Training shards of the masked examples: caches are cut by whole shards.", low=1
+    )
+    max_eval_steps: int = setting(
+        200, "Batches of 32 of each evaluation at most.", low=1, decides_output=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.work.expect_local()
+        if len(self.seeds) < 2:
+            raise InputError(Setting("seeds"), "at least two seeds", len(self.seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareRecipesConfig(StudentRunsConfig):
+    """The settings of `compare_recipes`; its flags are generated from them."""
+
+    other_text: str | None = setting(
+        None, "Text of other kinds, on which students are evaluated as well."
+    )
+    max_task_examples: int | None = setting(
+        None, "Training examples of a task at most; each task has its own default.", low=1
     )
     train_seconds: float = setting(
         600.0,
@@ -84,37 +118,12 @@ class CompareRecipesConfig(Settings):
         hub_files=hub_id.MODEL,
         decides_output=False,
     )
-    student_layers: int | None = setting(
-        None, "Layers of the students; half of the teacher's by default.", low=1
-    )
     masked_lm_weight: float = setting(
         1.0, "Weight of masked_lm where it is added to a recipe that has none.", low=0.001
-    )
-    train_batch_size: int = setting(32, "Examples of a step.", low=1)
-    learning_rate: float = setting(5e-4, "Peak learning rate of all students.", low=0.0)
-    compute_dtype: str = setting(
-        compute_dtype.AUTO,
-        "Precision of teacher and students. auto is mixed_bfloat16 where the hardware supports "
-        "it, else float32.",
-        choices=compute_dtype.CHOICES,
-    )
-    max_seq_length: int = setting(128, "Longest input in tokens.", low=16)
-    do_whole_word_mask: bool = setting(
-        True, "Whether whole words are masked; set it as the teacher was trained."
-    )
-    dupe_factor: int = setting(1, "Masked copies of each window in the caches.", low=1)
-    num_shards: int = setting(
-        32, "Training shards of the masked examples: caches are cut by whole shards.", low=1
-    )
-    max_eval_steps: int = setting(
-        200, "Batches of 32 of each evaluation at most.", low=1, decides_output=False
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.work.expect_local()
-        if len(self.seeds) < 2:
-            raise InputError(Setting("seeds"), "at least two seeds", len(self.seeds))
         if self.student is not None and self.student_layers is not None:
             expected = "unset with `student`"
             raise InputError(Setting("student_layers"), expected, self.student_layers)

@@ -9,8 +9,9 @@ from pipeline.storage.manifest import TRAIN
 from tools import spreads
 from tools.finetuning import short_runs
 from tools.measurement import describe_machine
-from tools.recipe_comparison.comparison import LIKE, OTHER, Cell, RecipeComparison
+from tools.recipe_comparison.comparison import RecipeComparison
 from tools.recipe_comparison.mixes import LABELS, Mix
+from tools.recipe_comparison.runs import LIKE, OTHER, Cell, StudentRuns
 
 _TEXTS = {LIKE: "text like the training text", OTHER: "other text"}
 
@@ -44,16 +45,16 @@ class Score:
         return f"{self.factor * found['difference']:+.{digits}f}{mark}"
 
 
-def score_columns(comparison: RecipeComparison) -> list[Score]:
-    """Returns the columns of a comparison."""
+def score_columns(runs: StudentRuns) -> list[Score]:
+    """Returns the columns of students that were evaluated and fine-tuned."""
     columns = []
-    for text in comparison.texts:
+    for text in runs.texts:
         columns += [
             Score(f"{text}/masked_lm_accuracy", f"accuracy, {text}"),
             Score(f"{text}/teacher_agreement", f"agreement, {text}"),
             Score(f"{text}/kl_divergence", f"KL, {text}", factor=1.0, less_is_better=True),
         ]
-    names = map(short_runs.task_name, comparison.config.tasks)
+    names = map(short_runs.task_name, runs.config.tasks)
     return [*columns, *(Score(name, name) for name in names)]
 
 
@@ -81,7 +82,7 @@ def read_report(comparison: RecipeComparison) -> dict[str, Any]:
 def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> dict[str, Any]:
     time = comparison.step_time_file(mix).read_json()
     cells = [Cell(mix, seed) for seed in comparison.config.seeds]
-    values = [_cell_values(comparison, cell) for cell in cells]
+    values = [cell_values(comparison, cell) for cell in cells]
     return {
         "recipe": mix.recipe,
         "source": mix.source,
@@ -98,17 +99,23 @@ def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> di
     }
 
 
-def _cell_values(comparison: RecipeComparison, cell: Cell) -> dict[str, float]:
-    reports = comparison.scores_file(cell).read_json()
+def cell_values(runs: StudentRuns, cell: Cell) -> dict[str, float]:
+    """Returns a student's scores, by the keys of `score_columns`."""
+    reports = runs.scores_file(cell).read_json()
     values = {
-        f"{text}/{name}": value
-        for text in comparison.texts
-        for name, value in reports[text].items()
+        f"{text}/{name}": value for text in runs.texts for name, value in reports[text].items()
     }
-    for task in comparison.config.tasks:
-        path = comparison.task_directory(cell, task) / "summary.json"
-        values[short_runs.task_name(task)] = short_runs.read_score(path)
-    return values
+    return values | task_values(runs, cell.key)
+
+
+def task_values(runs: StudentRuns, key: str) -> dict[str, float]:
+    """Returns the scores on tasks of a model, named by its key."""
+    return {
+        short_runs.task_name(task): short_runs.read_score(
+            runs.task_directory(key, task) / "summary.json"
+        )
+        for task in runs.config.tasks
+    }
 
 
 def _data(comparison: RecipeComparison, mix: Mix) -> dict[str, int | None]:
@@ -132,13 +139,13 @@ def _labels_effect(
         pairs.setdefault((row["recipe"], row["source"]), {})[row["with_labels"]] = row["scores"]
     for (recipe, source), pair in pairs.items():
         if len(pair) == 2:
-            scores = {column.key: _difference(pair, column) for column in columns}
+            scores = {column.key: difference(pair[True], pair[False], column) for column in columns}
             yield {"recipe": recipe, "source": source, "scores": scores}
 
 
-def _difference(pair: Mapping[bool, Mapping[str, Any]], column: Score) -> dict[str, Any]:
-    """Returns with − without labels; the verdict knows which of them is better."""
-    ours, theirs = pair[True][column.key], pair[False][column.key]
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], column: Score) -> dict[str, Any]:
+    """Returns how two models' scores differ; the verdict knows which of them is better."""
+    ours, theirs = ours[column.key], theirs[column.key]
     if not column.less_is_better:
         return spreads.difference(ours, theirs)
     found = spreads.difference(theirs, ours)
@@ -167,14 +174,14 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         (*_describe(row), *(column.cell(row["scores"][column.key]) for column in columns))
         for row in report["mixes"]
     ]
-    lines += ["", *_table((*titles, *(column.title for column in columns)), rows)]
+    lines += ["", *markdown_table((*titles, *(column.title for column in columns)), rows)]
     effects = [
         (row["recipe"], row["source"], *(one.effect(row["scores"][one.key]) for one in columns))
         for row in report["labels_effect"]
     ]
     if effects:
         titles = ("recipe", "targets", *(column.title for column in columns))
-        lines += ["", "## Effect of masked_lm in the mix", "", *_table(titles, effects)]
+        lines += ["", "## Effect of masked_lm in the mix", "", *markdown_table(titles, effects)]
         lines += ["", "~: within the standard deviation of the seeds."]
     machine = report["machine"]
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
@@ -195,6 +202,7 @@ def _describe(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

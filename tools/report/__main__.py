@@ -1,9 +1,9 @@
-"""One HTML page about runs: curves, students side by side, speed, tasks, caches, calibration.
+"""One HTML page on runs: results, curves, speed, scores on tasks, caches, calibration.
 
 offline_distill report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
 
-The page needs nothing beside itself. Parts that nothing was given for are left out.
-It is made with pip install 'offline-distill[report]'.
+The page is one self-contained file. Sections without input are left out.
+Requires pip install 'offline-distill[report]'.
 """
 
 import dataclasses
@@ -77,16 +77,16 @@ def make_report(config: ReportConfig) -> str:
         (len(runs), "run"),
         (len(speeds), "measurement of speed", "measurements of speed"),
         (len(tasks), "result on a task", "results on tasks"),
-        (len(planned), "planned cache"),
+        (len({(plan.encoding, plan.k) for plan in planned}), "planned cache"),
         (len(measured) or len(made) or len(compared), "cache"),
     )
     counts = ", ".join(_counted(*source) for source in sources if source[0])
     lead = f"{curves.headline(runs) or ''} From {counts}.".lstrip()
-    return page.report_page(config.title, lead, [one for one in sections if one is not None])
+    return page.report_page(config.title, lead, list(filter(None, sections)))
 
 
-def _counted(count: int, one: str, several: str | None = None) -> str:
-    return f"{count} {one if count == 1 else several or one + 's'}"
+def _counted(count: int, singular: str, plural: str | None = None) -> str:
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
 
 
 @dataclasses.dataclass(frozen=True)

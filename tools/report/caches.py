@@ -12,10 +12,11 @@ from tools.report.curves import (
     whole_percents,
 )
 from tools.report.inputs import CacheFacts, Fidelity, Taught
-from tools.report.page import Chart, Charts, Section, Table, chart
+from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run
 
-_SIZE_AXIS = Axis("bytes a masked position", "{:,.0f}".format, logarithmic=True)
+_SIZE_AXIS = Axis("bytes per masked position", "{:,.0f}".format, logarithmic=True)
+_PLANNED = "points are labelled with k, or with the bits of head states"
 # Bins of a reliability diagram with fewer positions say little.
 _MIN_IN_BIN = 20
 # On a logarithmic axis a divergence of 0 stands nowhere.
@@ -30,58 +31,94 @@ def _power(value: float) -> str:
     return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _point(one: Fidelity, label: str) -> Point:
-    hint = (
-        f"{one.name or one.encoding}, k = {one.truncation_factor}: {one.bytes:,.0f} bytes a "
-        f"masked position, KL {_divergence(one.divergence)} nats, {one.mass:.1%} of the mass kept"
-    )
-    return Point(one.bytes, max(one.divergence, _SMALLEST), hint, label)
+def _point(entry: Fidelity) -> Point:
+    size = f"k = {entry.k}: {entry.bytes:,.0f} bytes per masked position"
+    fit = f"KL {_divergence(entry.divergence)} nats, {entry.mass:.1%} of the mass kept"
+    hint = f"{entry.name or entry.encoding}, {size}, {fit}"
+    return Point(entry.bytes, max(entry.divergence, _SMALLEST), hint, entry.label)
 
 
-def _fidelity_chart(found: Sequence[Fidelity], planned: bool) -> Chart:
+def _fidelity_chart(entries: Sequence[Fidelity], title: str, subtitle: str, joined: bool) -> Chart:
     series = []
-    for place, encoding in enumerate(sorted({one.encoding for one in found})):
-        members = [one for one in found if one.encoding == encoding]
-        members.sort(key=lambda one: one.bytes)
-        points = tuple(_point(one, one.name or f"{one.truncation_factor}") for one in members)
-        series.append(Series(encoding, points, place, joined=planned))
-    subtitle = (
-        "planned caches; points are labelled with k, the tail is spread evenly over its tokens"
-        if planned
-        else "finished caches, as measured; the tail counts as one class"
-    )
+    for place, codec in enumerate(sorted({entry.codec for entry in entries})):
+        members = sorted(
+            (entry for entry in entries if entry.codec == codec), key=lambda entry: entry.bytes
+        )
+        series.append(Series(codec, tuple(map(_point, members)), place, joined=joined))
     axis = Axis("KL(teacher ‖ cached), nats", _power, logarithmic=True)
-    return chart(_title(found), subtitle, figure(series, _SIZE_AXIS, axis))
+    return chart(title, subtitle, figure(series, _SIZE_AXIS, axis))
 
 
-def _title(found: Sequence[Fidelity]) -> str:
-    """Returns what a smaller codec, or a smaller k, does to the divergence."""
-    factors = [one.truncation_factor for one in found]
-    # The largest k that each codec has.
-    shared = [k for k in set(factors) if factors.count(k) == len({one.encoding for one in found})]
-    rivals = [one for one in found if shared and one.truncation_factor == max(shared)]
-    least, most = (pick(rivals or found, key=lambda one: one.bytes) for pick in (min, max))
+def _title(entries: Sequence[Fidelity]) -> str:
+    """Returns the effect of a smaller codec, or of a smaller k, on the divergence."""
+    lists = [entry for entry in entries if entry.state_bits is None]
+    factors = [entry.truncation_factor for entry in lists]
+    # The largest k that each codec of a top-k has.
+    shared = [k for k in set(factors) if factors.count(k) == len({entry.codec for entry in lists})]
+    rivals = [entry for entry in lists if shared and entry.truncation_factor == max(shared)]
+    least, most = (pick(rivals or entries, key=lambda entry: entry.bytes) for pick in (min, max))
     if len(rivals) > 1 and least.divergence <= 1.05 * most.divergence:
         return (
-            f"At k = {least.truncation_factor} {least.encoding} takes "
+            f"at k = {least.k} {least.encoding} takes "
             f"{least.bytes / most.bytes:.0%} of {most.encoding}'s bytes for the same divergence"
         )
-    least, most = (pick(found, key=lambda one: one.bytes) for pick in (min, max))
+    least, most = (pick(entries, key=lambda entry: entry.bytes) for pick in (min, max))
     if least == most:
         return f"{least.bytes:,.0f} bytes for {_divergence(least.divergence)} nats"
     return (
-        f"From {least.bytes:,.0f} to {most.bytes:,.0f} bytes the divergence goes from "
+        f"from {least.bytes:,.0f} to {most.bytes:,.0f} bytes the divergence goes from "
         f"{_divergence(least.divergence)} to {_divergence(most.divergence)} nats"
     )
 
 
-def _rows(found: Sequence[Fidelity]) -> list[list[str]]:
+def _plan_charts(planned: Sequence[Fidelity]) -> list[Chart]:
+    """Returns a chart for each temperature."""
+    charts = []
+    for temperature in dict.fromkeys(entry.temperature for entry in planned):
+        entries = [entry for entry in planned if entry.temperature == temperature]
+        title = f"T = {temperature}: {_title(entries)}"
+        charts.append(_fidelity_chart(entries, title, _PLANNED, joined=True))
+    return charts
+
+
+def _plan_table(planned: Sequence[Fidelity]) -> Table:
+    """Returns a row for each plan, with mass and divergence at each temperature."""
+    titles, rows = ["encoding", "k", "bytes per position"], []
+    fits = {(entry.encoding, entry.k, entry.temperature): entry for entry in planned}
+    temperatures = dict.fromkeys(entry.temperature for entry in planned)
+    for temperature in temperatures:
+        titles += [f"mass, T = {temperature}", "KL, nats"]
+    for encoding, k in dict.fromkeys((entry.encoding, entry.k) for entry in planned):
+        row_fits = [fits.get((encoding, k, temperature)) for temperature in temperatures]
+        size = next(f"{fit.bytes:,.1f}" for fit in row_fits if fit)
+        cells = [
+            text
+            for fit in row_fits
+            for text in ((percents(fit.mass), _divergence(fit.divergence)) if fit else ("–", "–"))
+        ]
+        rows.append([encoding, k, size, *cells])
+    return Table(titles, rows)
+
+
+def plan_parts(planned: Sequence[Fidelity]) -> list[Charts | Table | Note]:
+    """Returns charts and a table of the caches that `plan_cache` measured."""
+    note = "Planned caches at each temperature T of distillation: the teacher's mass in the cached "
+    note += "ids, and KL(teacher ‖ cached). The tail's mass is spread evenly over its tokens."
+    return [Charts(_plan_charts(planned)), _plan_table(planned), Note(note)]
+
+
+def _measured_chart(measured: Sequence[Fidelity]) -> Chart:
+    title = f"Finished caches: {_title(measured)}"
+    return _fidelity_chart(measured, title, "the tail counts as one class", joined=False)
+
+
+def _measured_table(measured: Sequence[Fidelity]) -> Table:
     rows = []
-    for one in found:
-        names = [one.name, one.encoding] if one.name else [one.encoding]
-        sizes = [str(one.truncation_factor), f"{one.bytes:,.1f}", percents(one.mass)]
-        rows.append([*names, *sizes, _divergence(one.divergence)])
-    return rows
+    for entry in measured:
+        sizes = [entry.k, f"{entry.bytes:,.1f}", percents(entry.mass)]
+        rows.append([entry.name, entry.encoding, *sizes, _divergence(entry.divergence)])
+    titles = ["cache", "encoding", "k", "bytes per position", "mass kept", "KL, nats"]
+    return Table(titles, rows, texts=2)
 
 
 def caches(
@@ -94,78 +131,72 @@ def caches(
 
     They are those of `plan_cache`, `fidelity_report` and `compare_caches`, and caches themselves.
     """
-    charts = [
-        _fidelity_chart(found, planned=plan)
-        for found, plan in ((planned, True), (measured, False))
-        if found
-    ]
-    if taught:
-        charts.append(_taught_chart(taught))
-    parts: list[Charts | Table] = [Charts(charts)] if charts else []
-    titles = ["k", "bytes a position", "mass kept", "KL, nats"]
-    if planned:
-        plan = Table(["encoding", *titles], _rows(planned), summary="The plan in numbers")
-        parts.append(plan)
+    contents = plan_parts(planned) if planned else []
+    charts = [_measured_chart(measured)] if measured else []
+    charts += [_taught_chart(taught)] if taught else []
+    contents += [Charts(charts)] if charts else []
     if measured:
-        parts.append(Table(["cache", "encoding", *titles], _rows(measured), texts=2))
+        contents.append(_measured_table(measured))
     if made:
-        parts.append(_made(made))
-    return Section("Cache size against fidelity", parts) if parts else None
+        contents.append(_made(made))
+    return Section("Cache size against fidelity", contents) if contents else None
 
 
 def _made(made: Sequence[CacheFacts]) -> Table:
     rows = []
-    for one in made:
-        sizes = [f"{one.ids:,.1f}", f"{one.position_bytes:,.1f}", f"{one.examples:,}"]
-        k = str(one.truncation_factor)
-        rows.append([one.name, one.encoding, k, *sizes, megabytes(one.bytes)])
-    titles = ["cache", "encoding", "k", "ids kept", "bytes a position", "examples", "on disk"]
+    for cache in made:
+        sizes = [f"{cache.ids:,.1f}", f"{cache.position_bytes:,.1f}", f"{cache.examples:,}"]
+        k = str(cache.truncation_factor)
+        rows.append([cache.name, cache.encoding, k, *sizes, megabytes(cache.bytes)])
+    titles = ["cache", "encoding", "k", "ids kept", "bytes per position", "examples", "on disk"]
     return Table(titles, rows, texts=2)
 
 
 def _taught_chart(taught: Sequence[Taught]) -> Chart:
-    least, most = (pick(taught, key=lambda one: one.bytes_per_position) for pick in (min, max))
+    least, most = (
+        pick(taught, key=lambda students: students.bytes_per_position) for pick in (min, max)
+    )
     title = (
-        f"Students agree with the teacher in {percents(least.agreement)} from {least.name}, "
-        f"in {percents(most.agreement)} from {most.name}"
+        f"Agreement with the teacher: {percents(least.agreement)} with {least.name}, "
+        f"{percents(most.agreement)} with {most.name}"
     )
     series = []
-    for place, one in enumerate(taught):
-        size = one.bytes_per_position
-        hint = f"{one.name}: {size:,.0f} bytes, {percents(one.agreement)}"
-        point = Point(size, one.agreement, hint, one.name, one.deviation)
-        series.append(Series(one.name, (point,), place, joined=False))
-    note = "the same student from each cache; bars: the deviation over seeds"
+    for place, students in enumerate(taught):
+        size = students.bytes_per_position
+        hint = f"{students.name}: {size:,.0f} bytes, {percents(students.agreement)}"
+        point = Point(size, students.agreement, hint, students.name, students.deviation)
+        series.append(Series(students.name, (point,), place, joined=False))
+    note = "the same student trained from each cache; bars: standard deviation over seeds"
     return chart(title, note, figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
 
 
 def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | None:
-    """Returns how far probabilities are from hits; None where nothing tells."""
+    """Returns calibration errors and reliability diagrams; None without any."""
     charts = [measure_chart(runs, CALIBRATION)]
     seen = set()
     for cache in caches:
         if cache.reliability is not None and cache.teacher not in seen:
             charts.append(_reliability_chart(cache, len(seen)))
             seen.add(cache.teacher)
-    charts = [one for one in charts if one is not None]
+    charts = list(filter(None, charts))
     return Section("Calibration", [Charts(charts)]) if charts else None
 
 
 def _reliability_chart(cache: CacheFacts, place: int) -> Chart:
-    found = cache.reliability
+    reliability = cache.reliability
     points = tuple(
-        Point(x, y, f"{count:,} first guesses of mean probability {x:.1%}: {y:.1%} right")
-        for x, y, count in zip(found.confidence, found.accuracy, found.counts, strict=True)
+        Point(x, y, f"{count:,} predictions of mean probability {x:.1%}: {y:.1%} correct")
+        for x, y, count in zip(
+            reliability.confidence, reliability.accuracy, reliability.counts, strict=True
+        )
         if count >= _MIN_IN_BIN
     )
-    title = (
-        f"The teacher's own probabilities are off by {100.0 * found.error:.1f} points on average"
-    )
+    title = f"The teacher's expected calibration error: {100.0 * reliability.error:.1f} points"
     note = (
-        f"first guesses in {cache.name}, {sum(found.counts):,} masked positions; "
-        "on the dotted line it would be right as often as it says"
+        f"predictions at {sum(reliability.counts):,} masked positions of {cache.name}; "
+        "the dotted line is perfect calibration"
     )
-    x_axis = Axis("probability of the first guess", whole_percents, limits=(0.0, 1.0))
-    y_axis = Axis("share that is right", whole_percents, limits=(0.0, 1.0))
+    x_axis = Axis("probability of the prediction", whole_percents, limits=(0.0, 1.0))
+    y_axis = Axis("share of correct predictions", whole_percents, limits=(0.0, 1.0))
     series = Series("teacher", points, place % NUM_COLOURS)
     return chart(title, note, figure([series], x_axis, y_axis, diagonal=True))

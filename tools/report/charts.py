@@ -30,9 +30,12 @@ _MARKERS = "os^Dvp"
 # Stands for the colour of the page's text.
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
+# Labels of neighbouring lines are on different sides, both free where a line falls.
+_ABOVE = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
+_BELOW = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"}
 _WIDTH = 5.0
 _MAX_LABEL = 28
-# A line of more points has small markers.
+# A line of more points has markers that are too small to see, only places of its hints.
 _MAX_MARKS = 12
 _SVG = "{http://www.w3.org/2000/svg}"
 _STYLE = {
@@ -78,7 +81,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a chart, with a hint for who points at it, and a label beside it.
+    """A point of a chart, with a hint for the pointer, and a label.
 
     `spread` is half the length of its error bar, on the axis of its value.
     """
@@ -113,7 +116,9 @@ class Series:
     @property
     def finite(self) -> tuple[Point, ...]:
         """The points that can be drawn."""
-        return tuple(one for one in self.points if math.isfinite(one.x) and math.isfinite(one.y))
+        return tuple(
+            point for point in self.points if math.isfinite(point.x) and math.isfinite(point.y)
+        )
 
     @property
     def is_grey(self) -> bool:
@@ -131,7 +136,7 @@ class Series:
         if not self.joined:
             return {**style, "linestyle": "none", "markersize": 7.0}
         small = self.is_grey or len(self.points) > _MAX_MARKS
-        style["markersize"] = 2.0 if small else 4.5
+        style |= {"markersize": 0.1, "markeredgewidth": 0.0} if small else {"markersize": 4.5}
         if self.is_grey:
             return {**style, "linewidth": 1.0, "zorder": 1}
         return {**style, "dashes": _DASHES[self.place]}
@@ -173,20 +178,21 @@ def figure(
     At least one of the series has a point that can be drawn. Dotted lines are drawn at
     `reference`, a text of the legend and a value of y, and for `diagonal` at y = x.
     """
-    drawn = [one for one in series if one.finite]
+    drawn = [curve for curve in series if curve.finite]
     made, axes = _figure(3.1)
-    lines = [_plot(axes, one) for one in drawn]
+    lines = [_plot(axes, curve) for curve in drawn]
     legend = [
-        (line, f"{shortened(one.name)}  {one.value}".strip())
-        for line, one in zip(lines, drawn, strict=True)
-        if not one.is_grey
+        (line, f"{shortened(curve.name)}  {curve.value}".strip())
+        for line, curve in zip(lines, drawn, strict=True)
+        if not curve.is_grey
     ]
-    points = [point for one in drawn for point in one.finite]
+    points = [point for curve in drawn for point in curve.finite]
     heights = [point.y for point in points]
     if reference is not None:
         legend.append((axes.axhline(reference[1], **_DOTTED), reference[0]))
         heights.append(reference[1])
-    axes.margins(0.05, 0.1)
+    # Room for labels.
+    axes.margins(*((0.1, 0.2) if any(point.label for point in points) else (0.05, 0.1)))
     _set_axis(axes.xaxis, x_axis, [point.x for point in points])
     _set_axis(axes.yaxis, y_axis, heights)
     axes.set_xlabel(x_axis.title)
@@ -194,7 +200,7 @@ def figure(
     axes.grid(axis="y")
     if diagonal:
         axes.axline((0.0, 0.0), slope=1.0, **_DOTTED)
-    if len(drawn) > 1 or any(one.value for one in drawn):
+    if len(drawn) > 1 or any(curve.value for curve in drawn):
         _set_legend(made, legend)
     return made
 
@@ -239,11 +245,11 @@ def svg(drawn: "Figure", description: str) -> "Markup":
         warnings.simplefilter("ignore")
         drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(content.getvalue())
-    series = {line.get_gid(): line.series for line in drawn.axes[0].lines if line.get_gid()}
+    series = {line.get_gid(): line.series for line in _series_lines(drawn)}
     for group in root.iter(f"{_SVG}g"):
         # Another chart of the page has the same names.
-        if (one := series.get(group.attrib.pop("id", None))) is not None:
-            _add_hints(group, one)
+        if (curve := series.get(group.attrib.pop("id", None))) is not None:
+            _add_hints(group, curve)
     for child in root.findall(f"{_SVG}metadata"):
         root.remove(child)
     del root.attrib["width"], root.attrib["height"]
@@ -252,6 +258,17 @@ def svg(drawn: "Figure", description: str) -> "Markup":
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     text = ElementTree.tostring(root, encoding="unicode")
     return Markup(text.replace(_INK, "currentColor"))
+
+
+def hints(drawn: "Figure") -> list[str]:
+    """Returns the hints of all points, for readers without a pointer."""
+    return [
+        point.hint for line in _series_lines(drawn) for point in line.series.finite if point.hint
+    ]
+
+
+def _series_lines(drawn: "Figure") -> list[Any]:
+    return [line for line in drawn.axes[0].lines if line.get_gid()]
 
 
 def _figure(height: float) -> tuple["Figure", "Axes"]:
@@ -270,8 +287,9 @@ def _plot(axes: "Axes", series: Series) -> Any:
         if point.spread:
             axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.colour)
         if point.label:
-            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(shortened(point.label), (point.x, point.y), **place)
+            below = series.joined and series.place % 2 == 0
+            where, place = (point.x, point.y), _BELOW if below else _ABOVE
+            axes.annotate(shortened(point.label), where, fontsize=9, **place)
     return line
 
 
@@ -285,7 +303,7 @@ def _set_axis(drawn: "MatplotlibAxis", axis: Axis, values: Sequence[float]) -> N
         drawn.set_major_locator(ticker.LogLocator(subs=subs, numticks=8))
         drawn.set_minor_locator(ticker.NullLocator())
     else:
-        drawn.set_major_locator(ticker.MaxNLocator(5, integer=axis.whole))
+        drawn.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10], integer=axis.whole))
     drawn.set_major_formatter(lambda value, _: axis.format(value))
     low, high = getattr(drawn.axes, f"get_{drawn.axis_name}lim")()
     if min(values) >= axis.bounds[0]:
@@ -303,8 +321,11 @@ def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
 
 
 def _add_hints(group: ElementTree.Element, series: Series) -> None:
-    """Puts the hint of each point into the element that draws it."""
+    """Adds to each point a larger invisible circle with its hint, which a pointer hits easily."""
     group.set("data-name", series.name)
-    for marker, point in zip(group.iter(f"{_SVG}use"), series.finite, strict=True):
+    markers = list(group.iter(f"{_SVG}use"))
+    for marker, point in zip(markers, series.finite, strict=True):
         if point.hint:
-            ElementTree.SubElement(marker, f"{_SVG}title").text = point.hint
+            place = {"class": "point", "cx": marker.get("x"), "cy": marker.get("y"), "r": "7"}
+            circle = ElementTree.SubElement(group, f"{_SVG}circle", place)
+            ElementTree.SubElement(circle, f"{_SVG}title").text = point.hint

@@ -28,17 +28,17 @@ def whole_percents(share: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What an evaluation measures.
+    """A metric of an evaluation.
 
     Attributes:
-        key: in `metrics.jsonl`.
-        title: of a column.
-        sentence: how a chart's title begins.
-        axis: of a chart, with the unit.
-        format: of a value.
-        tick: of a value at an axis.
-        higher_is_better: whether it is.
-        ceiling: what it cannot be above. Nothing is below 0.
+        key: name in `metrics.jsonl`.
+        title: title of a column.
+        sentence: beginning of a chart's title.
+        axis: title of a chart's axis, with the unit.
+        format: formats a value.
+        tick: formats a value at an axis.
+        higher_is_better: whether a higher value is better.
+        ceiling: largest possible value; the smallest is 0.
     """
 
     key: str
@@ -64,7 +64,7 @@ _SHARE = (percents, whole_percents, True, 1.0)
 ACCURACY = Measure(
     "masked_lm_accuracy",
     "accuracy",
-    "Masked tokens guessed",
+    "Masked-token accuracy",
     "share of held-out masked tokens",
     *_SHARE,
 )
@@ -72,7 +72,7 @@ AGREEMENT = Measure(
     "teacher_agreement",
     "agreement",
     "Agreement with the teacher",
-    "share of first guesses that are the teacher's",
+    "share of predictions equal to the teacher's",
     *_SHARE,
 )
 _THREE, _FOUR = "{:.3f}".format, "{:.4f}".format
@@ -105,31 +105,31 @@ def _cell(value: float | None, form: Format) -> str:
 
 
 def results(runs: Sequence[Run]) -> Section:
-    """Returns the runs side by side: size, updates, the last evaluation."""
-    measures = [one for one in COLUMNS if any(one.key in run.final for run in runs)]
-    named = {"step", "split", *(one.key for one in COLUMNS)}
+    """Returns a table of the runs: size, steps, last evaluation."""
+    measures = [measure for measure in COLUMNS if any(measure.key in run.final for run in runs)]
+    named = {"step", "split", *(measure.key for measure in COLUMNS)}
     others = dict.fromkeys(name for run in runs for name in run.final if name not in named)
     rows, best = [], []
     for run in runs:
-        cells = [_cell(run.final.get(one.key), one.format) for one in measures]
+        cells = [_cell(run.final.get(measure.key), measure.format) for measure in measures]
         parameters = _cell(run.parameters, lambda count: f"{count / 1e6:,.2f} M")
         size = _cell(run.bytes, megabytes)
         rows.append([run.name, _shape(run), parameters, size, f"{run.updates:,}", *cells])
-    for column, one in enumerate(measures, 5):
-        top = one.best([run.final[one.key] for run in runs if one.key in run.final])
-        shown = None if top is None or len(runs) < 2 else one.format(top)
+    for column, measure in enumerate(measures, 5):
+        top = measure.best([run.final[measure.key] for run in runs if measure.key in run.final])
+        shown = None if top is None or len(runs) < 2 else measure.format(top)
         best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
-    titles = ["run", "layers × width", "parameters", "weights", "updates"]
-    titles += [one.title for one in measures]
-    parts = [Table(titles, rows, best=best), _result_note(runs)]
+    titles = ["run", "layers × width", "parameters", "weights", "steps"]
+    titles += [measure.title for measure in measures]
+    contents = [Table(titles, rows, best=best), _result_note(runs)]
     if others:
         rows = [
-            [run.name, *(_cell(run.final.get(one), "{:.4g}".format) for one in others)]
+            [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in others)]
             for run in runs
         ]
         titles = ["run", *map(visible, others)]
-        parts.append(Table(titles, rows, summary="Other measures of the evaluations"))
-    return Section("Students side by side", parts)
+        contents.append(Table(titles, rows, summary="Other metrics"))
+    return Section("Results", contents)
 
 
 def _shape(run: Run) -> str:
@@ -138,19 +138,19 @@ def _shape(run: Run) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str | None:
-    """Returns in a sentence what came out; None where no run measured its accuracy.
+    """Returns the best accuracy as a sentence; None where no run measured its accuracy.
 
-    Example: `distilled guesses 21.1% of the held-out masked tokens, 96% of the
+    Example: `distilled predicts 21.1% of the held-out masked tokens correctly, 96% of the
     teacher's 22.1%.`
     """
-    # A run beside its students that taught them is not what came out.
+    # The teacher's own run is not a result.
     taught = [run for run in runs if _has(run)] or runs
     scores = [(run.final[ACCURACY.key], run) for run in taught if ACCURACY.key in run.final]
     best = ACCURACY.best([score for score, _ in scores])
     if best is None:
         return None
     run = next(run for score, run in scores if score == best)
-    text = f"{run.name} guesses {percents(best)} of the held-out masked tokens"
+    text = f"{run.name} predicts {percents(best)} of the held-out masked tokens correctly"
     teacher = run.final.get("teacher_accuracy", 0.0)
     if teacher > 0.0:
         text += f", {best / teacher:.0%} of the teacher's {percents(teacher)}"
@@ -158,14 +158,14 @@ def headline(runs: Sequence[Run]) -> str | None:
 
 
 def _result_note(runs: Sequence[Run]) -> Note:
-    text = "The last evaluation of each run; the best of a column is bold."
+    text = "Last evaluation of each run; the best value of a column is bold."
     teachers = sorted({percents(run.final["teacher_accuracy"]) for run in runs if _has(run)})
     if teachers:
         text += f" The teacher's accuracy: {', '.join(teachers)}."
     if len({str(run.settings.get("cache")) for run in runs}) == 1:
         return Note(text)
-    warning = "so that they may have been evaluated on different examples."
-    return Note(text, f"The runs read different caches, {warning}")
+    warning = "The runs read different caches and may have been evaluated on different examples."
+    return Note(text, warning)
 
 
 def _has(run: Run) -> bool:
@@ -191,23 +191,24 @@ def _short(name: str) -> str:
 
 
 def settings(runs: Sequence[Run]) -> Section:
-    """Returns in which settings runs differ, and those that they share."""
+    """Returns the settings in which runs differ, and those that they share."""
     differing, shared = split_settings(runs)
-    parts = []
+    contents = []
     if differing:
         # As few columns as there can be.
         titles = ["run", *map(_short, differing)]
         rows = [
-            [run.name, *(setting_text(run.settings.get(one)) for one in differing)] for run in runs
+            [run.name, *(setting_text(run.settings.get(name)) for name in differing)]
+            for run in runs
         ]
         if len(runs) <= len(differing):
             titles, *rows = zip(titles, *rows, strict=True)
             titles = ("setting", *titles[1:])
-        parts.append(Table(titles, rows, texts=len(titles)))
+        contents.append(Table(titles, rows, texts=len(titles)))
     same = [[_short(name), setting_text(value)] for name, value in sorted(shared.items())]
-    title = "Settings that all runs share" if len(runs) > 1 else "Its settings"
-    parts.append(Table(["setting", "value"], same, texts=2, summary=title))
-    return Section("Settings that differ" if differing else "Settings", parts)
+    title = "Settings that all runs share" if len(runs) > 1 else "All settings"
+    contents.append(Table(["setting", "value"], same, texts=2, summary=title))
+    return Section("Settings that differ" if differing else "Settings", contents)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -223,38 +224,38 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
-    """Returns what runs measured over their updates; leaves out those that did not."""
-    found, form = [], measure.format
+    """Returns a measure of the runs over their steps; leaves out runs without it."""
+    curves, form = [], measure.format
     for place, run in enumerate(runs):
         lines = run.train if training else run.evaluations
         points = [(line["step"], line[measure.key]) for line in lines if measure.key in line]
         points = _thinned([(x, y) for x, y in points if math.isfinite(y)])
         if points:
-            hints = (f"{run.name}, update {x:,.0f}: {form(y)}" for x, y in points)
+            hints = (f"{run.name}, step {x:,.0f}: {form(y)}" for x, y in points)
             drawn = tuple(Point(*point, hint) for point, hint in zip(points, hints, strict=True))
-            found.append(Series(run.name, drawn, place, value=form(points[-1][1])))
-    return found
+            curves.append(Series(run.name, drawn, place, value=form(points[-1][1])))
+    return curves
 
 
 def finding(measure: Measure, series: Sequence[Series]) -> str:
-    """Returns in a sentence what curves of a measure show.
+    """Returns the result of a measure's curves as a sentence.
 
     Example: `Agreement with the teacher: distilled ends highest, at 78.8%`.
     """
-    last = [one.points[-1].y for one in series]
+    last = [curve.points[-1].y for curve in series]
     if len(series) == 1:
         if len(series[0].points) == 1:
             return f"{measure.sentence}: {measure.format(last[0])}"
         first = measure.format(series[0].points[0].y)
         return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
     best = measure.format(measure.best(last))
-    winners = [one.name for one in series if measure.format(one.points[-1].y) == best]
+    winners = [curve.name for curve in series if measure.format(curve.points[-1].y) == best]
     word = "highest" if measure.higher_is_better else "lowest"
     who = f"{winners[0]} ends" if len(winners) == 1 else f"{len(winners)} runs end"
     return f"{measure.sentence}: {who} {word}, at {best}"
 
 
-UPDATES = Axis("updates", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
+STEPS = Axis("optimizer steps", "{:,.0f}".format, whole=True, bounds=(0.0, math.inf))
 
 
 def measure_chart(
@@ -264,36 +265,41 @@ def measure_chart(
     series = _curves(runs, measure)
     if not series:
         return None
-    drawn = figure(series, UPDATES, measure.y_axis(), reference=reference)
+    drawn = figure(series, STEPS, measure.y_axis(), reference=reference)
     return chart(finding(measure, series), "at each evaluation", drawn)
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
-    found = {run.final["teacher_accuracy"] for run in runs if _has(run)}
-    if not found or max(found) - min(found) > 1e-3:
+    accuracies = {run.final["teacher_accuracy"] for run in runs if _has(run)}
+    if not accuracies or max(accuracies) - min(accuracies) > 1e-3:
         return None
-    return f"the teacher  {percents(max(found))}", max(found)
+    return f"the teacher  {percents(max(accuracies))}", max(accuracies)
 
 
 def _training_chart(runs: Sequence[Run]) -> Chart | None:
     series = _curves(runs, TRAINING, training=True)
     if not series:
         return None
-    title, note = finding(TRAINING, series), "the mean since the line before"
+    title, note = finding(TRAINING, series), "mean since the previous logged step"
     losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
-    if any(one != losses[0] for one in losses):
-        title = "Training loss: each run minimises its own"
-        note = "of different sums of losses, whose heights cannot be compared"
-    return chart(title, note, figure(series, UPDATES, TRAINING.y_axis()))
+    if any(weights != losses[0] for weights in losses):
+        title = "Training loss: each run minimises a different loss"
+        note = "weighted sums of different losses, whose values cannot be compared"
+    return chart(title, note, figure(series, STEPS, TRAINING.y_axis()))
 
 
 def curves(runs: Sequence[Run]) -> Section:
-    """Returns loss and agreement over the updates."""
+    """Returns loss and agreement over the steps."""
     teacher = _teacher_accuracy(runs)
-    charts = [measure_chart(runs, one, teacher if one is ACCURACY else None) for one in _CURVES]
+    charts = [
+        measure_chart(runs, measure, teacher if measure is ACCURACY else None)
+        for measure in _CURVES
+    ]
     charts.append(_training_chart(runs))
-    parts: list[Note | Charts] = [Charts([one for one in charts if one is not None])]
+    contents: list[Note | Charts] = [Charts(list(filter(None, charts)))]
     if len(runs) > NUM_COLOURS:
         grey = len(runs) - NUM_COLOURS
-        parts.insert(0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey."))
-    return Section("Curves", parts)
+        contents.insert(
+            0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey.")
+        )
+    return Section("Curves", contents)

@@ -12,7 +12,7 @@ def _hint(position: MaskedPosition) -> str:
     text = f"{position.number}{treatment}: {position.label}"
     if position.teacher is not None:
         first = position.teacher.guesses[0]
-        text += f"; the teacher's first guess: {first.text}, {percent(first.probability)}"
+        text += f"; the teacher predicts {first.text}, {percent(first.probability)}"
     return text
 
 

@@ -10,7 +10,7 @@ _INDENT = "  "
 _LABEL_WIDTH = 16
 # What stands between the number of a masked position and its token.
 _SIGNS = {MASKED: ":", KEPT: "=", REPLACED: "~"}
-LEGEND = "[n:MASK] masked, [n=x] kept as it was, [n~x] replaced by x"
+LEGEND = "[n:MASK] masked, [n=x] kept, [n~x] replaced by x"
 
 
 def percent(share: float) -> str:
@@ -25,17 +25,17 @@ def rank(position: MaskedPosition) -> str:
 
 
 def outcome(examples: Sequence[ShownExample]) -> str | None:
-    """Returns how the teacher did at all masked positions shown; None without one."""
-    words = [position.teacher for one in examples for position in one.positions]
+    """Returns the teacher's results at all masked positions shown; None without one."""
+    words = [position.teacher for example in examples for position in example.positions]
     words = [word for word in words if word is not None]
     if not words:
         return None
     right = sum(word.right for word in words)
     label = sum(word.label_probability for word in words) / len(words)
     tail = sum(word.tail for word in words) / len(words)
-    first = f"right at {right} of {len(words)} masked positions ({right / len(words):.0%})"
-    means = f"on average the label has {percent(label)}, the tail {percent(tail)}"
-    return f"The first guess is {first}; {means}."
+    share = f"{right} of {len(words)} masked positions ({right / len(words):.0%})"
+    means = f"{percent(label)} for the label and {percent(tail)} for the tail"
+    return f"The teacher's prediction is correct at {share}. Mean probability: {means}."
 
 
 def facts(example: ShownExample) -> str:
@@ -44,8 +44,8 @@ def facts(example: ShownExample) -> str:
     if not example.positions:
         return text
     counts = ((MASKED, "[MASK]"), (KEPT, "kept"), (REPLACED, "replaced"))
-    told = ", ".join(f"{example.count(name)} {word}" for name, word in counts)
-    return f"{text}, {len(example.positions)} masked ({told})"
+    treatments = ", ".join(f"{example.count(name)} {word}" for name, word in counts)
+    return f"{text}, {len(example.positions)} masked ({treatments})"
 
 
 def _piece(piece: Piece, positions: Sequence[MaskedPosition], borders: bool) -> str:
@@ -62,15 +62,15 @@ def _sentences(example: ShownExample) -> Iterator[str]:
     """Yields the lines of the segments, in windows with a | before each word."""
     borders = not example.positions
     for segment in example.segments:
-        parts = [_piece(piece, example.positions, borders) for piece in segment]
+        texts = [_piece(piece, example.positions, borders) for piece in segment]
         # A line may end after any piece that no other belongs to.
         joined: list[str] = []
-        for part, piece in zip(parts, segment, strict=True):
-            latin = part.isascii() and not piece.space and not piece.new_word
+        for text, piece in zip(texts, segment, strict=True):
+            latin = text.isascii() and not piece.space and not piece.new_word
             if joined and latin and joined[-1].isascii() and columns(joined[-1]) < 40:
-                joined[-1] += part
+                joined[-1] += text
             else:
-                joined.append(part)
+                joined.append(text)
         yield from (_INDENT + line for line in wrapped(joined, COLUMNS - len(_INDENT)))
 
 
@@ -78,13 +78,13 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
     width = max(len("label"), *map(columns, labels))
     ranks = max(len("rank"), *(len(rank(position)) for position in positions))
-    head = f"{_INDENT}  n  {padded('label', width)}   its p  {'rank':>{ranks}}    tail  "
-    yield f"{head}   first guesses (* the label)"
+    head = f"{_INDENT}  n  {padded('label', width)}  p(label)  {'rank':>{ranks}}    tail  "
+    yield f"{head}   top predictions (* the label)"
     for position, label in zip(positions, labels, strict=True):
         word = position.teacher
         begin = (
             f"{_INDENT}{position.number:3}  {padded(label, width)}  "
-            f"{percent(word.label_probability):>6}  {rank(position):>{ranks}}  "
+            f"{percent(word.label_probability):>8}  {rank(position):>{ranks}}  "
             f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
         )
         guesses = [
@@ -97,9 +97,9 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
 
 
 def _label_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
-    parts = [f"{position.number} {position.label}   " for position in positions]
+    labels = [f"{position.number} {position.label}   " for position in positions]
     begin = f"{_INDENT}labels:  "
-    for line in wrapped(parts, COLUMNS - len(begin)):
+    for line in wrapped(labels, COLUMNS - len(begin)):
         yield begin + line
         begin = " " * len(begin)
 
@@ -122,9 +122,9 @@ def _words(text: str) -> list[str]:
 
 def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
     """Returns all lines for the terminal: of the directory, on how to read it, of the examples."""
-    texts = [about, *notes, *([LEGEND] if any(one.positions for one in examples) else [])]
+    texts = [about, *notes, *([LEGEND] if any(example.positions for example in examples) else [])]
     lines = [line for text in texts for line in wrapped(_words(text), COLUMNS)]
-    for one in examples:
-        lines += ["", *example_lines(one)]
-    found = outcome(examples)
-    return lines if found is None else [*lines, "", *wrapped(_words(found), COLUMNS)]
+    for example in examples:
+        lines += ["", *example_lines(example)]
+    summary = outcome(examples)
+    return lines if summary is None else [*lines, "", *wrapped(_words(summary), COLUMNS)]

@@ -57,12 +57,16 @@ class Mean(msgspec.Struct, frozen=True):
     std: Number | None = None
 
 
+class _TemperatureFit(msgspec.Struct, frozen=True):
+    mass_kept: Number
+    kl: Mean
+
+
 class _Plan(msgspec.Struct, frozen=True):
     logit_encoding: str
     truncation_factor: Count
     position_bytes: Positive
-    mass_kept: Number
-    kl_dense: Mean
+    temperatures: Annotated[dict[str, _TemperatureFit], _AT_LEAST_ONE]
     state_bits: Count | None = None
 
 
@@ -97,7 +101,7 @@ class Taught(msgspec.Struct, frozen=True):
 
     @property
     def agreement(self) -> float:
-        """How often a student's first guess is the teacher's, in the mean over seeds."""
+        """Agreement with the teacher, the mean over seeds."""
         return statistics.mean(score.teacher_agreement for score in self.scores.values())
 
     @property
@@ -163,23 +167,42 @@ class Summary(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """What a cache costs at a masked position, and how far from the teacher it is.
+    """Size and divergence of a cache at a masked position.
 
     Attributes:
-        encoding: of the logits.
-        truncation_factor: k.
-        bytes: at a masked position.
-        mass: of the cached ids.
-        divergence: the mean KL(teacher ‖ cached) in nats.
-        name: of the cache; empty for one that is only planned.
+        codec: name of the codec.
+        state_bits: bits of head states; None for a top-k.
+        truncation_factor: k; the size of the vocabulary for head states.
+        bytes: bytes at a masked position.
+        mass: probability mass of the cached ids.
+        divergence: mean KL(teacher ‖ cached) in nats.
+        temperature: temperature of mass and divergence, as text.
+        name: name of the cache; empty for a planned cache.
     """
 
-    encoding: str
+    codec: str
+    state_bits: int | None
     truncation_factor: int
     bytes: float
     mass: float
     divergence: float
+    temperature: str = "1"
     name: str = ""
+
+    @property
+    def encoding(self) -> str:
+        """The codec, and the bits of head states."""
+        return encoding_name(self.codec, self.state_bits)
+
+    @property
+    def k(self) -> str:
+        """The number of cached ids; `all` for head states."""
+        return "all" if self.state_bits is not None else str(self.truncation_factor)
+
+    @property
+    def label(self) -> str:
+        """The cache's name, or the number that differs between caches of one codec."""
+        return self.name or (self.k if self.state_bits is None else f"{self.state_bits} bits")
 
 
 def encoding_name(encoding: str, state_bits: int | None) -> str:
@@ -188,16 +211,31 @@ def encoding_name(encoding: str, state_bits: int | None) -> str:
 
 
 def read_plan(path: Location) -> list[Fidelity]:
-    """Reads the JSON of `plan_cache`, with the tail spread evenly; see `read_struct`."""
+    """Reads the JSON of `plan_cache`; see `planned_caches` and `read_struct`."""
+    return _planned(read_struct(path, _Plans))
+
+
+def planned_caches(plan: object) -> list[Fidelity]:
+    """Returns an entry for each plan and temperature of `plan_cache`'s JSON object.
+
+    The tail's mass is spread evenly over its tokens.
+    """
+    return _planned(msgspec.convert(plan, _Plans))
+
+
+def _planned(plans: _Plans) -> list[Fidelity]:
     return [
         Fidelity(
-            visible(encoding_name(plan.logit_encoding, plan.state_bits)),
+            visible(plan.logit_encoding),
+            plan.state_bits,
             plan.truncation_factor,
             plan.position_bytes,
-            plan.mass_kept,
-            plan.kl_dense.mean,
+            fit.mass_kept,
+            fit.kl.mean,
+            visible(temperature),
         )
-        for plan in read_struct(path, _Plans).plans
+        for plan in plans.plans
+        for temperature, fit in plan.temperatures.items()
     ]
 
 
@@ -206,22 +244,23 @@ def read_fidelity(path: Location) -> Fidelity:
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        visible(encoding_name(report.logit_encoding, report.state_bits)),
+        visible(report.logit_encoding),
+        report.state_bits,
         report.truncation_factor,
         sum(report.bytes_per_position.values()),
         report.mass_kept,
         report.kl_divergence.get("1", first).mean,
-        visible(path.stem),
+        name=visible(path.stem),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """How often first guesses are right, by how sure they are.
+    """Reliability diagram of predictions.
 
     Attributes:
-        confidence: the mean probability of the first guess in each bin.
-        accuracy: the share of right ones.
+        confidence: mean probability of the predictions in each bin.
+        accuracy: share of correct predictions.
         counts: masked positions.
     """
 
@@ -237,7 +276,7 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
-    """Sorts first guesses, float [n] and bool [n], into bins of equal width; leaves out empty ones.
+    """Sorts predictions, float [n] and bool [n], into bins of equal width; drops empty bins.
 
     Example: 0.91 right and 0.95 wrong fall into the 14th and the 15th of 15 bins.
     """
@@ -248,7 +287,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
     )
     full = counts > 0
     shares = ((sums / np.maximum(counts, 1))[full], (hits / np.maximum(counts, 1))[full])
-    return Reliability(*(tuple(one.tolist()) for one in (*shares, counts[full].astype(int))))
+    return Reliability(*(tuple(values.tolist()) for values in (*shares, counts[full].astype(int))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +303,7 @@ class CacheFacts:
         examples: in all splits.
         bytes: of all shards.
         teacher: what tells its teacher from others.
-        reliability: of the teacher's first guesses in the split eval; None of draws.
+        reliability: of the teacher's predictions in the split eval; None of samples.
     """
 
     name: str
@@ -292,7 +331,7 @@ def read_cache(path: Location, name: str) -> CacheFacts:
     is_sampled = info.truncation == SAMPLED
     return CacheFacts(
         name,
-        encoding_name(info.logit_encoding, info.state_bits) + ", drawn" * is_sampled,
+        encoding_name(info.logit_encoding, info.state_bits) + ", sampled" * is_sampled,
         info.truncation_factor,
         manifest.ids_per_position(),
         sum(manifest.bytes_per_position().values()),
@@ -304,11 +343,11 @@ def read_cache(path: Location, name: str) -> CacheFacts:
 
 
 def _teacher_reliability(cache: CacheInput) -> Reliability | None:
-    """Returns how reliable the teacher is; None of draws."""
+    """Returns the reliability of the teacher; None of samples."""
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info.truncation == SAMPLED:
         return None
-    codec, found = cache_input.open_codec(cache.directory, manifest), []
+    codec, outcomes = cache_input.open_codec(cache.directory, manifest), []
     shards = manifest.splits.get(manifests.EVAL, ())
     paths = [cache.directory / shard.file for shard in shards]
     examples = ((path, example) for path in paths for example in read_examples(path, manifest))
@@ -319,8 +358,8 @@ def _teacher_reliability(cache: CacheInput) -> Reliability | None:
             place = f"{path}, example {example.example_id.hex()}"
             raise InputError(place, received=f"a broken record ({error})") from error
         p, _ = targets.probabilities(1.0, k=1)
-        found.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
-    if not found:
+        outcomes.append((p[:, 0], targets.ids[:, 0] == example.masked_lm_ids))
+    if not outcomes:
         return None
-    confidence, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    confidence, right = (np.concatenate(arrays) for arrays in zip(*outcomes, strict=True))
     return reliability(confidence, right) if len(right) else None

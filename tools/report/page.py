@@ -50,16 +50,20 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart under what it shows, as a sentence, and what is drawn."""
+    """A chart below a title, which is its result, and a subtitle.
+
+    `values` has the exact values of the points, for readers without a pointer.
+    """
 
     title: str
     subtitle: str
     svg: "Markup"
+    values: Sequence[str]
 
 
 def chart(title: str, subtitle: str, drawn: "Figure") -> Chart:
     """Returns a chart, described by its title for whoever does not see it."""
-    return Chart(title, subtitle, charts.svg(drawn, title))
+    return Chart(title, subtitle, charts.svg(drawn, title), charts.hints(drawn))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Section:
     """A part of a page under a heading of its own."""
 
     title: str
-    parts: Sequence[Table | Note | Charts]
+    contents: Sequence[Table | Note | Charts]
 
 
 def expect_packages() -> None:

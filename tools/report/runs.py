@@ -117,11 +117,11 @@ def short_names(directories: Sequence[Location]) -> list[str]:
     Example: `a/quick/student`, `b/quick/student` and `c/teacher` become
     `a/quick/student`, `b/quick/student` and `teacher`.
     """
-    parts = [path.parts for path in directories]
+    names_of_paths = [path.parts for path in directories]
     names = []
-    for own in parts:
+    for own in names_of_paths:
         for count in range(1, len(own) + 1):
-            if sum(other[-count:] == own[-count:] for other in parts) == 1:
+            if sum(other[-count:] == own[-count:] for other in names_of_paths) == 1:
                 break
         names.append(visible("/".join(own[-count:]).replace("//", "/")))
     return names
@@ -153,7 +153,7 @@ def read_runs(paths: Sequence[Location]) -> list[Run]:
     """Reads runs.
 
     Raises:
-        InputError: one is named twice, or is not as it must be.
+        InputError: a directory is named twice, or is invalid.
     """
     directories = [path.absolute() for path in paths]
     for directory, count in collections.Counter(directories).items():

@@ -1,4 +1,4 @@
-"""The report's parts about what a student is worth: speed and size, scores on tasks."""
+"""The report's sections on students: speed and size, scores on tasks."""
 
 import collections
 import dataclasses
@@ -42,18 +42,18 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
 
 
-def _cost_axis(title: str, found: Sequence[_Worth]) -> Axis:
-    costs = [one.cost for one in found]
+def _cost_axis(title: str, models: Sequence[_Worth]) -> Axis:
+    costs = [model.cost for model in models]
     return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), bounds=(0.0, math.inf))
 
 
-def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
+def _worth_chart(models: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
     """Returns a chart of the accuracy of two models or more against their cost.
 
     `cheap` is what a model of a smaller cost is, such as `as fast as`.
     """
-    best = max(found, key=lambda one: one.accuracy)
-    least = min(found, key=lambda one: one.cost)
+    best = max(models, key=lambda model: model.accuracy)
+    least = min(models, key=lambda model: model.cost)
     if best == least:
         title = f"{best.name} costs least and has the highest accuracy"
     else:
@@ -61,37 +61,37 @@ def _worth_chart(found: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> 
         if best.accuracy:
             title += f", {least.accuracy / best.accuracy:.0%} of its accuracy"
     series = []
-    for one in found:
-        hint = f"{one.name}: {axis.format(one.cost)}, {percents(one.accuracy)}"
-        point = Point(one.cost, one.accuracy, hint)
-        series.append(Series(one.name, (point,), one.place, joined=False))
+    for model in models:
+        hint = f"{model.name}: {axis.format(model.cost)}, {percents(model.accuracy)}"
+        point = Point(model.cost, model.accuracy, hint)
+        series.append(Series(model.name, (point,), model.place, joined=False))
     return chart(title, note, figure(series, axis, ACCURACY.y_axis()))
 
 
 def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Chart | None:
     computed = speeds[0].computed if speeds else ""
-    found = []
+    models = []
     for speed in speeds:
         run = find_run(speed.model, runs)
         if speed.computed == computed and run is not None and ACCURACY.key in run.final:
             place, cost = runs.index(run), 1000.0 * speed.latency.median
-            found.append(_Worth(place, run.name, run.final[ACCURACY.key], cost))
-    if len(found) < 2:
+            models.append(_Worth(place, run.name, run.final[ACCURACY.key], cost))
+    if len(models) < 2:
         return None
-    axis = _cost_axis("latency of one sequence, ms", found)
-    return _worth_chart(found, axis, "as fast as", f"{computed}, medians")
+    axis = _cost_axis("latency of one sequence, ms", models)
+    return _worth_chart(models, axis, "as fast as", f"{computed}, medians")
 
 
 def _size_chart(runs: Sequence[Run]) -> Chart | None:
-    found = [
+    models = [
         _Worth(place, run.name, run.final[ACCURACY.key], run.bytes / 1e6)
         for place, run in enumerate(runs)
         if run.bytes and ACCURACY.key in run.final
     ]
-    if len({one.cost for one in found}) < 2:
+    if len({model.cost for model in models}) < 2:
         return None
-    axis = _cost_axis("weights, MB", found)
-    return _worth_chart(found, axis, "smaller than", "model.safetensors as it is")
+    axis = _cost_axis("weights, MB", models)
+    return _worth_chart(models, axis, "smaller than", "size of model.safetensors")
 
 
 def _range(spread: Spread, factor: float = 1.0) -> str:
@@ -100,21 +100,21 @@ def _range(spread: Spread, factor: float = 1.0) -> str:
 
 
 def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
-    """Returns quality against latency and size; None where neither tells a difference."""
-    charts = [one for one in (_latency_chart(runs, speeds), _size_chart(runs)) if one]
+    """Returns accuracy against latency and size; None where there is nothing to compare."""
+    charts = list(filter(None, (_latency_chart(runs, speeds), _size_chart(runs))))
     if not charts and not speeds:
         return None
-    parts: list[Charts | Table | Note] = [Charts(charts)] if charts else []
+    contents: list[Charts | Table | Note] = [Charts(charts)] if charts else []
     if speeds:
         rows = []
-        for one in speeds:
-            sizes = [f"{one.parameters / 1e6:,.2f} M", megabytes(1e6 * one.megabytes)]
-            times = [_range(one.latency, 1000.0), _range(one.throughput)]
-            rows.append([visible(one.model), one.computed, *sizes, *times])
-        titles = ["model", "computed", "parameters", "weights", "latency, ms", "sequences/s"]
-        parts.append(Table(titles, rows, texts=2))
-        parts.append(Note("Medians, with the smallest and the largest."))
-    return Section("Quality against latency and size", parts)
+        for speed in speeds:
+            sizes = [f"{speed.parameters / 1e6:,.2f} M", megabytes(1e6 * speed.megabytes)]
+            times = [_range(speed.latency, 1000.0), _range(speed.throughput)]
+            rows.append([visible(speed.model), speed.computed, *sizes, *times])
+        titles = ["model", "computation", "parameters", "weights", "latency, ms", "sequences/s"]
+        contents.append(Table(titles, rows, texts=2))
+        contents.append(Note("Medians, with minimum and maximum."))
+    return Section("Accuracy against latency and size", contents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,19 +198,20 @@ def _read_score(path: Location, summary: Summary, model: str) -> Score:
     return Score(model, *texts, score.mean, score.std, rate.num_seeds, best)
 
 
-def _task_chart(scores: Sequence[Score], places: Mapping[str, int]) -> Chart:
-    best = max(scores, key=lambda one: one.mean)
+def _task_chart(scores: Sequence[Score], colours: Mapping[str, int]) -> Chart:
+    best = max(scores, key=lambda score: score.mean)
     title = f"{best.task}: {best.model} scores highest, {best.text}"
     if len(scores) == 1:
         title = f"{best.task}: {best.text}"
     rows = []
-    for one in scores:
-        hint = f"{one.model}: {one.text}, {one.seeds} seeds, learning rate {one.learning_rate:g}"
-        spread = None if one.deviation is None else 100.0 * one.deviation
-        point = Point(100.0 * one.mean, 0.0, hint, spread=spread)
-        rows.append(Series(one.model, (point,), places[one.model], value=f"{point.x:.2f}"))
+    for score in scores:
+        origin = f"{score.seeds} seeds, learning rate {score.learning_rate:g}"
+        hint = f"{score.model}: {score.text}, {origin}"
+        spread = None if score.deviation is None else 100.0 * score.deviation
+        point = Point(100.0 * score.mean, 0.0, hint, spread=spread)
+        rows.append(Series(score.model, (point,), colours[score.model], value=f"{point.x:.2f}"))
     axis = Axis(f"{best.metric} × 100, {best.split}")
-    note = "mean over seeds ± the sample's standard deviation, at the best learning rate"
+    note = "mean ± standard deviation over seeds, at the best learning rate"
     return chart(title, note, interval_figure(rows, axis))
 
 
@@ -218,21 +219,23 @@ def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
     """Returns the scores on tasks; None without any."""
     if not scores:
         return None
-    models = list(dict.fromkeys(one.model for one in scores))
+    models = list(dict.fromkeys(score.model for score in scores))
     # A model has the colour of the run of its name.
     coloured = dict.fromkeys([*(run.name for run in runs), *models])
-    places = {name: place for place, name in enumerate(coloured)}
-    names = list(dict.fromkeys(one.task for one in scores))
-    charts = [_task_chart([one for one in scores if one.task == name], places) for name in names]
-    found = {(one.model, one.task): one for one in scores}
+    colours = {name: colour for colour, name in enumerate(coloured)}
+    names = list(dict.fromkeys(score.task for score in scores))
+    charts = [
+        _task_chart([score for score in scores if score.task == name], colours) for name in names
+    ]
+    by_model_and_task = {(score.model, score.task): score for score in scores}
     rows, best = [], []
     for place, model in enumerate(models):
-        cells = [found.get((model, name)) for name in names]
-        rows.append([model, *("–" if one is None else one.text for one in cells)])
-        for column, one in enumerate(cells, 1):
-            rivals = [other.mean for other in scores if one and other.task == one.task]
-            if len(rivals) > 1 and one.mean == max(rivals):
+        row_scores = [by_model_and_task.get((model, name)) for name in names]
+        rows.append([model, *("–" if score is None else score.text for score in row_scores)])
+        for column, score in enumerate(row_scores, 1):
+            rivals = [other.mean for other in scores if score and other.task == score.task]
+            if len(rivals) > 1 and score.mean == max(rivals):
                 best.append((place, column))
-    metrics = {one.task: one.metric for one in scores}
+    metrics = {score.task: score.metric for score in scores}
     titles = ["model", *(f"{name}, {metrics[name]}" for name in names)]
     return Section("Scores on tasks", [Table(titles, rows, best=best), Charts(charts)])

@@ -50,7 +50,7 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherWord:
-    """What the teacher says at a masked position.
+    """The teacher's distribution at a masked position.
 
     Attributes:
         guesses: the first ones.
@@ -216,7 +216,7 @@ class ExampleReader:
         self,
         example: MaskedExample | Window,
         true: np.ndarray,
-        places: np.ndarray,
+        masked: np.ndarray,
         starts: set[int],
     ) -> tuple[tuple[Piece, ...], ...]:
         """Returns the pieces of each segment, without `[CLS]` and `[SEP]`.
@@ -224,16 +224,16 @@ class ExampleReader:
         Spaces are those of the true tokens, that a masked piece may be known for one.
         """
         inputs, lengths = example.input_ids, example.segment_lengths.astype(np.int64)
-        numbers = {int(place): number for number, place in enumerate(places, 1)}
+        numbers = {int(place): number for number, place in enumerate(masked, 1)}
         segments = []
         for begin, end in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True):
-            kept = [
+            seen = [
                 place
                 for place in range(begin, end)
                 if place in numbers or int(true[place]) not in self._unseen
             ]
-            apart = {at for at, place in enumerate(kept) if place in numbers}
-            words = self._text.spaced([int(true[place]) for place in kept], apart)
+            apart = {at for at, place in enumerate(seen) if place in numbers}
+            words = self._text.spaced([int(true[place]) for place in seen], apart)
             pieces = (
                 Piece(
                     self._text.alone(int(inputs[place])) if place in numbers else word.text,
@@ -241,7 +241,7 @@ class ExampleReader:
                     numbers.get(place),
                     place in starts,
                 )
-                for place, word in zip(kept, words, strict=True)
+                for place, word in zip(seen, words, strict=True)
             )
             segments.append(tuple(pieces))
         return tuple(segments)
@@ -274,7 +274,7 @@ class ExampleReader:
     ) -> TeacherWord:
         present = ids[ids != NO_ID]
         first = present[: self._num_guesses]
-        places = np.flatnonzero(present == label)
+        ranks = np.flatnonzero(present == label)
         return TeacherWord(
             guesses=tuple(
                 Guess(self._text.alone(int(token)), float(share), int(token) == label)
@@ -284,7 +284,7 @@ class ExampleReader:
             tail=float(tail),
             num_ids=len(present),
             label_probability=label_probability,
-            label_rank=int(places[0]) + 1 if len(places) else None,
+            label_rank=int(ranks[0]) + 1 if len(ranks) else None,
         )
 
 
@@ -294,10 +294,10 @@ def choose_split(cache: CacheInput, split: str | None) -> str:
     Raises:
         InputError: the directory has no such split.
     """
-    there = [name for name in manifests.SPLITS if cache.manifest.num_examples(name)]
-    if split is None and there:
-        return manifests.EVAL if manifests.EVAL in there else there[0]
-    if split not in there:
-        expected = f"one of {', '.join(there) or 'none'}, which {cache.directory} has"
+    splits = [name for name in manifests.SPLITS if cache.manifest.num_examples(name)]
+    if split is None and splits:
+        return manifests.EVAL if manifests.EVAL in splits else splits[0]
+    if split not in splits:
+        expected = f"one of {', '.join(splits) or 'none'}, which {cache.directory} has"
         raise InputError(Setting("split"), expected, split)
     return split

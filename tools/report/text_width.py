@@ -1,4 +1,4 @@
-"""How much room a text takes where letters have one width, and Chinese ones two."""
+"""Widths of texts in columns: one for a letter, two for a Chinese character."""
 
 import unicodedata
 
@@ -54,21 +54,21 @@ def _escape(letter: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def wrapped(parts: list[str], width: int) -> list[str]:
+def wrapped(pieces: list[str], width: int) -> list[str]:
     """Breaks a text between its parts into lines of at most `width` columns; cuts longer parts.
 
     Example: `春天`, `来了`, ` now` in 8 columns are the lines `春天来了` and `now`.
     """
     lines, line = [], ""
-    for part in parts:
-        if line and columns(line) + columns(part.rstrip()) > width:
+    for piece in pieces:
+        if line and columns(line) + columns(piece.rstrip()) > width:
             lines.append(line.rstrip())
-            line, part = "", part.lstrip()
-        while columns(part) > width:
-            cut = clipped(part, width)
+            line, piece = "", piece.lstrip()
+        while columns(piece) > width:
+            cut = clipped(piece, width)
             lines.append(cut)
-            part = part[len(cut) :]
-        line += part
+            piece = piece[len(cut) :]
+        line += piece
     if line.strip():
         lines.append(line.rstrip())
     return lines

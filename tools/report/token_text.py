@@ -31,7 +31,7 @@ _WITHOUT_SPACES = (
 
 
 class Marks(enum.Enum):
-    """How a vocabulary says where words begin."""
+    """Marks of a vocabulary for the beginnings of words."""
 
     PIECE = "##"
     SPACE = "▁"
@@ -72,7 +72,7 @@ def space_between(before: str, after: str) -> bool:
     if not before or not after:
         return False
     last, first = before[-1], after[0]
-    if any(low <= ord(one) <= high for one in (last, first) for low, high in _WITHOUT_SPACES):
+    if any(low <= ord(letter) <= high for letter in (last, first) for low, high in _WITHOUT_SPACES):
         return False
     if first in _CLOSING or last in _OPENING:
         return False

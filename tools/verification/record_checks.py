@@ -1,7 +1,7 @@
 """Checks of every record of a directory, many records at once.
 
-Letters as in `data_specs.records`. Sizes come first: what is not as long as the manifest
-and the record's other features want is not decoded.
+Letters as in `data_specs.records`. Sizes are checked first: a feature is decoded only if its
+length fits the manifest and the record's other features.
 """
 
 import dataclasses
@@ -18,22 +18,21 @@ from pipeline.storage.codecs.base import MAX_RECORD_IDS, TargetCodec, TopKCodec
 from pipeline.storage.codecs.states import StatesCodec
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.records import TeacherTargets
+from tools.finetuning.kinds import KINDS
 from tools.verification.state_checks import state_problems
 from tools.verification.topk_checks import Problems, TopKRows, topk_problems
 
-# Ids decoded at once: few enough to stay near a processor's cache.
-_IDS_AT_ONCE = 2**19
-# What a task's logits are of where there is one for each input; see `data_specs.tasks.KINDS`.
-_REGRESSION = "regression"
+# Number of ids that are decoded together, small enough for the processor's cache.
+_MAX_DECODED_IDS = 2**19
 
 Features = Mapping[str, bytes]
 
 
 class Column(arrays.Column):
-    """One feature of many records, and which of these have a property."""
+    """The numbers of one feature in many records, with tests of each record."""
 
     def any(self, condition: np.ndarray) -> np.ndarray:
-        """Returns which records have a number for which a condition is true, bool [n]."""
+        """Returns, bool [n], whether a condition is true for a number of each record."""
         matching = np.zeros(len(self.counts), bool)
         if condition.any():
             matching[self.owners[condition]] = True
@@ -45,18 +44,18 @@ class Column(arrays.Column):
         return sums[self.starts + self.counts] - sums[self.starts]
 
     def not_ascending(self) -> np.ndarray:
-        """Returns which records have a number that is not above the one before, bool [n]."""
-        falls = np.zeros(len(self.values), bool)
-        falls[1:] = self.values[1:] <= self.values[:-1]
-        falls[self.starts[self.counts > 0]] = False
-        return self.any(falls)
+        """Returns, bool [n], whether a number of each record is not above the previous one."""
+        is_low = np.zeros(len(self.values), bool)
+        is_low[1:] = self.values[1:] <= self.values[:-1]
+        is_low[self.starts[self.counts > 0]] = False
+        return self.any(is_low)
 
 
 class Finding(NamedTuple):
-    """A problem, as a sentence, and which of the records have it: int [n], ascending."""
+    """A problem, as text, and the indices of the records that have it: int [n], ascending."""
 
     problem: str
-    places: np.ndarray
+    indices: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +63,8 @@ class RecordChecker:
     """Checks the records of a directory.
 
     Attributes:
-        manifest: what the directory says of itself; its sizes are sane.
-        is_special: bool [V], which tokens are never masked nor stand in for a masked one.
+        manifest: of the directory; its sizes are valid.
+        is_special: bool [V], the tokens that are never masked and never replace a masked token.
         codec: of a teacher cache; None otherwise.
     """
 
@@ -74,18 +73,18 @@ class RecordChecker:
     codec: TargetCodec | None = None
 
     def check(self, examples: Sequence[Features]) -> list[Finding]:
-        """Returns what is wrong with some records, given the features of each."""
+        """Returns the problems of records, given the features of each."""
         names = {feature.name for feature in self.manifest.features}
-        wrong = np.array([example.keys() != names for example in examples], bool)
+        is_bad = np.array([example.keys() != names for example in examples], bool)
         problem = f"expected the features {', '.join(sorted(names))}"
-        findings = [Finding(problem, np.flatnonzero(wrong))]
+        findings = [Finding(problem, np.flatnonzero(is_bad))]
         for check in (self._byte_problems, self._size_problems, self._value_problems):
-            places = np.flatnonzero(~wrong)
-            kept = [examples[place] for place in places]
-            for problem, bad in check(kept) if kept else ():
-                findings.append(Finding(problem, places[bad]))
-                wrong[places[bad]] = True
-        return [finding for finding in findings if len(finding.places)]
+            indices = np.flatnonzero(~is_bad)
+            good_examples = [examples[index] for index in indices]
+            for problem, bad in check(good_examples) if good_examples else ():
+                findings.append(Finding(problem, indices[bad]))
+                is_bad[indices[bad]] = True
+        return [finding for finding in findings if len(finding.indices)]
 
     def _column(self, name: str, examples: Sequence[Features]) -> Column:
         (feature,) = (feature for feature in self.manifest.features if feature.name == name)
@@ -95,19 +94,19 @@ class RecordChecker:
     # Sizes.
 
     def _byte_problems(self, examples: Sequence[Features]) -> Problems:
-        """Yields which records have features that end inside a number."""
+        """Yields the problem of features that end inside a number."""
         for feature in self.manifest.features:
             size = feature.numpy_dtype(self.manifest.vocab.size).itemsize
-            parts = (len(example[feature.name]) % size > 0 for example in examples)
-            bad = np.fromiter(parts, bool, len(examples))
+            is_cut = (len(example[feature.name]) % size > 0 for example in examples)
+            bad = np.fromiter(is_cut, bool, len(examples))
             yield f"{feature.name}: expected numbers of {size} bytes", bad
 
     def _size_problems(self, examples: Sequence[Features]) -> Problems:
-        """Yields which records have features of lengths that contradict each other."""
+        """Yields the problems of features whose lengths contradict each other."""
         names = [feature.name for feature in self.manifest.features]
         columns = {name: self._column(name, examples) for name in names}
         counts = {name: column.counts for name, column in columns.items()}
-        # By the letters of `data_specs.records`, of all or of each record.
+        # Sizes by the letters of `data_specs.records`, of all records or of each record.
         info = self.manifest.teacher_info
         sizes: dict[str, int | np.ndarray] = {"16": 16, **({} if info is None else info.sizes)}
         if records.MASKED_LM_POSITIONS in counts:
@@ -128,7 +127,7 @@ class RecordChecker:
             yield f"expected a top-k of at most {MAX_RECORD_IDS} ids", ids > MAX_RECORD_IDS
 
     def _bounds(self) -> Iterator[tuple[str, int, int]]:
-        """Yields the names of features whose length is free, with their least and most numbers."""
+        """Yields the name, minimum and maximum length of each feature of free length."""
         manifest = self.manifest
         names = {feature.name for feature in manifest.features}
         if records.INPUT_IDS in names:
@@ -140,7 +139,7 @@ class RecordChecker:
     # Values.
 
     def _value_problems(self, examples: Sequence[Features]) -> Problems:
-        """Yields which records, of the right sizes, hold what cannot be."""
+        """Yields the problems of values, in records of the right sizes."""
         if records.TEACHER_LOGITS in examples[0]:
             yield from self._logit_problems(self._column(records.TEACHER_LOGITS, examples))
             return
@@ -152,23 +151,26 @@ class RecordChecker:
         if self.codec is not None:
             bad = np.zeros(len(examples), bool)
             for begin, end in self._teacher_blocks(examples):
-                for problem, wrong in self._teacher_problems(examples[begin:end]):
+                for problem, bad_in_block in self._teacher_problems(examples[begin:end]):
                     bad[:] = False
-                    bad[begin:end] = wrong
+                    bad[begin:end] = bad_in_block
                     yield problem, bad.copy()
 
     def _logit_problems(self, logits: Column) -> Problems:
         """Yields which records of a task's logits hold what cannot be."""
         name, flags = records.TEACHER_LOGITS, self.manifest.flags
-        labels = flags.get("labels")
-        # A span has two numbers for each token of an input that the record does not tell.
-        expected = 1 if flags.get("head") == _REGRESSION else 0
-        if isinstance(labels, list) and labels:
-            expected = len(labels)
-        if expected:
-            yield f"{name}: expected {expected} numbers", logits.counts != expected
-        else:
+        # Flags may hold anything.
+        kind, labels = KINDS.get(str(flags.get("head"))), flags.get("labels")
+        labels = labels if isinstance(labels, list) else []
+        expected = 0 if kind is None else kind.num_outputs(labels)
+        if not expected:
             yield f"{name}: expected one number at least", logits.counts == 0
+        elif kind.is_over_tokens:
+            # The record does not tell of how many.
+            is_wrong = (logits.counts == 0) | (logits.counts % expected != 0)
+            yield f"{name}: expected {expected} numbers for each token", is_wrong
+        else:
+            yield f"{name}: expected {expected} numbers", logits.counts != expected
         yield f"{name}: expected finite numbers", logits.any(~np.isfinite(logits.values))
 
     def _input_problems(self, examples: Sequence[Features]) -> Problems:
@@ -180,31 +182,31 @@ class RecordChecker:
         first = segments.values[segments.starts].astype(np.int64)
         bad = (segments.sums() != ids.counts) | segments.any(segments.values < 2) | (first < 3)
         yield f"{records.SEGMENT_LENGTHS}: expected lengths that add up to the input's", bad
-        # Behind each segment; the last is the input's last, even where the first is too long.
+        # The position of the first segment's [SEP], inside the input even if its length is wrong.
         ends = np.clip(first, 1, ids.counts) - 1
-        wrong = (
+        bad = (
             (ids.values[ids.starts] != special["cls"])
             | (ids.values[ids.starts + ends] != special["sep"])
             | (ids.values[ids.starts + ids.counts - 1] != special["sep"])
         )
-        problem = "expected [CLS] first and [SEP] behind each segment"
-        yield f"{records.INPUT_IDS}: {problem}", wrong
+        problem = "expected [CLS] first and [SEP] at the end of each segment"
+        yield f"{records.INPUT_IDS}: {problem}", bad
         if records.WORD_STARTS in examples[0]:
             starts = self._column(records.WORD_STARTS, examples)
-            yield from _place_problems(records.WORD_STARTS, starts, ids.counts, ends)
+            yield from _position_problems(records.WORD_STARTS, starts, ids.counts, ends)
             return
         positions = self._column(records.MASKED_LM_POSITIONS, examples)
-        yield from _place_problems(records.MASKED_LM_POSITIONS, positions, ids.counts, ends)
+        yield from _position_problems(records.MASKED_LM_POSITIONS, positions, ids.counts, ends)
         yield from self._mask_problems(examples, ids, positions)
 
     def _mask_problems(
         self, examples: Sequence[Features], ids: Column, positions: Column
     ) -> Problems:
         vocab_size = self.manifest.vocab.size
-        places = np.minimum(positions.values, ids.counts[positions.owners] - 1)
-        shown = ids.values[ids.starts[positions.owners] + places]
-        is_mask = shown == self.manifest.special_ids["mask"]
-        bad = positions.any(~is_mask & self._is_special(shown))
+        inside = np.minimum(positions.values, ids.counts[positions.owners] - 1)
+        masked_ids = ids.values[ids.starts[positions.owners] + inside]
+        is_mask = masked_ids == self.manifest.special_ids["mask"]
+        bad = positions.any(~is_mask & self._is_special(masked_ids))
         yield f"{records.INPUT_IDS}: expected [MASK] or an ordinary token at masked positions", bad
         labels = self._column(records.MASKED_LM_IDS, examples)
         outside = (labels.values < 0) | (labels.values >= vocab_size)
@@ -213,46 +215,47 @@ class RecordChecker:
         yield f"{records.MASKED_LM_IDS}: expected ordinary tokens", bad
         share = self.manifest.flags.get("masked_lm_prob")
         if isinstance(share, float) and 0.0 < share <= 1.0:
-            # As `pipeline.masking.masks.MaskingPolicy` has it; both round halves to even.
-            most = np.maximum(1, np.rint(ids.counts * share))
+            # The limit of `pipeline.masking.masks.MaskingPolicy`; both round halves to even.
+            max_positions = np.maximum(1, np.rint(ids.counts * share))
             problem = f"expected at most {share:g} of the tokens masked"
-            yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > most
+            yield f"{records.MASKED_LM_POSITIONS}: {problem}", positions.counts > max_positions
 
     def _is_special(self, ids: np.ndarray) -> np.ndarray:
-        """Returns which ids are special tokens; those out of range are none."""
+        """Returns whether each id is a special token; ids out of range are not."""
         inside = (ids >= 0) & (ids < len(self.is_special))
         return inside & self.is_special[np.where(inside, ids, 0)]
 
     # Teacher targets.
 
     def _teacher_blocks(self, examples: Sequence[Features]) -> Iterator[tuple[int, int]]:
-        """Yields the bounds of records that are decoded at once."""
+        """Yields the bounds of blocks of records that are decoded together."""
         positions = self._column(records.MASKED_LM_POSITIONS, examples).counts
         if isinstance(self.codec, StatesCodec):
-            # All tokens are looked at of the first one only.
+            # Head states are expanded to all tokens only at the first position of a record.
             positions = np.ones_like(positions)
         ids = np.cumsum(positions * self.codec.truncation_factor)
         begin = 0
         while begin < len(examples):
             before = ids[begin - 1] if begin else 0
-            end = int(np.searchsorted(ids, before + _IDS_AT_ONCE, side="right"))
+            end = int(np.searchsorted(ids, before + _MAX_DECODED_IDS, side="right"))
             yield begin, max(end, begin + 1)
             begin = max(end, begin + 1)
 
     def _state_problems(self, examples: Sequence[Features]) -> Problems:
-        """Yields which records of head states hold what cannot be."""
+        """Yields the problems of records with head states."""
         positions = self._column(records.MASKED_LM_POSITIONS, examples)
         packing, num_positions = self.codec.packing, len(positions.values)
         joined = {
-            feature.name: b"".join([one[feature.name] for one in examples])
+            feature.name: b"".join([example[feature.name] for example in examples])
             for feature in packing.stored
         }
-        said = self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4")
+        label_log_probs = self._column(records.LABEL_LOG_PROBS, examples).values.astype("<f4")
         labels = self._column(records.MASKED_LM_IDS, examples).values
         with np.errstate(invalid="ignore", over="ignore"):
             states = packing.decode(joined, num_positions)
-            found = state_problems(self.codec, states, labels, said, positions.starts)
-            for problem, bad in found:
+            for problem, bad in state_problems(
+                self.codec, states, labels, label_log_probs, positions.starts
+            ):
                 yield problem, positions.any(bad)
             if records.HEAD_SCALES in joined:
                 scales = self._column(records.HEAD_SCALES, examples)
@@ -266,12 +269,12 @@ class RecordChecker:
             yield f"{records.HIDDEN_STATES}: expected finite numbers", positions.any(bad)
 
     def _hidden_states(self, examples: Sequence[Features], num_positions: int) -> np.ndarray | None:
-        """Returns the hidden states of records, [positions, G, D]; None where none are cached."""
+        """Returns the hidden states of records, [positions, G, D]; None if none are cached."""
         hidden_codec = self.manifest.teacher_info.hidden_codec()
         if hidden_codec is None:
             return None
         names = [feature.name for feature in hidden_codec.stored]
-        joined = {name: b"".join([one[name] for one in examples]) for name in names}
+        joined = {name: b"".join([example[name] for example in examples]) for name in names}
         return hidden_codec.decode(joined, num_positions)
 
     def _teacher_problems(self, examples: Sequence[Features]) -> Problems:
@@ -302,43 +305,45 @@ class RecordChecker:
             yield problem, positions.any(bad)
 
     def _undecodable(self, examples: Sequence[Features], counts: Sequence[int]) -> Problems:
-        """Yields which of some records cannot be decoded, and checks the others."""
+        """Yields the problem of records that cannot be decoded, and those of the others."""
         reasons: dict[int, str] = {}
-        for place, (example, count) in enumerate(zip(examples, counts, strict=True)):
+        for index, (example, count) in enumerate(zip(examples, counts, strict=True)):
             try:
                 self.codec.decode_records([example], [count])
             except (KeyError, ValueError) as error:
-                reasons[place] = str(error)
-        bad = np.isin(np.arange(len(examples)), list(reasons))
-        yield reasons[min(reasons)], bad
-        rest = np.flatnonzero(~bad)
-        wrong = np.zeros(len(examples), bool)
-        others = [examples[place] for place in rest]
-        for problem, found in self._teacher_problems(others) if others else ():
-            wrong[:] = False
-            wrong[rest] = found
-            yield problem, wrong.copy()
+                reasons[index] = str(error)
+        is_undecodable = np.isin(np.arange(len(examples)), list(reasons))
+        yield reasons[min(reasons)], is_undecodable
+        decodable = np.flatnonzero(~is_undecodable)
+        bad = np.zeros(len(examples), bool)
+        others = [examples[index] for index in decodable]
+        for problem, bad_among_others in self._teacher_problems(others) if others else ():
+            bad[:] = False
+            bad[decodable] = bad_among_others
+            yield problem, bad.copy()
 
 
 def _wrong_count(
     feature: Feature, counts: np.ndarray, expected: int | np.ndarray, bad: np.ndarray
 ) -> str:
-    """Returns what is wrong with the first record whose feature has a wrong length."""
+    """Returns the problem of the first record whose feature has a wrong length."""
     if not bad.any():
         return ""
-    place = int(bad.argmax())
-    wanted = expected if isinstance(expected, int) else int(expected[place])
-    return f"{feature.name}: expected {wanted} numbers, received {counts[place]}"
+    index = int(bad.argmax())
+    first = expected if isinstance(expected, int) else int(expected[index])
+    return f"{feature.name}: expected {first} numbers, received {counts[index]}"
 
 
-def _place_problems(name: str, places: Column, lengths: np.ndarray, ends: np.ndarray) -> Problems:
-    """Yields which records have positions that are not those of a window's own tokens.
+def _position_problems(
+    name: str, positions: Column, lengths: np.ndarray, ends: np.ndarray
+) -> Problems:
+    """Yields the problems of positions, which must be those of a window's own tokens.
 
-    `lengths`, int [n], are those of each input, and `ends`, int [n], the positions of each
-    first `[SEP]`.
+    `lengths`, int [n], are the lengths of the inputs, and `ends`, int [n], the positions of the
+    first `[SEP]` of each.
     """
-    owners, values = places.owners, places.values.astype(np.int64)
-    yield f"{name}: expected ascending positions", places.not_ascending()
-    yield f"{name}: expected positions inside the input", places.any(values >= lengths[owners])
+    owners, values = positions.owners, positions.values.astype(np.int64)
+    yield f"{name}: expected ascending positions", positions.not_ascending()
+    yield f"{name}: expected positions inside the input", positions.any(values >= lengths[owners])
     on_special = (values == 0) | (values == lengths[owners] - 1) | (values == ends[owners])
-    yield f"{name}: expected positions of tokens, not of [CLS] or [SEP]", places.any(on_special)
+    yield f"{name}: expected positions of tokens, not of [CLS] or [SEP]", positions.any(on_special)

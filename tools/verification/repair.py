@@ -1,8 +1,8 @@
-"""Repair of a teacher cache: what is broken is set aside, and capture makes what is missing.
+"""Repair of a teacher cache: broken files are renamed, and capture makes the missing files.
 
-A file that is set aside keeps its name, with `.broken` behind it, or `.old` behind that of the
-manifest. The cache is unfinished until capture publishes the manifest again: a repair, or
-`create_teacher_output_data` as it was run, finishes it. On equal hardware all bytes are equal.
+A renamed file gets the suffix `.broken`, the manifest gets `.old`. The cache is unfinished until
+capture publishes the manifest again. To finish an interrupted repair, re-run the repair or the
+original `create_teacher_output_data` command. On the same hardware, all bytes are the same.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ from tools.verification.directory_checks import OLD_MANIFEST, TOKENIZER, check_s
 def recorded_config(
     directory: Location, manifest: Manifest, *, teacher: Location, examples: Location | None
 ) -> TeacherCacheConfig:
-    """Returns the settings of a cache, as its manifest records them.
+    """Returns the settings that a manifest records for its cache.
 
     Raises:
-        InputError: the cache was merged from others, or a setting is missing.
+        InputError: the cache is a merged one, or a setting is missing.
     """
     info, flags = manifest.teacher_info, manifest.flags
     if "merged" in info.teacher:
         expected = (
             f"unset for {directory}, which was merged from {len(info.teacher['merged'])} caches"
         )
-        hint = "run the same offline_distill merge_caches command in an empty folder"
+        hint = "re-run offline_distill merge_caches with the same settings and an empty directory"
         raise InputError(Setting("teacher"), expected, teacher, hint)
     dtype, batch_size = flags.get("compute_dtype"), flags.get("predict_batch_size")
     is_size = type(batch_size) is int and batch_size >= 1
@@ -57,13 +57,13 @@ def recorded_config(
         cache_embedding=info.embedding,
         compute_dtype=dtype,
         predict_batch_size=batch_size,
-        # The rest of the cache is there, whatever its teacher knows.
+        # The other shards exist already, so that a repair does not judge the teacher.
         force=True,
     )
 
 
 def expect_recorded_teacher(directory: Location, manifest: Manifest, source: ModelSource) -> None:
-    """Raises InputError unless a teacher is the one that a cache was made with."""
+    """Raises InputError unless the teacher is the one of the cache."""
     recorded, received = manifest.teacher_info.teacher["sha256"], source.sha256()
     if recorded != received:
         expected = f"the teacher of {directory}, SHA-256 {recorded}"
@@ -71,10 +71,11 @@ def expect_recorded_teacher(directory: Location, manifest: Manifest, source: Mod
 
 
 def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSource) -> Inputs:
-    """Opens the shards of masked examples that a cache has.
+    """Opens the masked examples, restricted to the shards that the cache has.
 
     Raises:
-        InputError: the cache was not made from them, or its manifest contradicts itself.
+        InputError: the cache was not made from these examples, or its manifest contradicts
+            itself.
     """
     examples, source = capture.open_examples(config, source)
     recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
@@ -83,15 +84,15 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
         raise InputError(Setting("examples"), expected, f"{config.input_dir}, {received}")
     names = {shard.file for shard in manifest.shards}
     splits = {
-        split: kept
+        split: captured
         for split, shards in examples.manifest.splits.items()
-        if (kept := tuple(shard for shard in shards if shard.file in names))
+        if (captured := tuple(shard for shard in shards if shard.file in names))
     }
-    narrowed = dataclasses.replace(examples.manifest, splits=splits)
-    examples = dataclasses.replace(examples, manifest=narrowed)
+    restricted = dataclasses.replace(examples.manifest, splits=splits)
+    examples = dataclasses.replace(examples, manifest=restricted)
     settings = capture.run_configuration(config, examples, source)
-    stated = {name: manifest.flags.get(name) for name in settings}
-    if difference := manifests.describe_difference(stated, settings):
+    recorded = {name: manifest.flags.get(name) for name in settings}
+    if difference := manifests.describe_difference(recorded, settings):
         expected = f"the run configuration of {config.output_dir} as its manifest records it"
         raise InputError(Setting("repair"), expected, difference)
     return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))
@@ -100,47 +101,47 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
 def repair(
     inputs: Inputs, manifest: Manifest, problems: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Makes broken files again, or what an interrupted repair has left to be made.
+    """Makes broken files again, and the missing files of an interrupted repair.
 
     Args:
         inputs: as `open_inputs` returns them.
         manifest: of the cache; the old one after an interruption.
-        problems: of each file, by its name.
+        problems: of each broken file, by its name.
 
     Yields:
-        lines that report each action.
+        a line for each action.
 
     Raises:
-        InputError: another process is at work in the cache, or the masked examples
-            are damaged, too.
+        InputError: another process works in the cache, or the masked examples are damaged.
     """
     directory, examples = inputs.config.output_dir, inputs.cache
     path, old = directory / manifests.MANIFEST_FILE, directory / OLD_MANIFEST
     with directory.lock():
-        # Before anything is moved.
+        # The masked examples must be valid before any file is renamed.
         manifests.verify(examples.directory, examples.manifest, full=True)
-        redone = list(_broken_files(inputs, manifest, problems))
-        for name in redone:
-            if aside := _set_aside(directory / name, "broken"):
-                yield f"{name}: set aside as {aside.name}"
-        if manifests.REQUEST_FILE in redone:
+        broken = list(_broken_files(inputs, manifest, problems))
+        for name in broken:
+            if new_path := _set_aside(directory / name, "broken"):
+                yield f"{name}: renamed to {new_path.name}"
+        if manifests.REQUEST_FILE in broken:
             (directory / manifests.REQUEST_FILE).write_json(dict(inputs.run_configuration))
         for shard in manifest.shards:
             sidecar = manifests.sidecar_path(directory, shard.file)
-            if sidecar.name in redone and shard.file not in redone:
+            if sidecar.name in broken and shard.file not in broken:
                 sidecar.write_json(shard.to_json())
-        # Last: until then, what is missing is missed.
+        # The manifest is renamed last. If the repair stops before, verification finds the
+        # missing files.
         old = _set_aside(path, "old") or old
         capture.finish_teacher_cache(inputs)
-        made = {shard.file: shard.sha256 for shard in manifests.load(directory).shards}
-        recorded = {shard.file: shard.sha256 for shard in manifest.shards}
-        for name, sha256 in recorded.items():
-            if made[name] != sha256:
-                yield f"{name}: made again, other bytes, SHA-256 {made[name]}"
-        for name in redone:
-            if name in made and made[name] == recorded[name]:
+        new_sha256 = {shard.file: shard.sha256 for shard in manifests.load(directory).shards}
+        old_sha256 = {shard.file: shard.sha256 for shard in manifest.shards}
+        for name, sha256 in old_sha256.items():
+            if new_sha256[name] != sha256:
+                yield f"{name}: made again, other bytes, SHA-256 {new_sha256[name]}"
+        for name in broken:
+            if name in new_sha256 and new_sha256[name] == old_sha256[name]:
                 yield f"{name}: made again, the same bytes"
-            elif name not in made:
+            elif name not in new_sha256:
                 yield f"{name}: made again"
         if old.read_bytes() == path.read_bytes():
             old.unlink()
@@ -151,14 +152,14 @@ def repair(
 def _broken_files(
     inputs: Inputs, manifest: Manifest, problems: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Yields the names of the files to be set aside, the missing ones included."""
+    """Yields the names of the broken files, including the missing ones."""
     directory, examples = inputs.config.output_dir, inputs.cache
     if TOKENIZER in problems:
-        # One of the two tokenizers must be sound.
+        # The tokenizer is copied from the masked examples, so that theirs must be valid.
         cache_tokenizer.load_cache_tokenizer(examples)
         for name in manifest.tokenizer_files:
-            path, wanted = directory / name, (examples.directory / name).sha256()
-            if not path.is_file() or path.sha256() != wanted:
+            path, expected = directory / name, (examples.directory / name).sha256()
+            if not path.is_file() or path.sha256() != expected:
                 yield name
     others = filter(None, (manifest.token_counts, manifest.output_table))
     for name in (manifests.REQUEST_FILE, *(info.file for info in others)):
@@ -172,11 +173,11 @@ def _broken_files(
 
 
 def _set_aside(path: Location, suffix: str) -> Location | None:
-    """Renames a file to a name that nothing has; returns it, None where there is no file."""
+    """Renames a file to an unused name, which it returns; None if the file does not exist."""
     if not path.exists():
         return None
-    aside, number = path.with_name(f"{path.name}.{suffix}"), 2
-    while aside.exists():
-        aside, number = path.with_name(f"{path.name}.{suffix}{number}"), number + 1
-    path.publish(aside)
-    return aside
+    new_path, number = path.with_name(f"{path.name}.{suffix}"), 2
+    while new_path.exists():
+        new_path, number = path.with_name(f"{path.name}.{suffix}{number}"), number + 1
+    path.publish(new_path)
+    return new_path

@@ -1,8 +1,8 @@
-"""A sample of a cache's records beside its teacher: what is stored is what the teacher says.
+"""Comparison of a sample of a cache's records with a new run of its teacher.
 
-Letters as in `data_specs.records`. Two runs of a teacher differ by the rounding of what
-they were computed in, and what is stored by that of its encoding as well. Of two tokens
-that are nearer to each other than that, either may come first or last.
+Letters as in `data_specs.records`. Two runs of a teacher differ by the rounding of their
+computation, and stored targets also by the rounding of their encoding. Two tokens whose
+log-probabilities differ by less may be in either order.
 """
 
 import collections
@@ -24,21 +24,24 @@ from tools.cache_analysis import dense_sample, fidelity
 from tools.verification import topk_checks
 from tools.verification.topk_checks import Problems, TopKRows
 
-# How far a log-probability may be off on other hardware, or in a batch of other examples:
-# GPUs multiply float32 in fewer bits, too.
+# Maximum difference of a log-probability between hardware or between batches. GPUs may multiply
+# float32 with fewer bits.
 _FLOAT32_ROUNDING = 0.05
 _BFLOAT16_ROUNDING = 0.5
 _FLOAT16_STEP = 2.0**-10
-_FLOAT16_MOST = 65_504.0
-# The log of masses that float32 sums may lose.
+_FLOAT16_HIGHEST = 65_504.0
+# The log of a mass that a float32 sum may lose.
 _NO_MASS = -60.0
 
 
 class SampleReport(NamedTuple):
-    """Sizes of the sample, and its differences from the teacher.
+    """The size of the sample, and its differences from the teacher.
 
-    `largest` is the largest difference of a log-probability by its kind; `problems` are by the
-    name of the shard.
+    Attributes:
+        num_examples: of the sample.
+        num_positions: of the sample.
+        largest: the largest difference of log-probabilities, by the kind of target.
+        problems: by the name of the shard.
     """
 
     num_examples: int
@@ -48,27 +51,28 @@ class SampleReport(NamedTuple):
 
 
 def draw_over_shards(cache: CacheInput, size: int) -> dict[str, list[MaskedExample]]:
-    """Draws `size` records of a teacher cache, as many of every shard where that is possible.
+    """Draws `size` records of a teacher cache, evenly from its shards.
 
     Returns:
-        the same ones for the same cache and size, by the name of their shard.
+        the records by the name of their shard; always the same for a cache and a size.
     """
     splits = cache.manifest.splits
-    places = [(split, shard) for split, shards in splits.items() for shard in shards]
+    shards = [(split, shard) for split, in_split in splits.items() for shard in in_split]
     drawn = {}
-    for index, (split, shard) in enumerate(places):
-        share = size * (index + 1) // len(places) - size * index // len(places)
-        if share and shard.num_examples:
-            part = dataclasses.replace(cache.manifest, splits={split: (shard,)})
-            narrowed = dataclasses.replace(cache, manifest=part)
-            drawn[shard.file] = dense_sample.draw(narrowed, share)
+    for index, (split, shard) in enumerate(shards):
+        count = size * (index + 1) // len(shards) - size * index // len(shards)
+        if count and shard.num_examples:
+            of_shard = dataclasses.replace(cache.manifest, splits={split: (shard,)})
+            drawn[shard.file] = dense_sample.draw(
+                dataclasses.replace(cache, manifest=of_shard), count
+            )
     return drawn
 
 
 def check_sample(
     model: MaskedLM, cache: CacheInput, *, size: int, batch_size: int, compute_dtype: str
 ) -> SampleReport:
-    """Runs a cache's teacher over a sample of `size` examples, and compares.
+    """Runs a cache's teacher over a sample of `size` examples, and compares the targets.
 
     Raises:
         InputError: a shard is damaged, or the teacher's logits are not finite.
@@ -77,7 +81,7 @@ def check_sample(
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     drawn = draw_over_shards(cache, size)
     shards = {example.example_id: file for file, examples in drawn.items() for example in examples}
-    examples = [example for part in drawn.values() for example in part]
+    examples = [example for of_shard in drawn.values() for example in of_shard]
     rounding = _FLOAT32_ROUNDING if compute_dtype == FLOAT32 else _BFLOAT16_ROUNDING
     comparison = _Comparison(info, rounding, shards)
     batches = dense_sample.run_teacher(model, examples, cache.manifest, batch_size=batch_size)
@@ -116,19 +120,19 @@ class StateRows:
 
     def __getitem__(self, positions: slice) -> "StateRows":
         """Returns the rows at some of the positions."""
-        parts = (self.states, self.labels, self.label_log_probs)
-        return StateRows(*(part[positions] for part in parts), self.codec)
+        arrays = (self.states, self.labels, self.label_log_probs)
+        return StateRows(*(values[positions] for values in arrays), self.codec)
 
 
 class _Comparison:
-    """What differs too much, position by position."""
+    """Collects the differences between cached targets and the teacher's logits."""
 
     def __init__(self, info: TeacherInfo, rounding: float, shards: dict[bytes, str]) -> None:
         self.info, self.rounding, self.shards = info, rounding, shards
         self.num_positions = 0
         self.largest: dict[str, float] = collections.defaultdict(float)
-        # By shard and problem the number of positions, and the first one's example.
-        self._found: dict[tuple[str, str], tuple[int, str]] = {}
+        # The number of positions and the first example's id, by shard and problem.
+        self._problems: dict[tuple[str, str], tuple[int, str]] = {}
 
     def add(
         self,
@@ -139,7 +143,7 @@ class _Comparison:
     ) -> None:
         """Compares cached positions with the teacher's logits, float32 [R, V].
 
-        `owners`, int [R], say which of the batch's examples each position belongs to.
+        `owners`, int [R], holds the index of each position's example in the batch.
         """
         self.num_positions += len(logits)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -147,34 +151,35 @@ class _Comparison:
                 for row in np.flatnonzero(bad):
                     example_id = examples[owners[row]].example_id
                     key = self.shards[example_id], problem
-                    count, first = self._found.get(key, (0, example_id.hex()))
-                    self._found[key] = count + 1, first
+                    count, first = self._problems.get(key, (0, example_id.hex()))
+                    self._problems[key] = count + 1, first
 
     def problems(self) -> dict[str, list[str]]:
-        """Returns what is wrong, by the name of the shard."""
-        found: dict[str, list[str]] = collections.defaultdict(list)
-        for (file, problem), (count, example_id) in self._found.items():
+        """Returns the problems, by the name of the shard."""
+        texts: dict[str, list[str]] = collections.defaultdict(list)
+        for (file, problem), (count, example_id) in self._problems.items():
             text = f"example {example_id}: {problem} ({count:,} sampled positions)"
-            found[file].append(text)
-        return dict(found)
+            texts[file].append(text)
+        return dict(texts)
 
     def _differences(self, logits: np.ndarray, rows: TopKRows | StateRows) -> Problems:
-        """Yields what must hold, and at which positions it does not: bool [R]."""
+        """Yields requirements with the positions that violate them: bool [R]."""
         exact = fidelity.log_softmax(logits)
         label = exact[np.arange(len(logits)), rows.labels]
-        said = rows.label_log_probs
-        known = np.isfinite(said)
-        # Beyond its range float16 has infinity only, and is right to say so.
-        beyond = label < self.rounding - _FLOAT16_MOST
-        difference = np.where(known, np.abs(label - said), np.where(beyond, 0.0, np.inf))
-        self._raise("label", difference)
-        limit = self.rounding + _FLOAT16_STEP * np.abs(np.where(known, said, 0.0))
+        stored = rows.label_log_probs
+        is_finite = np.isfinite(stored)
+        # Float16 stores a log-probability beyond its range as infinity, which is then correct.
+        is_beyond = label < self.rounding - _FLOAT16_HIGHEST
+        infinity_error = np.where(is_beyond, 0.0, np.inf)
+        difference = np.where(is_finite, np.abs(label - stored), infinity_error)
+        self._note_largest("label", difference)
+        limit = self.rounding + _FLOAT16_STEP * np.abs(np.where(is_finite, stored, 0.0))
         yield f"{records.LABEL_LOG_PROBS}: expected the teacher's", difference > limit
         if isinstance(rows, StateRows):
             yield from self._state_differences(exact, rows)
             return
         if self.info.truncation == SAMPLED:
-            # Draws are right on average, not at a position.
+            # Random draws equal the teacher's distribution only in expectation.
             return
         yield from self._id_differences(exact, rows)
         for column, temperature in enumerate(self.info.temperatures):
@@ -182,10 +187,10 @@ class _Comparison:
             yield from self._tail_differences(log_probs, rows, column, temperature)
 
     def _state_differences(self, exact: np.ndarray, rows: StateRows) -> Problems:
-        said = fidelity.log_softmax(rows.codec.output.logits(rows.states))
-        divergence = (np.exp(exact) * (exact - said)).sum(axis=-1)
-        self._raise("KL", divergence)
-        # That of equal logits but for errors of this deviation is half its square.
+        stored = fidelity.log_softmax(rows.codec.output.logits(rows.states))
+        divergence = (np.exp(exact) * (exact - stored)).sum(axis=-1)
+        self._note_largest("KL", divergence)
+        # Errors of logits with a standard deviation σ give a divergence of about σ² / 2.
         limit = self.rounding + 10.0 * rows.codec.logit_deviations(rows.states) ** 2
         yield f"{records.HEAD_STATES}: expected the teacher's distribution", ~(divergence <= limit)
 
@@ -193,28 +198,28 @@ class _Comparison:
         taken = fidelity.take_log_probs(exact, rows.ids)
         present = rows.ids != NO_ID
         outside = exact.copy()
-        places = np.nonzero(present)
-        outside[places[0], rows.ids[present]] = -np.inf
+        outside[np.nonzero(present)[0], rows.ids[present]] = -np.inf
         least = np.where(present, taken, np.inf).min(axis=-1)
         bad = outside.max(axis=-1) > least + 2.0 * self.rounding
         yield f"{records.TOPK_IDS}: expected the teacher's most probable tokens", bad
-        said, slack = topk_checks.said_log_probs(rows, 0, 1.0)
-        known = present & np.isfinite(rows.errors) & np.isfinite(slack)[:, np.newaxis]
-        difference = np.where(known, np.abs(taken - said), 0.0)
-        self._raise("top-k", difference)
-        limit = np.where(known, self.rounding + slack[:, np.newaxis] + rows.errors, np.inf)
+        stored, tolerance = topk_checks.stored_log_probs(rows, 0, 1.0)
+        known = present & np.isfinite(rows.errors) & np.isfinite(tolerance)[:, np.newaxis]
+        difference = np.where(known, np.abs(taken - stored), 0.0)
+        self._note_largest("top-k", difference)
+        limit = np.where(known, self.rounding + tolerance[:, np.newaxis] + rows.errors, np.inf)
         yield f"{records.TOPK_LOGITS}: expected the teacher's", (difference > limit).any(axis=-1)
 
     def _tail_differences(
         self, log_probs: np.ndarray, rows: TopKRows, column: int, temperature: float
     ) -> Problems:
         exact = fidelity.measure_tail(log_probs, rows.ids).log_mass
-        said = rows.log_tail_masses[:, column]
-        difference = np.where(np.maximum(exact, said) > _NO_MASS, np.abs(exact - said), 0.0)
-        self._raise("tail", difference)
+        stored = rows.log_tail_masses[:, column]
+        has_mass = np.maximum(exact, stored) > _NO_MASS
+        difference = np.where(has_mass, np.abs(exact - stored), 0.0)
+        self._note_largest("tail", difference)
         problem = f"expected the teacher's, at temperature {temperature:g}"
-        # The sum over the tail and that over all, one of which may be rounded up.
+        # Both the sum over the tail and the sum over all tokens are rounded.
         yield f"{records.LOG_TAIL_MASSES}: {problem}", difference > 2.0 * self.rounding
 
-    def _raise(self, name: str, differences: np.ndarray) -> None:
+    def _note_largest(self, name: str, differences: np.ndarray) -> None:
         self.largest[name] = max(self.largest[name], float(differences.max(initial=0.0)))

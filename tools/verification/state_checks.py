@@ -1,8 +1,8 @@
 """Checks of head states at any masked position, many positions at once.
 
-Letters as in `data_specs.records`: E numbers of a state, V vocabulary. Any finite state is a
-distribution. What shows a wrong one is the label's log-probability, which is stored of the
-teacher's own logits.
+Letters as in `data_specs.records`: E numbers of a state, V vocabulary. Any finite state gives a
+distribution. The stored log-probability of the label reveals a wrong state, as it was computed
+from the teacher's logits.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from pipeline.storage.codecs.states import StatesCodec
 from tools.cache_analysis import fidelity
 from tools.verification.topk_checks import FLOAT16_STEP, ROUNDING, Problems
 
-# Standard deviations of a logit's error: none of millions is further off.
-_DEVIATIONS = 10.0
+# Threshold in standard deviations of a logit's error, which no error among millions exceeds.
+_NUM_DEVIATIONS = 10.0
 
 
 def state_problems(
@@ -23,14 +23,14 @@ def state_problems(
     label_log_probs: np.ndarray,
     rebuilt: np.ndarray,
 ) -> Problems:
-    """Yields what must hold, as a sentence, and at which positions it does not: bool [positions].
+    """Yields requirements, as text, with the positions that violate them: bool [positions].
 
     Args:
         codec: of the cache.
         states: rotated, float32 [positions, E].
         labels: int [positions].
         label_log_probs: float32 [positions], as stored.
-        rebuilt: int [n], the positions whose distributions are rebuilt.
+        rebuilt: int [n], the positions whose distributions are computed from the states.
     """
     is_finite = np.isfinite(states).all(axis=-1)
     yield f"{records.HEAD_STATES}: expected finite numbers", ~is_finite
@@ -48,11 +48,16 @@ def state_problems(
 def label_differences(
     codec: StatesCodec, states: np.ndarray, labels: np.ndarray, label_log_probs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how far stored and rebuilt log-probabilities are apart, and may be, [positions]."""
+    """Compares stored log-probabilities of labels with those of the states.
+
+    Returns:
+        the absolute differences, [positions]; their limits, [positions].
+    """
     rebuilt = fidelity.log_softmax(codec.output.logits(states))
     rebuilt = rebuilt[np.arange(len(states)), labels]
-    known = np.isfinite(label_log_probs)
-    said = np.where(known, label_log_probs, 0.0)
-    limits = ROUNDING + FLOAT16_STEP * np.abs(said) + _DEVIATIONS * codec.logit_deviations(states)
-    # Beyond its range float16 has infinity only.
-    return np.where(known, np.abs(rebuilt - said), 0.0), limits
+    # Float16 stores a log-probability beyond its range as infinity, which is not compared.
+    is_finite = np.isfinite(label_log_probs)
+    stored = np.where(is_finite, label_log_probs, 0.0)
+    rounding = ROUNDING + FLOAT16_STEP * np.abs(stored)
+    limits = rounding + _NUM_DEVIATIONS * codec.logit_deviations(states)
+    return np.where(is_finite, np.abs(rebuilt - stored), 0.0), limits

@@ -1,1 +1,1 @@
-"""Vocabulary reduction."""
+"""Reduction of a teacher's vocabulary to the tokens of a corpus."""

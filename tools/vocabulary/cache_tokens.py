@@ -1,4 +1,4 @@
-"""How often each token stands in the text that masked examples were made of."""
+"""Counts of the true tokens in the text of masked examples."""
 
 import itertools
 from collections.abc import Mapping
@@ -13,15 +13,14 @@ from pipeline.storage.arrays import Column
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import TRAIN
 
-# Records counted at once: some megabytes.
-_CHUNK = 4_096
+# Records that are counted together, some megabytes.
+_BLOCK_RECORDS = 4_096
 
 
 def count_tokens(cache: CacheInput) -> np.ndarray:
-    """Counts the true tokens of the train split, with the masked ones put back.
+    """Counts the true tokens of the train split, as they were before masking.
 
-    A token counts as often as examples hold it: of windows that overlap, and of
-    each differently masked copy.
+    Each example counts in full, also overlapping windows and differently masked copies.
 
     Returns:
         int64 [V].
@@ -33,23 +32,23 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
     with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="count") as bar:
         for shard in shards:
             path = cache.directory / shard.file
-            stream = serialization.read_records(path)
-            while chunk := tuple(itertools.islice(stream, _CHUNK)):
+            serialized = serialization.read_records(path)
+            while block := tuple(itertools.islice(serialized, _BLOCK_RECORDS)):
                 try:
-                    examples = [serialization.decode_example(record) for record in chunk]
+                    examples = [serialization.decode_example(record) for record in block]
                     tokens = true_tokens(examples, vocab_size)
                     counts += np.bincount(tokens, minlength=vocab_size)
                 except (KeyError, ValueError) as error:
                     raise InputError(path, received=f"a damaged record ({error})") from error
-                bar.update(len(chunk))
+                bar.update(len(block))
     return counts
 
 
 def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndarray:
-    """Returns the tokens of examples before masking, one example after the other.
+    """Returns the tokens of examples before masking, concatenated.
 
     Args:
-        examples: the features of each; those of unmasked windows are true already.
+        examples: the features of each masked example or unmasked window.
         vocab_size: V.
 
     Returns:
@@ -60,13 +59,15 @@ def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndar
         ValueError: positions or ids are out of range, or features contradict each other.
 
     Example:
-        `input_ids` 2 4 9 3 with `masked_lm_positions` 1 and `masked_lm_ids` 7 are the
-        true tokens 2 7 9 3.
+        for `input_ids` 2 4 9 3, `masked_lm_positions` 1 and `masked_lm_ids` 7, the true tokens
+        are 2 7 9 3.
     """
     is_masked = not (examples and records.WORD_STARTS in examples[0])
     masked = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS) if is_masked else ()
     columns = {
-        feature.name: Column.decode(feature, [one[feature.name] for one in examples], vocab_size)
+        feature.name: Column.decode(
+            feature, [example[feature.name] for example in examples], vocab_size
+        )
         for feature in records.MASKED_EXAMPLE_FEATURES
         if feature.name in (records.INPUT_IDS, *masked)
     }

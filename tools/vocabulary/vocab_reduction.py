@@ -1,4 +1,4 @@
-"""A smaller vocabulary: the tokens that a text needs, a tokenizer and weights of only these."""
+"""Reduction of a vocabulary, a tokenizer and weights to the tokens that a text needs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 
 _ModelProto = sentencepiece_model_pb2.ModelProto
 _Piece = _ModelProto.SentencePiece
-# What a text is cut with; every other kind of piece has a task of its own.
+# Kinds of pieces that only serve to split text. Pieces of other kinds have special functions.
 _ORDINARY = (_Piece.NORMAL, _Piece.UNUSED)
 _WORDS = "encoder/embeddings/word_embeddings"
 _POSITIONS = "encoder/embeddings/position_embeddings"
@@ -25,10 +25,12 @@ _OUTPUT_BIAS = "head/bias"
 
 @dataclasses.dataclass(frozen=True)
 class VocabLimit:
-    """How many tokens to keep, in one of three ways.
+    """The limit of a reduced vocabulary; exactly one attribute is set.
 
-    They are `vocab_size` with those that are always kept, as few as stand for the share
-    `coverage` of the text's tokens, or all that stand in the text `min_count` times.
+    Attributes:
+        vocab_size: number of tokens, including those that are always kept.
+        coverage: minimum share of the text's tokens that the reduced vocabulary must cover.
+        min_count: minimum count of a token in the text.
     """
 
     vocab_size: int | None = None
@@ -37,41 +39,41 @@ class VocabLimit:
 
     def __post_init__(self) -> None:
         values = dataclasses.asdict(self)
-        given = [f"`{name}`" for name, value in values.items() if value is not None]
-        if len(given) != 1:
-            received = " and ".join(given) or "none"
+        names = [f"`{name}`" for name, value in values.items() if value is not None]
+        if len(names) != 1:
+            received = " and ".join(names) or "none"
             expected = "the only one set of `vocab_size`, `coverage` and `min_count`"
             raise InputError(Setting("vocab_size"), expected, received)
 
 
 def text_counts(counts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the counts without those of [PAD], [CLS], [SEP] and [MASK], which no text has."""
+    """Returns the counts with 0 for [PAD], [CLS], [SEP] and [MASK], which are not in the text."""
     counts = counts.copy()
     counts[[index for name, index in tokenizer.special_ids.items() if name != "unk"]] = 0
     return counts
 
 
 def always_kept(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the ids that no smaller vocabulary may lack, ascending.
+    """Returns the ids that each reduced vocabulary must have, ascending.
 
-    The special tokens; of a SentencePiece model all pieces that are not ordinary
-    ones: unknown, control and user-defined ones, and those of single bytes.
+    They are the special tokens. In a SentencePiece model they are also all unknown, control,
+    user-defined and byte pieces.
 
     Raises:
-        InputError: a tokenizer whose vocabulary cannot be reduced.
+        InputError: the vocabulary of this kind of tokenizer cannot be reduced.
     """
-    kept = set(tokenizer.special_ids.values())
+    required_ids = set(tokenizer.special_ids.values())
     if isinstance(tokenizer, SentencePieceTokenizer):
         proto = _unigram_proto(tokenizer)
-        kept |= {i for i, piece in enumerate(proto.pieces) if piece.type not in _ORDINARY}
+        required_ids |= {i for i, piece in enumerate(proto.pieces) if piece.type not in _ORDINARY}
     elif not isinstance(tokenizer, WordPieceTokenizer):
         raise _unsupported("a tokenizer.json")
-    return np.array(sorted(kept))
+    return np.array(sorted(required_ids))
 
 
 def _unsupported(received: str) -> InputError:
-    known = "a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram model (.model)"
-    return InputError(Setting("input_dir"), f"{known}, whose tokens can be left out", received)
+    supported = "a WordPiece vocabulary (vocab.txt) or a SentencePiece unigram model (.model)"
+    return InputError(Setting("input_dir"), f"examples with {supported}", received)
 
 
 def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
@@ -79,12 +81,12 @@ def _unigram_proto(tokenizer: SentencePieceTokenizer) -> _ModelProto:
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
         kinds = proto.trainer_spec.ModelType
         kind = kinds.Name(proto.trainer_spec.model_type)
-        raise _unsupported(f"a SentencePiece model of the type {kind}")
+        raise _unsupported(f"a SentencePiece model of type {kind}")
     return proto
 
 
 def read_keep_tokens(path: Location, vocab: Sequence[str]) -> np.ndarray:
-    """Reads the file of `keep_tokens`, one token of the vocabulary a line; returns their ids."""
+    """Returns the ids of the tokens in the file of `keep_tokens`, which has one token per line."""
     ids = {token: index for index, token in enumerate(vocab)}
     tokens = read_tokens(path)
     for number, token in enumerate(tokens, 1):
@@ -96,25 +98,23 @@ def read_keep_tokens(path: Location, vocab: Sequence[str]) -> np.ndarray:
 
 
 def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> np.ndarray:
-    """Chooses the tokens of a smaller vocabulary, the most frequent first.
-
-    Of tokens that are equally frequent the smaller id comes first.
+    """Chooses the most frequent tokens for a reduced vocabulary; ties by the smaller id.
 
     Args:
         counts: int [V], as `text_counts` returns it.
         always: ids that are kept whatever their count.
-        limit: how many.
+        limit: of the reduced vocabulary.
 
     Returns:
         int64 [n], ascending.
 
     Raises:
-        InputError: no room beside those that are always kept, more tokens than there
-            are, or a text without tokens.
+        InputError: the size leaves no room for another token or exceeds the vocabulary, or the
+            text has no tokens.
 
     Example:
-        with counts 0 0 5 9 5 and ids 0 and 1 always kept, a `vocab_size` of 4 keeps
-        0, 1, 2 and 3, as does a `coverage` of 0.7: 14 of 19.
+        with the counts 0 0 5 9 5 and the ids 0 and 1 always kept, a `vocab_size` of 4 keeps the
+        ids 0, 1, 2 and 3. So does a `coverage` of 0.7, as they cover 14 of 19 tokens.
     """
     is_kept = np.zeros(len(counts), bool)
     is_kept[always] = True
@@ -125,7 +125,7 @@ def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> 
         raise InputError(Setting("input_dir"), "train examples with text", "none")
     if limit.vocab_size is not None:
         if not fixed < limit.vocab_size <= len(counts):
-            needed = f"the {fixed} special and wanted tokens and at least one more"
+            needed = f"the {fixed} special and listed tokens and at least one more"
             expected = f"{fixed + 1} to {len(counts)}: {needed}"
             raise InputError(Setting("vocab_size"), expected, limit.vocab_size)
         number = limit.vocab_size - fixed
@@ -139,14 +139,14 @@ def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> 
 
 
 def reduce_tokenizer(tokenizer: Tokenizer, kept_ids: np.ndarray) -> Tokenizer:
-    """Returns the tokenizer that knows only some of the tokens.
+    """Returns a tokenizer with only some of the tokens.
 
-    A text whose tokens are all kept is cut as before; other tokens are cut into
-    smaller ones that are kept, or become the unknown one.
+    Text whose tokens are all kept is tokenized as before. Other tokens are split into smaller
+    kept tokens, or become the unknown token.
 
     Args:
         tokenizer: WordPiece or SentencePiece.
-        kept_ids: int [n], ascending, with all of `always_kept`.
+        kept_ids: int [n], ascending, including all ids of `always_kept`.
     """
     vocab = tuple(tokenizer.vocab[index] for index in kept_ids)
     special_ids = {
@@ -159,10 +159,10 @@ def reduce_tokenizer(tokenizer: Tokenizer, kept_ids: np.ndarray) -> Tokenizer:
 
 
 def _reduce_model(proto: _ModelProto, kept_ids: np.ndarray) -> bytes:
-    """Returns a SentencePiece model with only some pieces, their scores as they are.
+    """Returns a SentencePiece model with only some pieces and unchanged scores.
 
-    Made from its parts, for a model may hold samples to test itself with, and those
-    may need pieces that are left out.
+    Only the fields that are needed are copied. A model may hold test samples, which would fail
+    without the removed pieces.
     """
     reduced = _ModelProto(
         pieces=[proto.pieces[index] for index in kept_ids],
@@ -182,34 +182,34 @@ def _reduce_model(proto: _ModelProto, kept_ids: np.ndarray) -> bytes:
 def reduce_weights(
     weights: Mapping[str, np.ndarray], config: EncoderConfig, kept_ids: np.ndarray
 ) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
-    """Keeps the word embeddings and output biases of some tokens.
+    """Reduces a model to the word embeddings and output biases of some tokens.
 
-    On inputs of kept tokens the logits at these are the old ones.
+    On inputs of kept tokens, the logits of kept tokens do not change.
 
     Args:
-        weights: all weights of a model by our names.
+        weights: all weights of a model, by the project's names.
         config: its configuration.
-        kept_ids: int [n], ascending, with the padding's.
+        kept_ids: int [n], ascending, including the padding's id.
 
     Returns:
-        the configuration with n tokens, and all weights by our names.
+        the configuration with n tokens; all weights, by the project's names.
 
     Example:
-        with `kept_ids` 0, 1, 4 the embedding of token 4 becomes row 2. Where the
-        padding of a RoBERTa moves from id 3 to id 1, its positions, which are counted
-        from there, begin two rows earlier: the first two rows are left out.
+        with the `kept_ids` 0, 1, 4, the embedding of token 4 becomes row 2. RoBERTa counts
+        positions from the padding's id. If that id moves from 3 to 1, the first two rows of the
+        position embeddings are removed.
     """
     pad_id = int(np.searchsorted(kept_ids, config.pad_token_id))
     if pad_id == len(kept_ids) or kept_ids[pad_id] != config.pad_token_id:
         raise ValueError(f"kept_ids: expected the padding's id {config.pad_token_id} among them")
-    counted = config.family.counts_positions_from_padding
-    moved = config.pad_token_id - pad_id if counted else 0
+    counts_from_padding = config.family.counts_positions_from_padding
+    shift = config.pad_token_id - pad_id if counts_from_padding else 0
     reduced = dataclasses.replace(
         config,
         pad_token_id=pad_id,
         vocab_size=len(kept_ids),
-        max_position_embeddings=config.max_position_embeddings - moved,
+        max_position_embeddings=config.max_position_embeddings - shift,
     )
     gathered = {name: weights[name][kept_ids] for name in (_WORDS, _OUTPUT_BIAS)}
-    positions = {_POSITIONS: weights[_POSITIONS][moved:]} if counted else {}
+    positions = {_POSITIONS: weights[_POSITIONS][shift:]} if counts_from_padding else {}
     return reduced, {**weights, **gathered, **positions}

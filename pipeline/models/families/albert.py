@@ -23,6 +23,7 @@ FAMILY = Family(
             ("tokenizer.json", "spiece.model"),
         ),
     ),
+    token_dropout=("classifier_dropout_prob", 0.1),
     hf_names=(
         ("bert.", "albert."),
         ("encoder.layer.0.", "encoder.albert_layer_groups.0.albert_layers.0."),

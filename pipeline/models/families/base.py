@@ -83,8 +83,10 @@ class Family:
         class_prefix: the beginning of its class names in `transformers`.
         sequence_head: the head of tasks that label an input.
         span_dropout: the key and the rate of the dropout in the head that finds spans.
-        finds_spans_with_sequence_head: whether that head has the layers of the sequence head,
-            over each token.
+        token_dropout: the key and the rate of the dropout in the head that classifies tokens;
+            None for the rate of hidden states.
+        has_sequence_head_over_tokens: whether these two heads have the layers of the sequence
+            head, and its dropout.
         hf_names: from BERT's names in `model.safetensors` to this family's. TensorFlow 1
             checkpoints have BERT's names.
         config_keys: from fields of `EncoderConfig` to other keys of `config.json`.
@@ -121,7 +123,8 @@ class Family:
     class_prefix: str
     sequence_head: SequenceHead
     span_dropout: tuple[str, float] | None = None
-    finds_spans_with_sequence_head: bool = False
+    token_dropout: tuple[str, float] | None = ("classifier_dropout", 0.1)
+    has_sequence_head_over_tokens: bool = False
     hf_names: Renames = ()
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -28,6 +28,7 @@ FAMILY = Family(
         ),
     ),
     span_dropout=("qa_dropout", 0.1),
+    token_dropout=None,
     hf_names=(
         ("bert.", "distilbert."),
         ("distilbert.encoder.", "distilbert.transformer."),

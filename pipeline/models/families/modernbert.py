@@ -81,7 +81,7 @@ FAMILY = Family(
         activation="gelu",
         is_pretrained=True,
     ),
-    finds_spans_with_sequence_head=True,
+    has_sequence_head_over_tokens=True,
     published=(
         Published(
             ("answerdotai/ModernBERT-base", "answerdotai/ModernBERT-large"),

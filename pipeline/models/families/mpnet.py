@@ -31,6 +31,7 @@ FAMILY = Family(
             NO_HEAD,
         ),
     ),
+    token_dropout=None,
     hf_names=(
         ("bert.", "mpnet."),
         ("attention.self.query", "attention.attn.q"),

@@ -1,7 +1,7 @@
-"""Encodings of teacher targets, and the tables of all of them.
+"""Codecs of teacher targets, and the tables of all codecs.
 
-A new codec is a class in a module of this package, its features in `data_specs.records`, and
-one line here.
+To add a codec, write a class in a module of this package, declare its features in
+`data_specs.records`, and add one line to a table below.
 """
 
 from pipeline.base.tables import load_entry
@@ -9,7 +9,7 @@ from pipeline.storage.codecs.base import TargetCodec, TopKCodec
 from pipeline.storage.codecs.hidden import HiddenCodec
 from pipeline.storage.codecs.states import StatesCodec
 
-# Codecs of the top-k, by the names that `logit_encoding` takes.
+# Codecs of the top-k, by the values of `logit_encoding`.
 _CODECS = {
     "float16": "float16:Float16Codec",
     "compact": "compact:CompactCodec",
@@ -17,10 +17,10 @@ _CODECS = {
 CODECS: dict[str, type[TopKCodec]] = {
     name: load_entry(__name__, entry) for name, entry in _CODECS.items()
 }
-# And the one that keeps the whole distribution.
+# The value of `logit_encoding` for the codec that stores the whole distribution.
 STATES = "states"
 ENCODINGS: dict[str, type[TargetCodec]] = {**CODECS, STATES: StatesCodec}
-# By the names that `hidden_encoding` takes.
+# Codecs of hidden states, by the values of `hidden_encoding`.
 _HIDDEN_CODECS = {
     "float16": "hidden:Float16HiddenCodec",
     "int8": "hidden:Int8HiddenCodec",

@@ -1,8 +1,8 @@
-"""What all codecs have in common, and all of the top-k: rows of k ids, or of fewer.
+"""Base classes of codecs: of all targets, of the top-k, and of arrays.
 
-Letters as in `data_specs.records`: P masked positions, K top-k. Where the number
-of ids varies, a record holds the ids that are there, row after row without gaps,
-and how many each row has; decoded, a row ends in `NO_ID`s.
+Letters as in `data_specs.records`: P masked positions, K top-k. If the number of ids varies, a
+record holds the ids of all rows without padding, and the number of ids of each row. A decoded
+row is padded with `NO_ID`.
 """
 
 import abc
@@ -23,12 +23,12 @@ from data_specs.records import (
 from pipeline.base.json_text import shown
 from pipeline.storage import arrays
 
-# Stands where a row has no more ids, and for a token that a student lacks.
+# The id at the padding of a row, and for a token that is not in a student's vocabulary.
 NO_ID = -1
-# An id and its logit in float16 take 4 bytes of the 256 MiB of the largest record. Compressed
-# bytes may claim any number; arrays are made of what they claim.
+# A record has at most 256 MiB, and an id with its logit in float16 takes 4 bytes. The limit
+# protects against compressed bytes that claim to hold more.
 MAX_RECORD_IDS = 2**26
-# The logit beside it: finite, and without mass at any temperature.
+# The logit of `NO_ID`: finite, and without mass at any temperature.
 NO_ID_LOGIT = -1e30
 
 
@@ -37,12 +37,12 @@ class TargetCodec(abc.ABC):
 
     Attributes:
         vocab_size: V.
-        truncation_factor: K, ids that a position has when decoded, or the most where that
+        truncation_factor: K, the number of ids of a decoded position, or the maximum if it
             varies.
-        needs_token_counts: whether it needs the counts of all tokens in the text.
+        needs_token_counts: whether it needs the count of each token in the text.
         compresses: whether records of equal shape may differ in size.
-        environment: what equal bytes need besides the settings, such as the version of a
-            library, by its name.
+        environment: versions of libraries, by name, that the bytes depend on besides the
+            settings.
     """
 
     vocab_size: int
@@ -59,19 +59,19 @@ class TargetCodec(abc.ABC):
         """Unpacks the P masked positions of one record.
 
         Returns:
-            ids int32 [P, K] and logits float32 [P, K], descending; the first of
-            each row is 0. A row of fewer ids ends in `NO_ID` and `NO_ID_LOGIT`.
+            ids int32 [P, K] and logits float32 [P, K], descending; the first logit of each
+            row is 0. A row of fewer ids is padded with `NO_ID` and `NO_ID_LOGIT`.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged.
+            ValueError: a feature is malformed.
         """
 
     @abc.abstractmethod
     def target_tensors(
         self, tf: Any, features: dict[str, Any], num_positions: Any, max_positions: int
     ) -> dict[str, Any]:
-        """Unpacks a batch of records inside a TensorFlow graph, as a training step takes it.
+        """Unpacks a batch of records inside a TensorFlow graph, as training steps need it.
 
         Args:
             tf: the TensorFlow module.
@@ -80,7 +80,7 @@ class TargetCodec(abc.ABC):
             max_positions: P to pad to.
 
         Returns:
-            what is compared with the student, [B, P, …] each, by the names of
+            the targets of the losses, [B, P, …] each, under the names of
             `data_specs.records`.
         """
 
@@ -91,11 +91,11 @@ class TopKCodec(TargetCodec):
 
     Attributes:
         vocab_size: V.
-        truncation_factor: K, ids at a position, or the most where that varies.
-        variable: whether positions may have fewer.
-        token_counts: int64 [V], how often each token is in the text, for codecs
-            that give frequent tokens small numbers; else None.
-        stored: the features that it writes, without the counts of `variable`.
+        truncation_factor: K, the number of ids at a position, or the maximum if it varies.
+        variable: whether positions may have fewer than K ids.
+        token_counts: int64 [V], the count of each token in the text, for codecs that give
+            frequent tokens small numbers; otherwise None.
+        stored: the features that it writes, except the counts of a variable number of ids.
     """
 
     vocab_size: int
@@ -115,16 +115,16 @@ class TopKCodec(TargetCodec):
         """Packs the positions of several records.
 
         Args:
-            topk_ids: int [positions, K], descending by logit; where `variable`, a
-                row may end in `NO_ID`s.
+            topk_ids: int [positions, K], descending by logit; if `variable`, a row may be
+                padded with `NO_ID`.
             topk_logits: float32 [positions, K], on any scale.
-            row_splits: int [records + 1], where each record's positions begin.
+            row_splits: int [records + 1], the boundaries of the records' positions.
 
         Returns:
-            for each record its features.
+            the features of each record.
 
         Raises:
-            ValueError: a row has no id, or fewer than K though that does not vary.
+            ValueError: a row has no id, or fewer than K ids although `variable` is false.
         """
         present = topk_ids >= 0
         if not present[:, : 1 if self.variable else None].all():
@@ -141,13 +141,13 @@ class TopKCodec(TargetCodec):
     def _encode(
         self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
-        """Packs logits that are minus their row's largest; `present` is bool [positions, K]."""
+        """Packs logits relative to the largest of their row; `present` is bool [positions, K]."""
 
     @abc.abstractmethod
     def errors(self, logits: np.ndarray) -> np.ndarray:
-        """Returns how far decoded logits may be from what was packed, float32 [positions, K].
+        """Returns the maximum absolute error of decoded logits, float32 [positions, K].
 
-        Infinite where all that is known of a logit is that it has no mass.
+        The error is infinite if the codec stored only that a token has no mass.
 
         Args:
             logits: float32 [positions, K], as `decode` returns them.
@@ -156,14 +156,14 @@ class TopKCodec(TargetCodec):
     def decode_records(
         self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks several records of P positions each, in less time than one by one.
+        """Unpacks several records at once, which is faster than one by one.
 
-        Each has as many numbers as its positions want. Ids and logits are as `decode` has them,
-        of one record's positions after another's.
+        The number of values in each record must fit its number of positions. Ids and logits are
+        as `decode` returns them, concatenated over the records.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged.
+            ValueError: a feature is malformed.
         """
         joined = {name: b"".join([features[name] for features in examples]) for name in self._names}
         return self.decode(joined, sum(num_positions))
@@ -185,8 +185,8 @@ class TopKCodec(TargetCodec):
     ) -> tuple[Any, Any]:
         """Unpacks a batch of records inside a TensorFlow graph.
 
-        NumPy does it, in less time than TensorFlow's ragged operations take; a damaged
-        record is an `InvalidArgumentError`.
+        NumPy unpacks them, which is faster than TensorFlow's ragged operations. A malformed
+        record raises `InvalidArgumentError`.
 
         Args:
             tf: the TensorFlow module.
@@ -195,27 +195,27 @@ class TopKCodec(TargetCodec):
             max_positions: P to pad to; padding is id 0 and logit 0.
 
         Returns:
-            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` has them.
+            ids int32 [B, P, K] and logits float32 [B, P, K], as `decode` returns them.
         """
 
         def unpack(counts: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
-            rows = self.decode_records(named(self._names, *columns), counts.tolist())
+            decoded = self.decode_records(named(self._names, *columns), counts.tolist())
             is_real = np.arange(max_positions) < counts[:, np.newaxis]
-            batch = [np.zeros((*is_real.shape, part.shape[-1]), part.dtype) for part in rows]
-            for padded, part in zip(batch, rows, strict=True):
-                padded[is_real] = part
+            batch = [np.zeros((*is_real.shape, rows.shape[-1]), rows.dtype) for rows in decoded]
+            for padded, rows in zip(batch, decoded, strict=True):
+                padded[is_real] = rows
             return batch
 
         inputs = [num_positions, *(features[name] for name in self._names)]
         unpacked = tf.numpy_function(unpack, inputs, [tf.int32, tf.float32], stateful=False)
         shape = [None, max_positions, self.truncation_factor]
-        return tuple(tf.ensure_shape(part, shape) for part in unpacked)
+        return tuple(tf.ensure_shape(tensor, shape) for tensor in unpacked)
 
     def counts(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
-        """Returns how many ids each position of a record has, int64 [P].
+        """Returns the number of ids at each position of a record, int64 [P].
 
         Raises:
-            ValueError: these are not P numbers from 1 to K, or are more than fit a record.
+            ValueError: the counts are not P numbers from 1 to K, or exceed the limit of a record.
         """
         if num_positions * self.truncation_factor > MAX_RECORD_IDS:
             expected = f"expected at most {MAX_RECORD_IDS} ids in a record"
@@ -232,12 +232,12 @@ class TopKCodec(TargetCodec):
         return counts
 
     def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:
-        """Cuts the values of a record into rows.
+        """Splits the values of a record into padded rows.
 
         Args:
-            flat: [n], row after row.
-            counts: int [P], how many each row has.
-            fill: what stands behind them.
+            flat: [n], the values of all rows, concatenated.
+            counts: int [P], the number of values of each row.
+            fill: the value of the padding.
 
         Returns:
             [P, K] of the dtype of `flat`.
@@ -245,8 +245,8 @@ class TopKCodec(TargetCodec):
         Raises:
             ValueError: n is not the sum of the counts.
 
-        Example: of [5, 3, 8] and the counts [1, 2], with K = 2 and −1 behind them,
-        the rows are [5, −1] and [3, 8].
+        Example: for [5, 3, 8], the counts [1, 2], K = 2 and the fill −1, the rows are [5, −1]
+        and [3, 8].
         """
         self.expect_ids(len(flat), counts)
         if not self.variable:
@@ -256,7 +256,7 @@ class TopKCodec(TargetCodec):
         return rows
 
     def expect_ids(self, received: int, counts: np.ndarray) -> None:
-        """Raises ValueError unless a number of ids is the sum of the counts of its rows."""
+        """Raises ValueError unless the number of ids equals the sum of the rows' counts."""
         if received != counts.sum():
             each = "" if self.variable else f", {self.truncation_factor} at each position"
             raise ValueError(f"expected a top-k of {counts.sum()} ids{each}, received {received}")
@@ -277,7 +277,7 @@ class ArrayCodec(abc.ABC):
 
     @abc.abstractmethod
     def _unpack(self, xp: Any, *stored: Any) -> Any:
-        """Returns the numbers, float32, of the arrays of `stored`; `xp` is NumPy or TensorFlow."""
+        """Returns the unpacked numbers, float32; `xp` is NumPy or TensorFlow."""
 
     @abc.abstractmethod
     def _sizes(self, positions: int) -> dict[str, int]:
@@ -288,7 +288,7 @@ class ArrayCodec(abc.ABC):
 
         Args:
             values: float32 [positions, …].
-            row_splits: int [records + 1], where each record's positions begin.
+            row_splits: int [records + 1], the boundaries of the records' positions.
 
         Returns:
             the features of each record.
@@ -301,7 +301,7 @@ class ArrayCodec(abc.ABC):
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: one is damaged.
+            ValueError: a feature is malformed.
         """
         sizes, stored = self._sizes(num_positions), []
         for feature in self.stored:
@@ -330,7 +330,7 @@ class ArrayCodec(abc.ABC):
 
 
 def named(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, bytes]]:
-    """Returns the features of each record, of columns that each have one feature of all."""
+    """Returns the features of each record; a column holds one feature of all records."""
     names = tuple(names)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -338,12 +338,12 @@ def named(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, byt
 def split_rows(
     values: np.ndarray, row_splits: np.ndarray, present: np.ndarray | None = None
 ) -> list[bytes]:
-    """Returns the bytes of each record's values that are there, row after row.
+    """Returns the bytes of each record's values, row by row.
 
     Args:
         values: [positions, …].
-        row_splits: int [records + 1], where each record's positions begin.
-        present: bool [positions, K]; None where all are.
+        row_splits: int [records + 1], the boundaries of the records' positions.
+        present: bool [positions, K], true for the values to include; None for all.
     """
     bounds = itertools.pairwise(row_splits)
     if present is None or present.all():

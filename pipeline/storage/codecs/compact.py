@@ -1,4 +1,4 @@
-"""The smallest codec: ids by frequency, as gaps; logits as steps; both compressed."""
+"""The smallest codec of the top-k: gaps between frequency ranks, quantized logits, compressed."""
 
 import dataclasses
 import functools
@@ -14,24 +14,25 @@ from pipeline.storage import arrays
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
 
 *_, _RANGES = TOPK_FEATURES["compact"]
-# A logit so far below the largest has no mass: e^-64, and e^-32 at temperature 2.
-_FURTHEST = np.float32(64.0)
-# The step of one further below, and what it is read as.
+# A token this far below the largest logit has a negligible relative probability: e^-64, and
+# e^-32 at temperature 2.
+_MAX_DISTANCE = np.float32(64.0)
+# The step of a logit beyond the maximum distance, and its decoded value.
 _NO_MASS = 255
 _NO_MASS_LOGIT = np.float32(-65504.0)
-# What float16 rounds by: a part of the number, or half of its smallest step. In single
-# precision a little comes to that.
+# The relative and the absolute rounding error of float16. The relative one includes a margin for
+# computations in float32.
 _RANGE_ROUNDING = 2.0**-11 + 1e-6
 _SMALLEST = np.float32(2.0**-24)
-# A gap of at least this is written behind the others.
+# A gap of at least this value is written in full after the others.
 _LONG = 255
-# Of a byte, and of one more for what is not there.
+# Bits of a step: a byte, and one bit more for padding.
 _STEP_BITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitSteps:
-    """Numbers from 0 to `last` for the distance x of a logit from the largest.
+    """Quantization of the distance x of a logit from the largest, to numbers from 0 to `last`.
 
     With r the largest distance at the position, and b the `bend`, the number c
     stands for the distance
@@ -39,10 +40,10 @@ class LogitSteps:
         x(c) = −r · log(1 − (1 − e^−b) · c / last) / b
 
     so that x(0) = 0, x(last) = r, and the last step is e^b times as long as the
-    first: an error matters in proportion to the token's probability, and most
-    tokens are improbable. Without bend (b → 0) steps are equal.
+    first. Long steps suit improbable tokens, as the effect of an error is proportional to the
+    token's probability. For b → 0, all steps are equal.
 
-    A distance is off by at most half a step, `half_step` · r.
+    The error of a distance is at most half the longest step, `half_step` · r.
 
     Attributes:
         bend: b, above 0.
@@ -55,56 +56,56 @@ class LogitSteps:
     @functools.cached_property
     def distances(self) -> np.ndarray:
         """float32 [256]: x / r of each number; 1 above `last`."""
-        parts = np.minimum(np.arange(256) / self.last, 1.0)
-        return (-np.log1p(parts * np.expm1(-self.bend)) / self.bend).astype(np.float32)
+        fractions = np.minimum(np.arange(256) / self.last, 1.0)
+        return (-np.log1p(fractions * np.expm1(-self.bend)) / self.bend).astype(np.float32)
 
     @functools.cached_property
-    def _middles(self) -> np.ndarray:
-        """float32 [last + 1]: what is above a number's middle is nearer to the next one."""
-        known = self.distances[: self.last + 1]
-        return np.append((known[1:] + known[:-1]) / 2, np.float32(np.inf))
+    def _midpoints(self) -> np.ndarray:
+        """float32 [last + 1]: the midpoint between each number's distance and the next one."""
+        distances = self.distances[: self.last + 1]
+        return np.append((distances[1:] + distances[:-1]) / 2, np.float32(np.inf))
 
     @functools.cached_property
     def _first_numbers(self) -> np.ndarray:
-        """uint8 [n + 1]: the number nearest to each n-th part of the range, from 0 on.
+        """uint8 [n + 1]: the nearest number at the n + 1 edges of n equal bins of the range.
 
-        n is a power of 2 so large that the number changes at most once between two parts.
+        n is a power of 2, large enough that the nearest number changes at most once in a bin.
         """
-        shortest = np.diff(self._middles[:-1]).min(initial=1.0)
-        parts = 2 ** int(np.ceil(-np.log2(shortest)) + 1)
-        edges = np.arange(parts + 1, dtype=np.float32) / np.float32(parts)
-        return np.searchsorted(self._middles, edges).astype(np.uint8)
+        shortest = np.diff(self._midpoints[:-1]).min(initial=1.0)
+        num_bins = 2 ** int(np.ceil(-np.log2(shortest)) + 1)
+        edges = np.arange(num_bins + 1, dtype=np.float32) / np.float32(num_bins)
+        return np.searchsorted(self._midpoints, edges).astype(np.uint8)
 
     @property
     def half_step(self) -> float:
-        """Half of the longest step, in parts of the range."""
+        """Half of the longest step, as a fraction of the range."""
         return float(np.diff(self.distances).max()) / 2.0
 
     def encode(self, shifted: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the nearest numbers, uint8 [positions, K], and the ranges r, float16 [positions].
 
         Args:
-            shifted: float32 [positions, K], logits minus their row's largest.
-            present: bool [positions, K], false where there is no id.
+            shifted: float32 [positions, K], logits relative to the largest of their row.
+            present: bool [positions, K], false at padding.
         """
-        near = present & (shifted >= -_FURTHEST)
+        near = present & (shifted >= -_MAX_DISTANCE)
         distances = np.where(near, np.abs(shifted), np.float32(0.0))
         ranges = distances.max(axis=-1, initial=0.0).astype("<f2")
-        # A range that float16 rounds to 0 is of equal logits.
+        # If float16 rounds a range to 0, all logits of the row count as equal.
         scales = np.where(ranges > 0, ranges, np.float16(1.0)).astype(np.float32)
         steps = self._nearest(distances / scales[:, np.newaxis])
         steps = np.where(ranges[:, np.newaxis] > 0, steps, 0)
         return np.where(present & ~near, _NO_MASS, steps).astype(np.uint8), ranges
 
     def _nearest(self, distances: np.ndarray) -> np.ndarray:
-        """Returns the nearest numbers, uint8, to distances in parts of the range.
+        """Returns the nearest numbers, uint8, to distances given as fractions of the range.
 
-        As `np.searchsorted` among the middles finds them, in a fifth of the time.
+        Equals `np.searchsorted` among the midpoints, and takes a fifth of its time.
         """
-        numbers, parts = self._first_numbers, len(self._first_numbers) - 1
-        places = (distances * np.float32(parts)).astype(np.int32)
-        steps = numbers.take(np.minimum(places, parts, out=places))
-        steps += self._middles.take(steps) < distances
+        numbers, num_bins = self._first_numbers, len(self._first_numbers) - 1
+        bins = (distances * np.float32(num_bins)).astype(np.int32)
+        steps = numbers.take(np.minimum(bins, num_bins, out=bins))
+        steps += self._midpoints.take(steps) < distances
         return steps
 
     def decode(self, steps: np.ndarray, ranges: np.ndarray) -> np.ndarray:
@@ -116,38 +117,37 @@ class LogitSteps:
 
 
 def _compress(content: bytes) -> bytes:
-    # No byte repeats another for a reason, so that only a Huffman code helps.
+    # The bytes have no repeated sequences, so that only the Huffman code compresses them.
     packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
     return packer.compress(content) + packer.flush()
 
 
-def _decompress(content: bytes, most: int) -> bytes:
-    """Returns at most `most` bytes; ValueError where there are more, or content is damaged."""
+def _decompress(content: bytes, max_bytes: int) -> bytes:
+    """Returns the decompressed bytes; raises ValueError if too many or malformed."""
     unpacker = zlib.decompressobj()
     try:
-        found = unpacker.decompress(content, most + 1)
+        unpacked = unpacker.decompress(content, max_bytes + 1)
     except zlib.error as error:
         raise ValueError(f"broken zlib stream: {error}") from error
-    if len(found) > most or not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"expected a zlib stream of at most {most} bytes, received another")
-    return found
+    if len(unpacked) > max_bytes or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"expected a zlib stream of at most {max_bytes} bytes, received another")
+    return unpacked
 
 
 @dataclasses.dataclass(frozen=True)
 class CompactCodec(TopKCodec):
     """Ids as gaps of frequency ranks, logits as steps, compressed: about 1.5 bytes for both.
 
-    Tokens are numbered by how often they are in the text (of equals the smaller
-    id first), and a position's ids are stored in the order of these ranks: each
-    as its distance from the one before, minus 1, in a byte. The few gaps of 255
-    or more are 255 there, and stand whole behind all the record's bytes. Logits are
-    steps (`LogitSteps`) in the same order, in a byte each. The bytes of a record's
-    gaps, and those of its steps, are compressed by zlib.
+    Tokens are ranked by their count in the text, ties by the smaller id. A position's ids are
+    stored in the order of their ranks. Each is stored as the gap to the previous rank, minus 1,
+    in one byte. A gap of 255 or more is written as 255, and in full after all gaps of the
+    record. Logits are steps (`LogitSteps`) in the same order, one byte each. The bytes of a
+    record's gaps, and those of its steps, are compressed by zlib.
 
-    Decoded, ids of equal steps stand in the order of their ranks.
+    Decoded ids with equal steps are in the order of their ranks.
 
-    Example: with ranks [2, 0, 1] of the ids 0, 1, 2, the row of ids [0, 1] has
-    ranks 0 and 2, gaps 0 and 1.
+    Example: if the ids 0, 1, 2 have the ranks [2, 0, 1], the row of ids [0, 1] has
+    the ranks 0 and 2, and the gaps 0 and 1.
     """
 
     stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["compact"]
@@ -174,30 +174,30 @@ class CompactCodec(TopKCodec):
 
     @property
     def _key_dtype(self) -> type[np.signedinteger]:
-        """Of a rank and a step in one number."""
+        """The dtype of a number that packs a rank and a step."""
         return np.int32 if self._rank_bits + _STEP_BITS < 32 else np.int64
 
     def _encode(
         self, ids: np.ndarray, shifted: np.ndarray, present: np.ndarray, row_splits: np.ndarray
     ) -> list[dict[str, bytes]]:
         steps, ranges = self.steps.encode(shifted, present)
-        # What is not there comes last. The rank and the step in one number, as in `_unpack`.
+        # A key packs a rank and a step, as in `_unpack`. The rank of padding sorts last.
         ranks = np.where(present, self._ranks.take(ids), self.vocab_size).astype(self._key_dtype)
         keys = ranks << 8 | steps
         keys.sort(axis=-1)
         ranks, steps = keys >> 8, keys.astype(np.uint8)
         present = ranks < self.vocab_size
         gaps = np.diff(ranks, axis=-1, prepend=-1) - 1
-        short = np.minimum(gaps, _LONG).astype(np.uint8)
-        long = gaps.astype(id_dtype(self.vocab_size))
+        short_gaps = np.minimum(gaps, _LONG).astype(np.uint8)
+        long_gaps = gaps.astype(id_dtype(self.vocab_size))
         columns = zip(
-            split_rows(short, row_splits, present),
-            split_rows(long, row_splits, present & (gaps >= _LONG)),
+            split_rows(short_gaps, row_splits, present),
+            split_rows(long_gaps, row_splits, present & (gaps >= _LONG)),
             strict=True,
         )
         return named(
             (TOPK_IDS, TOPK_LOGITS, TOPK_RANGES),
-            (_compress(one + rest) for one, rest in columns),
+            (_compress(short + long) for short, long in columns),
             map(_compress, split_rows(steps, row_splits, present)),
             split_rows(ranges, row_splits),
         )
@@ -212,30 +212,30 @@ class CompactCodec(TopKCodec):
         self, examples: Sequence[Mapping[str, bytes]], num_positions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Unpacks several records; see `TopKCodec.decode_records`."""
-        parts = [self._read(*pair) for pair in zip(examples, num_positions, strict=True)]
-        return self._unpack(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        stored = [self._read(*pair) for pair in zip(examples, num_positions, strict=True)]
+        return self._unpack(*(np.concatenate(values) for values in zip(*stored, strict=True)))
 
     def errors(self, logits: np.ndarray) -> np.ndarray:
-        """See `TopKCodec.errors`: half a step of the row's range, which float16 has rounded."""
+        """See `TopKCodec.errors`: half the longest step, and the rounding of the range."""
         known = logits > _NO_MASS_LOGIT
         ranges = np.where(known, -logits, np.float32(0.0)).max(axis=-1, keepdims=True, initial=0.0)
         errors = ranges * np.float32(self.steps.half_step + _RANGE_ROUNDING) + _SMALLEST
         return np.where(known, errors, np.float32(np.inf))
 
     def _read(self, features: Mapping[str, bytes], num_positions: int) -> tuple[np.ndarray, ...]:
-        """Returns what `_unpack` takes, of one record."""
+        """Returns the arguments of `_unpack` for one record."""
         counts = self.counts(features, num_positions)
         total, dtype = int(counts.sum()), id_dtype(self.vocab_size)
         payload = _decompress(features[TOPK_IDS], total * (1 + dtype.itemsize))
         gaps, long = payload[:total], np.frombuffer(payload[total:], dtype)
         steps = _decompress(features[TOPK_LOGITS], total)
-        for part in (gaps, steps):
-            self.expect_ids(len(part), counts)
+        for content in (gaps, steps):
+            self.expect_ids(len(content), counts)
         num_long = gaps.count(_LONG)
         if num_long != len(long):
             raise ValueError(f"expected {num_long} long gaps of ranks, received {len(long)}")
         ranges = arrays.decode(_RANGES, features[TOPK_RANGES], vocab_size=0)
-        # Not a number is no number of at least 0.
+        # The comparison is false for NaN too.
         if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
             expected = f"expected {num_positions} ranges of at least 0"
             raise ValueError(f"{expected}, received {shown(ranges.tolist())}")
@@ -249,32 +249,33 @@ class CompactCodec(TopKCodec):
         ranges: np.ndarray,
         counts: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unpacks what is stored of R positions: ids int32 and logits float32, [R, K].
+        """Unpacks the stored arrays of R positions: ids int32 and logits float32, [R, K].
 
-        `gaps` and `steps` are uint8 [n], row after row, `long` the gaps that are 255 there,
-        `ranges` float16 [R]; `counts` int [R] are the ids of each row.
+        `gaps` and `steps` are uint8 [n], concatenated over the rows. `long` holds the full
+        values of the gaps that are written as 255. `ranges` is float16 [R]; `counts`, int [R],
+        holds the number of ids of each row.
         """
         ranks, bits = self._unpack_ranks(gaps, long, counts), self._rank_bits
-        # The step and the rank in one number: sorting numbers is faster than finding an
-        # order, and of equal steps the first rank stays first. In place, as fresh memory
-        # takes longer to get than all this to compute.
+        # A key packs the step and the rank: `sort` is faster than `argsort`, and ids with equal
+        # steps stay in the order of their ranks. Operations are in place, as allocating memory
+        # takes longer than computing.
         keys = self.rows(steps.astype(ranks.dtype), counts, _LONG + 1)
         keys <<= bits
         keys |= ranks
         keys.sort(axis=-1)
         ids = self._tokens.take(np.bitwise_and(keys, (1 << bits) - 1, out=ranks))
         keys >>= bits
-        absent = keys > _LONG
+        is_padding = keys > _LONG
         logits = self.steps.decode(np.minimum(keys, _LONG, out=keys), ranges)
-        ids[absent], logits[absent] = NO_ID, NO_ID_LOGIT
+        ids[is_padding], logits[is_padding] = NO_ID, NO_ID_LOGIT
         return ids, logits
 
     def _unpack_ranks(self, gaps: np.ndarray, long: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Returns ascending ranks, int [R, K] with room for a step; 0 where there is no id."""
+        """Returns ascending ranks, int [R, K] of a dtype with room for a step; 0 at padding."""
         gaps = gaps.astype(self._key_dtype)
         columns = np.arange(self.truncation_factor, dtype=gaps.dtype)
         gaps[gaps == _LONG] = long
-        # Before sums, that they may not overflow.
+        # Checked before the cumulative sum, which could overflow and hide invalid gaps.
         fits = gaps.min(initial=0) >= 0 and gaps.max(initial=0) < self.vocab_size
         ranks = self.rows(gaps, counts, 0)
         np.cumsum(ranks, axis=-1, dtype=ranks.dtype, out=ranks)

@@ -1,4 +1,4 @@
-"""The plain codec: ids as numbers, logits in float16."""
+"""The uncompressed codec of the top-k: ids as integers, logits in float16."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from pipeline.storage import arrays
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
 
 _IDS, _LOGITS = TOPK_FEATURES["float16"]
-# The smallest finite float16. A logit this far below the largest has no mass.
+# The lowest finite float16. A logit this far below the largest has no mass.
 _FLOAT16_LOWEST = np.float32(-65504.0)
-# The rounding of float16: a part of the number, or half of its smallest step.
+# The relative and the absolute rounding error of float16.
 _ROUNDING = np.float32(2.0**-11)
 _SMALLEST = np.float32(2.0**-25)
 
 
 @dataclasses.dataclass(frozen=True)
 class Float16Codec(TopKCodec):
-    """Ids in the vocabulary's dtype, logits in float16: 4 bytes an id and its value.
+    """Codec with ids in the smallest dtype for the vocabulary, and logits in float16.
 
-    Each logit is stored minus the position's largest, where float16 has its
-    finest steps for the tokens that matter: a probability p relative to the
-    largest is off by at most a factor exp(2^-11 · |log p|) or so.
+    An id with its logit takes 4 bytes if ids take 2. Each logit is stored relative to the
+    position's largest, so that float16 is most precise for probable tokens. A probability p
+    relative to the largest is wrong by a factor of at most about exp(2^-11 · |log p|).
     """
 
     stored: ClassVar[tuple[Feature, ...]] = (_IDS, _LOGITS)

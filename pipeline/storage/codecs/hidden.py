@@ -33,7 +33,7 @@ class HiddenCodec(ArrayCodec):
 
 @dataclasses.dataclass(frozen=True)
 class Float16HiddenCodec(HiddenCodec):
-    """Two bytes a number."""
+    """Hidden states in float16: two bytes per number."""
 
     stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["float16"]
 
@@ -46,16 +46,16 @@ class Float16HiddenCodec(HiddenCodec):
 
 @dataclasses.dataclass(frozen=True)
 class Int8HiddenCodec(HiddenCodec):
-    """One byte a number, in 127 steps up to the largest of each state.
+    """Hidden states in int8: one byte per number, 127 steps up to the largest of each state.
 
-    A number is off by at most half a step: 1/254 of the state's largest.
+    The error of a number is at most half a step, 1/254 of the state's largest magnitude.
     """
 
     stored: ClassVar[tuple[Feature, ...]] = HIDDEN_FEATURES["int8"]
 
     def _pack(self, states: np.ndarray) -> tuple[np.ndarray, ...]:
         scales = (np.abs(states).max(axis=-1) / _STEPS).astype("<f4")
-        # A state of zeros has no scale.
+        # The scale of a state of zeros is 0.
         steps = np.rint(states / np.where(scales > 0, scales, 1.0)[..., None])
         return steps.astype(np.int8), scales
 

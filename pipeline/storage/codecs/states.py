@@ -1,13 +1,13 @@
-"""The codec of head states: what is multiplied with the teacher's output table.
+"""The codec of head states: the vectors that the teacher multiplies with its output table.
 
-A head state s, E numbers, is the teacher's output behind its last normalisation. With the
-output table W [V, E] and the bias b it is the whole distribution, at any temperature:
+A head state s, E numbers, is the teacher's output after its last normalization. With the
+output table W [V, E] and the bias b, it gives the whole distribution at any temperature:
 logits = s · Wᵀ + b. Letters as in `data_specs.records`: P masked positions, N blocks of a state.
 
-States and table are rotated alike by the discrete cosine transform, an orthogonal matrix R:
-(s · Rᵀ) · (W · Rᵀ)ᵀ = s · Wᵀ. Published teachers have a few numbers that are many times larger
-than the others; rotated, these are spread over all blocks, so that they do not make the steps of
-their own block long.
+States and table are rotated by the same orthogonal matrix R, the discrete cosine transform:
+(s · Rᵀ) · (W · Rᵀ)ᵀ = s · Wᵀ. In the states of published teachers, a few numbers are many times
+larger than the others. The rotation spreads them over all blocks, so that no single block is
+quantized in long steps.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from data_specs.records import HEAD_STATE_FEATURES, HEAD_STATES, Feature
 from pipeline.storage.codecs.base import MAX_RECORD_IDS, ArrayCodec, TargetCodec
 
-# Numbers of a state that have one scale.
+# Numbers of a state that share a scale.
 BLOCK_SIZE = 32
 _FLOAT16_HIGHEST = np.float32(65504.0)
 
@@ -28,8 +28,8 @@ _FLOAT16_HIGHEST = np.float32(65504.0)
 @functools.lru_cache(maxsize=8)
 def _rotation(size: int) -> np.ndarray:
     """Returns the orthogonal matrix of the discrete cosine transform, float32 [E, E]."""
-    places = np.arange(size)
-    matrix = np.cos(np.pi / size * np.outer(places, places + 0.5)) * np.sqrt(2.0 / size)
+    indices = np.arange(size)
+    matrix = np.cos(np.pi / size * np.outer(indices, indices + 0.5)) * np.sqrt(2.0 / size)
     matrix[0] /= np.sqrt(2.0)
     return matrix.astype(np.float32)
 
@@ -41,7 +41,7 @@ def rotate(values: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutputTable:
-    """The teacher's output layer.
+    """The teacher's output layer, as a cache stores it.
 
     Attributes:
         table: float16 [V, E], rotated.
@@ -53,16 +53,16 @@ class OutputTable:
 
     @classmethod
     def of(cls, table: np.ndarray, bias: np.ndarray) -> "OutputTable":
-        """Returns what is stored of a teacher's table, float32 [V, E], and its bias [V].
+        """Converts a teacher's table, float32 [V, E], and its bias [V] to the stored form.
 
-        A number that float16 cannot hold is infinite.
+        Numbers beyond float16 become infinite.
         """
         with np.errstate(over="ignore"):
             return cls(rotate(table).astype("<f2"), bias.astype("<f4"))
 
     @functools.cached_property
     def largest_norm(self) -> float:
-        """The largest length of a row."""
+        """The largest Euclidean norm of a row."""
         return float(np.linalg.norm(self.table.astype(np.float32), axis=-1).max(initial=0.0))
 
     @property
@@ -85,7 +85,7 @@ class StatePacking(ArrayCodec):
 
     Attributes:
         state_size: E.
-        half: steps, of the numbers in a block, from 0 to the largest.
+        half: number of steps from 0 to the largest magnitude of a block.
     """
 
     state_size: int
@@ -101,12 +101,12 @@ class StatePacking(ArrayCodec):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes by the letters of `data_specs.records`."""
+        """Sizes of the dimensions, by the letters of `data_specs.records`."""
         return {"E": self.state_size, "N": self._num_blocks, "Y": -(-self.state_size // 2)}
 
 
 class Float16States(StatePacking):
-    """Two bytes a number."""
+    """Head states in float16: two bytes per number."""
 
     stored: ClassVar[tuple[Feature, ...]] = HEAD_STATE_FEATURES[16]
     half: ClassVar[float] = 2.0**11
@@ -119,15 +119,18 @@ class Float16States(StatePacking):
 
 
 class _SteppedStates(StatePacking):
-    """Numbers in equal steps from minus to plus the largest of their block."""
+    """Head states in equal steps between minus and plus the largest magnitude of a block."""
 
     def _scale(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns values in steps, float32 [positions, E], and the blocks' largest, float16."""
+        """Returns values in steps, float32 [positions, E], and scales, float16 [positions, N].
+
+        A scale is the largest magnitude of its block.
+        """
         padding = self._num_blocks * BLOCK_SIZE - self.state_size
         blocks = np.pad(values, [(0, 0), (0, padding)])
         blocks = blocks.reshape(len(values), self._num_blocks, BLOCK_SIZE)
         scales = np.minimum(np.abs(blocks).max(axis=-1), _FLOAT16_HIGHEST).astype("<f2")
-        # A block of zeros has no scale.
+        # The scale of a block of zeros is 0.
         steps = np.where(scales > 0, scales, 1.0).astype(np.float32) / np.float32(self.half)
         scaled = (blocks / steps[..., np.newaxis]).reshape(
             len(values), self._num_blocks * BLOCK_SIZE
@@ -140,7 +143,7 @@ class _SteppedStates(StatePacking):
 
 
 class Int8States(_SteppedStates):
-    """One byte a number, in 127 steps on each side of 0."""
+    """Head states in int8: one byte per number, 127 steps on each side of 0."""
 
     stored: ClassVar[tuple[Feature, ...]] = HEAD_STATE_FEATURES[8]
     half: ClassVar[float] = 127.0
@@ -154,9 +157,9 @@ class Int8States(_SteppedStates):
 
 
 class Int4States(_SteppedStates):
-    """Half a byte a number: the middles of 16 steps.
+    """Head states in 4 bits per number: the midpoints of 16 steps.
 
-    The first half of a state is in the low bits of the bytes, the second in the high ones.
+    The first half of a state is in the low bits of the bytes, the second half in the high bits.
     """
 
     stored: ClassVar[tuple[Feature, ...]] = HEAD_STATE_FEATURES[4]
@@ -169,19 +172,19 @@ class Int4States(_SteppedStates):
         return low | high << 4, scales
 
     def _unpack(self, xp: Any, stored: Any, scales: Any) -> Any:
-        # In floats: TensorFlow shifts no bits of bytes on all devices.
+        # Float arithmetic, as TensorFlow does not support bit shifts of bytes on all devices.
         high = xp.floor(stored / 16.0)
         steps = xp.concat([stored - 16.0 * high, high], axis=-1)[..., : self.state_size]
         return self._unscale(xp, steps - self.half, scales)
 
 
-# By the values that `state_bits` takes.
+# Packings by the values of `state_bits`.
 STATE_PACKINGS: Mapping[int, type[StatePacking]] = {16: Float16States, 8: Int8States, 4: Int4States}
 
 
 @dataclasses.dataclass(frozen=True)
 class StatesCodec(TargetCodec):
-    """The whole distribution, as head states and an output table.
+    """Codec of the whole distribution, as head states and an output table.
 
     Attributes:
         vocab_size: V.
@@ -195,7 +198,7 @@ class StatesCodec(TargetCodec):
 
     @property
     def truncation_factor(self) -> int:
-        """V: every token is known."""
+        """V, as the distribution covers all tokens."""
         return self.vocab_size
 
     def encode(self, states: np.ndarray, row_splits: np.ndarray) -> list[dict[str, bytes]]:
@@ -208,7 +211,7 @@ class StatesCodec(TargetCodec):
         """Unpacks one record: all tokens at each position; see `TargetCodec.decode`.
 
         Raises:
-            ValueError: also where the record has more positions than fit memory.
+            ValueError: a feature is malformed, or the record has too many positions.
         """
         if num_positions * self.vocab_size > MAX_RECORD_IDS:
             expected = f"expected at most {MAX_RECORD_IDS} logits in a record"
@@ -217,7 +220,7 @@ class StatesCodec(TargetCodec):
         return self.rank(self.packing.decode(features, num_positions))
 
     def rank(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what `decode` does, of rotated states, float32 [P, E].
+        """Returns ids and logits as `decode` does, from rotated states, float32 [P, E].
 
         Raises:
             ValueError: a number is NaN or infinite.
@@ -230,9 +233,10 @@ class StatesCodec(TargetCodec):
         return ids, ordered - ordered[:, :1]
 
     def logit_deviations(self, states: np.ndarray) -> np.ndarray:
-        """Returns the standard deviation of a logit's error, at most, float32 [P].
+        """Returns an upper bound of the standard deviation of a logit's error, float32 [P].
 
-        An error is uniform within a step, whose length follows from the largest number.
+        The error of a number is uniform within a step. The largest number of a state bounds the
+        length of its steps.
         """
         steps = np.abs(states).max(axis=-1) / self.packing.half
         return steps / np.sqrt(12.0) * self.output.largest_norm

@@ -1,4 +1,4 @@
-"""Hidden states come back within what their encoding loses, in NumPy and in TensorFlow."""
+"""Hidden states are decoded within the stated error, equally in NumPy and in TensorFlow."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ GROUPS, SIZE = 2, 5
 
 
 def _states(seed: int, positions: int, scale: float) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return random.normal(0.0, scale, (positions, GROUPS, SIZE)).astype("float32")
+    rng = np.random.default_rng(seed)
+    return rng.normal(0.0, scale, (positions, GROUPS, SIZE)).astype("float32")
 
 
 @pytest.mark.parametrize("encoding", HIDDEN_CODECS)
@@ -37,14 +37,14 @@ def test_round_trip_is_within_the_stated_bound(
         received = codec.decode(features, count)
         assert received.shape == expected.shape
         assert (np.abs(received - expected) <= bound[begin : begin + count]).all()
-    batch = {name: tf.constant([part[name] for part in packed]) for name in packed[0]}
+    batch = {name: tf.constant([features[name] for features in packed]) for name in packed[0]}
     tensors = codec.decode_tensors(tf, batch, 4).numpy()
     for row, (features, count) in enumerate(zip(packed, counts, strict=True)):
         np.testing.assert_array_equal(tensors[row, :count], codec.decode(features, count))
         assert not tensors[row, count:].any()
 
 
-def test_golden_bytes_zeros_and_clipped_states() -> None:
+def test_hidden_codecs_store_golden_bytes_zeros_and_clipped_states() -> None:
     states = np.array([[[127.0, -63.5, 0.0]]], "float32")
     (features,) = HIDDEN_CODECS["int8"](1, 3).encode(states, np.array([0, 1]))
     assert features[records.HIDDEN_STATES] == bytes([127, 0xC0, 0])

@@ -1,4 +1,4 @@
-"""Head states: what is packed comes back within half a step, and gives the teacher's logits."""
+"""Head states are decoded within half a step, and give the teacher's logits."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ from pipeline.storage.codecs.states import (
     rotate,
 )
 
-# Half a step, in parts of a block's largest number, and float16's rounding of that.
+# Half a step relative to a block's largest number, and float16's rounding of the scale.
 ERRORS = {16: 2.0**-11, 8: 0.5 / 127 + 2.0**-11, 4: 0.5 / 7.5 + 2.0**-11}
 
 
 def _codec(bits: int, size: int, vocab_size: int = 11) -> StatesCodec:
-    random = np.random.default_rng(3)
-    table = random.normal(size=(vocab_size, size)).astype(np.float32)
-    output = OutputTable.of(table, random.normal(size=vocab_size))
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(vocab_size, size)).astype(np.float32)
+    output = OutputTable.of(table, rng.normal(size=vocab_size))
     return StatesCodec(vocab_size, STATE_PACKINGS[bits](size), output)
 
 
@@ -34,12 +34,12 @@ def test_every_packing_has_its_declared_features() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32, 312])
 def test_rotation_keeps_products_and_spreads_one_large_number(size) -> None:
-    random = np.random.default_rng(size)
-    states, table = (random.normal(size=(n, size)).astype(np.float32) for n in (5, 9))
+    rng = np.random.default_rng(size)
+    states, table = (rng.normal(size=(n, size)).astype(np.float32) for n in (5, 9))
     np.testing.assert_allclose(rotate(states) @ rotate(table).T, states @ table.T, atol=2e-5)
-    one = np.zeros(size, np.float32)
-    one[size // 3] = 1.0
-    assert np.abs(rotate(one)).max() <= np.sqrt(2.0 / size) + 1e-6
+    unit_vector = np.zeros(size, np.float32)
+    unit_vector[size // 3] = 1.0
+    assert np.abs(rotate(unit_vector)).max() <= np.sqrt(2.0 / size) + 1e-6
 
 
 @given(
@@ -64,28 +64,29 @@ def test_decoded_states_are_within_half_a_step(bits, size, counts, scale) -> Non
 
 
 @pytest.mark.parametrize("bits", STATE_PACKINGS)
-def test_tensors_are_those_of_numpy_with_zeros_behind(bits) -> None:
+def test_tensors_equal_numpy_padded_with_zeros(bits) -> None:
     codec, counts = _codec(bits, 37), [2, 0, 3]
     states = np.random.default_rng(1).normal(size=(5, 37)).astype(np.float32)
     packed = codec.encode(states, np.array([0, 2, 2, 5]))
     names = [feature.name for feature in codec.packing.stored]
-    features = {name: tf.constant([one[name] for one in packed]) for name in names}
+    features = {name: tf.constant([record[name] for record in packed]) for name in names}
     batch = codec.target_tensors(tf, features, tf.constant(counts), 4)
     assert set(batch) == {records.HEAD_STATES}
-    for row, (one, count) in enumerate(zip(packed, counts, strict=True)):
+    for row, (record, count) in enumerate(zip(packed, counts, strict=True)):
         decoded = batch[records.HEAD_STATES][row].numpy()
-        np.testing.assert_allclose(decoded[:count], codec.packing.decode(one, count), rtol=1e-6)
+        expected = codec.packing.decode(record, count)
+        np.testing.assert_allclose(decoded[:count], expected, rtol=1e-6)
         assert (decoded[count:] == 0.0).all() and decoded.shape == (4, 37)
 
 
-def test_bytes_by_hand() -> None:
-    """Of two numbers the rotation is their sum and difference over the square root of 2."""
+def test_state_packings_store_golden_bytes() -> None:
+    """The rotation of two numbers is their sum and difference, divided by the root of 2."""
     states = np.array([[3.0, 1.0]], np.float32) / np.float32(np.sqrt(2.0))
     splits = np.array([0, 1])
     expected = {
         16: {records.HEAD_STATES: np.array([2.0, 1.0], "<f2").tobytes()},
         8: {records.HEAD_STATES: b"\x7f\x40", records.HEAD_SCALES: b"\x00\x40"},
-        # Steps 15 and 11 of 0 to 15, the first in the low bits.
+        # The steps are 15 and 11 on a scale from 0 to 15, the first in the low bits.
         4: {records.HEAD_STATES: b"\xbf", records.HEAD_SCALES: b"\x00\x40"},
     }
     for bits, features in expected.items():
@@ -93,7 +94,7 @@ def test_bytes_by_hand() -> None:
         assert packed == features
 
 
-def test_all_tokens_come_in_descending_order() -> None:
+def test_decoded_tokens_are_all_tokens_in_descending_order() -> None:
     codec = _codec(16, 8)
     states = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
     (packed,) = codec.encode(states, np.array([0, 3]))
@@ -108,7 +109,7 @@ def test_all_tokens_come_in_descending_order() -> None:
 
 
 @pytest.mark.parametrize("bits", STATE_PACKINGS)
-def test_broken_features_are_value_errors(bits) -> None:
+def test_malformed_state_features_are_refused(bits) -> None:
     codec = _codec(bits, 8)
     (packed,) = codec.encode(np.ones((2, 8), np.float32), np.array([0, 2]))
     for name, content in packed.items():

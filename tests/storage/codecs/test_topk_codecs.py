@@ -1,4 +1,4 @@
-"""All top-k codecs: decoding gives back the teacher's distribution within the stated error."""
+"""All top-k codecs decode the teacher's distribution within the stated error."""
 
 import importlib
 import pkgutil
@@ -48,8 +48,8 @@ def test_every_codec_class_is_in_its_table_with_declared_features(table, base, d
     for module in pkgutil.iter_modules(codecs.__path__, f"{codecs.__name__}."):
         importlib.import_module(module.name)
     classes = base.__subclasses__()
-    ours = {one for one in classes if one.__module__.startswith(codecs.__name__)}
-    assert set(table.values()) == ours
+    in_package = {cls for cls in classes if cls.__module__.startswith(codecs.__name__)}
+    assert set(table.values()) == in_package
     assert {name: codec.stored for name, codec in table.items()} == declared
 
 
@@ -71,35 +71,35 @@ def test_decoded_probabilities_at_each_temperature_and_prefix(
         exact = np.exp(scaled - scaled.max(-1, keepdims=True))
         exact = np.take_along_axis(exact / exact.sum(-1, keepdims=True), ids, axis=-1)
         tail = _log_tail(logits, ids, temperature)
-        for kept in (1, 2, 5, 31, 32):
+        for size in (1, 2, 5, 31, 32):
             targets = TeacherTargets(ids, decoded, tail[:, np.newaxis], None, (temperature,))
-            p, rest = targets.probabilities(temperature, kept)
-            # Half a unit in float16's last place of each logit, on both sides of the softmax.
-            steps = np.maximum(-decoded[:, :kept], 2.0**-14) * 2.0**-11 / temperature
+            p, rest = targets.probabilities(temperature, size)
+            # Float16's rounding error of a logit counts in the numerator and in the denominator.
+            steps = np.maximum(-decoded[:, :size], 2.0**-14) * 2.0**-11 / temperature
             bound = 2.0 * steps.max(-1, keepdims=True) + 2.0**-10
-            assert (np.abs(p - exact[:, :kept]) <= bound * exact[:, :kept] + 1e-12).all()
+            assert (np.abs(p - exact[:, :size]) <= bound * exact[:, :size] + 1e-12).all()
             np.testing.assert_allclose(p.sum(-1) + rest, 1.0, atol=1e-12)
 
 
 def _codec(name: str, vocab_size: int, k: int, *, variable: bool = False) -> TopKCodec:
-    """A codec over tokens of which every third is as frequent as others."""
+    """Returns a codec with random token counts, among them many ties."""
     counts = np.random.default_rng(vocab_size).integers(0, vocab_size // 3 + 1, vocab_size)
     return CODECS[name](vocab_size, k, variable, counts)
 
 
-def _rows(random: np.random.Generator, counts: list[int], vocab_size: int, k: int, variable: bool):
-    """Ids without repetition and descending float32 logits of several records; the splits."""
+def _rows(rng: np.random.Generator, counts: list[int], vocab_size: int, k: int, variable: bool):
+    """Returns the distinct ids and descending float32 logits of several records; row splits."""
     total = sum(counts)
-    ids = np.stack([random.permutation(vocab_size)[:k] for _ in range(total)] or [np.zeros(k)])
-    scale = random.choice([0.1, 3.0, 20.0], (max(total, 1), 1))
-    logits = -np.sort(random.exponential(1.0, ids.shape), axis=-1) * scale + 5.0
-    # Some ties, and all of some rows.
+    ids = np.stack([rng.permutation(vocab_size)[:k] for _ in range(total)] or [np.zeros(k)])
+    scale = rng.choice([0.1, 3.0, 20.0], (max(total, 1), 1))
+    logits = -np.sort(rng.exponential(1.0, ids.shape), axis=-1) * scale + 5.0
+    # Each row has some ties, and in some rows all logits are equal.
     logits[:, k // 2 :: 2] = logits[:, k // 2 : k // 2 + 1]
-    logits[random.random(len(logits)) < 0.2] = 3.0
+    logits[rng.random(len(logits)) < 0.2] = 3.0
     logits = -np.sort(-logits, axis=-1)
     if variable:
-        absent = np.arange(k) >= random.integers(1, k + 1, (len(ids), 1))
-        ids, logits = np.where(absent, NO_ID, ids), np.where(absent, NO_ID_LOGIT, logits)
+        is_padding = np.arange(k) >= rng.integers(1, k + 1, (len(ids), 1))
+        ids, logits = np.where(is_padding, NO_ID, ids), np.where(is_padding, NO_ID_LOGIT, logits)
     splits = np.concatenate([[0], np.cumsum(counts)])
     return ids[:total].astype(np.int64), logits[:total].astype(np.float32), splits
 
@@ -115,50 +115,52 @@ CASES = st.tuples(
 @given(CASES)
 def test_numpy_and_tensorflow_decode_the_same(name: str, case) -> None:
     seed, (vocab_size, k), variable = case
-    random = np.random.default_rng(seed)
-    counts = random.integers(0, 5, 3).tolist()
-    ids, values, row_splits = _rows(random, counts, vocab_size, k, variable)
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 5, 3).tolist()
+    ids, values, row_splits = _rows(rng, counts, vocab_size, k, variable)
     codec = _codec(name, vocab_size, k, variable=variable)
     rows = codec.encode(ids, values, row_splits)
     tensors = {feature: tf.constant([row[feature] for row in rows]) for feature in rows[0]}
-    got_ids, got_logits = codec.decode_tensors(tf, tensors, counts, 5)
-    assert got_ids.shape == got_logits.shape == (3, 5, k)
-    assert (got_ids.dtype, got_logits.dtype) == (tf.int32, tf.float32)
+    decoded_ids, decoded_logits = codec.decode_tensors(tf, tensors, counts, 5)
+    assert decoded_ids.shape == decoded_logits.shape == (3, 5, k)
+    assert (decoded_ids.dtype, decoded_logits.dtype) == (tf.int32, tf.float32)
     for row, count in enumerate(counts):
-        want_ids, want_logits = codec.decode(rows[row], count)
-        assert (want_ids.dtype, want_logits.dtype) == (np.int32, np.float32)
-        np.testing.assert_array_equal(got_ids[row, :count], want_ids)
-        np.testing.assert_array_equal(got_logits[row, :count], want_logits)
-        assert not np.any(got_ids[row, count:]) and not np.any(got_logits[row, count:])
+        expected_ids, expected_logits = codec.decode(rows[row], count)
+        assert (expected_ids.dtype, expected_logits.dtype) == (np.int32, np.float32)
+        np.testing.assert_array_equal(decoded_ids[row, :count], expected_ids)
+        np.testing.assert_array_equal(decoded_logits[row, :count], expected_logits)
+        assert not np.any(decoded_ids[row, count:]) and not np.any(decoded_logits[row, count:])
 
 
 @pytest.mark.parametrize("name", CODECS)
 @given(CASES)
 def test_round_trip_keeps_ids_and_logits_within_the_stated_bound(name: str, case) -> None:
-    """The same ids with logits within the stated bound, descending, absent ones behind."""
+    """Decoded ids are the same, and their logits descend and are within the stated error."""
     seed, (vocab_size, k), variable = case
-    random = np.random.default_rng(seed)
-    counts = random.integers(0, 5, 3).tolist()
-    ids, values, row_splits = _rows(random, counts, vocab_size, k, variable)
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 5, 3).tolist()
+    ids, values, row_splits = _rows(rng, counts, vocab_size, k, variable)
     codec = _codec(name, vocab_size, k, variable=variable)
     for record, features in enumerate(codec.encode(ids, values, row_splits)):
-        part = slice(row_splits[record], row_splits[record + 1])
-        got_ids, got = codec.decode(features, counts[record])
-        assert got_ids.shape == (counts[record], k)
-        assert (np.diff(got, axis=-1) <= 0).all() and (got[:, :1] == 0).all()
-        np.testing.assert_array_equal(got_ids == NO_ID, ids[part] == NO_ID)
-        np.testing.assert_array_equal(got == np.float32(NO_ID_LOGIT), ids[part] == NO_ID)
-        for position, row in enumerate(got_ids):
-            real = ids[part][position] >= 0
-            wanted = dict(zip(ids[part][position][real], values[part][position][real], strict=True))
-            assert set(row[real]) == set(wanted)
-            exact = np.array([wanted[token] for token in row[real]]) - max(wanted.values())
-            reach = max(np.abs(exact[exact >= -64.0]).max(), 2.0**-14)
-            # The range itself is rounded by a part in 2,048.
-            bound = reach * (_half_step(codec) + 2.0**-11) + 1e-6
-            near = exact >= -64.0
-            assert (np.abs(got[position][real] - exact)[near] <= bound).all()
-            assert (got[position][real][~near] <= -64.0).all()
+        rows = slice(row_splits[record], row_splits[record + 1])
+        decoded_ids, decoded = codec.decode(features, counts[record])
+        assert decoded_ids.shape == (counts[record], k)
+        assert (np.diff(decoded, axis=-1) <= 0).all() and (decoded[:, :1] == 0).all()
+        np.testing.assert_array_equal(decoded_ids == NO_ID, ids[rows] == NO_ID)
+        np.testing.assert_array_equal(decoded == np.float32(NO_ID_LOGIT), ids[rows] == NO_ID)
+        for position, row in enumerate(decoded_ids):
+            real = ids[rows][position] >= 0
+            expected = dict(
+                zip(ids[rows][position][real], values[rows][position][real], strict=True)
+            )
+            assert set(row[real]) == set(expected)
+            exact = np.array([expected[token] for token in row[real]]) - max(expected.values())
+            largest_distance = max(np.abs(exact[exact >= -64.0]).max(), 2.0**-14)
+            # The range itself is rounded, by at most 1 / 2,048.
+            bound = largest_distance * (_half_step(codec) + 2.0**-11) + 1e-6
+            has_mass = exact >= -64.0
+            assert (np.abs(decoded[position][real] - exact)[has_mass] <= bound).all()
+            assert (decoded[position][real][~has_mass] <= -64.0).all()
 
 
 def _half_step(codec: TopKCodec) -> float:
@@ -166,10 +168,10 @@ def _half_step(codec: TopKCodec) -> float:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_bytes_do_not_depend_on_the_other_records(name: str) -> None:
-    random = np.random.default_rng(0)
+def test_bytes_of_a_record_do_not_depend_on_other_records(name: str) -> None:
+    rng = np.random.default_rng(0)
     for variable in (False, True):
-        ids, values, splits = _rows(random, [3, 0, 2], 300, 20, variable)
+        ids, values, splits = _rows(rng, [3, 0, 2], 300, 20, variable)
         codec = _codec(name, 300, 20, variable=variable)
         together = codec.encode(ids, values, splits)
         alone = codec.encode(ids[3:], values[3:], np.array([0, 2]))
@@ -178,7 +180,7 @@ def test_bytes_do_not_depend_on_the_other_records(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_equal_logits_and_single_ids_come_back(name: str) -> None:
+def test_equal_logits_and_single_ids_are_decoded(name: str) -> None:
     codec = _codec(name, 9, 9)
     ids = np.array([[4, 0, 8, 1, 2, 3, 5, 6, 7]])
     (row,) = codec.encode(ids, np.full((1, 9), 7.5, np.float32), np.array([0, 1]))
@@ -200,32 +202,38 @@ def test_encode_refuses_rows_without_enough_ids(name: str) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(st.integers(0, 10**6), st.booleans())
-def test_damage_is_a_value_error(name: str, seed: int, variable: bool) -> None:
-    """Or unnoticed, in bytes that could be others; nothing else."""
-    random = np.random.default_rng(seed)
-    ids, values, splits = _rows(random, [3], 1_000, 8, variable)
+def test_damaged_bytes_are_refused_or_decode_to_valid_ids(
+    name: str, seed: int, variable: bool
+) -> None:
+    """A flipped bit may give bytes that another record could have."""
+    rng = np.random.default_rng(seed)
+    ids, values, splits = _rows(rng, [3], 1_000, 8, variable)
     codec = _codec(name, 1_000, 8, variable=variable)
     (row,) = codec.encode(ids, values, splits)
-    feature = random.choice(sorted(row))
+    feature = rng.choice(sorted(row))
     content = bytearray(row[feature])
-    place = random.integers(0, len(content))
-    action = random.integers(0, 3)
+    offset = rng.integers(0, len(content))
+    action = rng.integers(0, 3)
     if action == 0:
-        content[place] ^= 1 << random.integers(0, 8)
+        content[offset] ^= 1 << rng.integers(0, 8)
     elif action == 1:
-        del content[place:]
+        del content[offset:]
     else:
-        content += bytes(random.integers(0, 256, 4).tolist())
+        content += bytes(rng.integers(0, 256, 4).tolist())
     try:
-        got, logits = codec.decode({**row, feature: bytes(content)}, 3)
+        decoded_ids, logits = codec.decode({**row, feature: bytes(content)}, 3)
     except ValueError:
         return
     assert action == 0
-    assert got.shape == logits.shape == (3, 8) and got.min() >= NO_ID and got.max() < 1_000
+    assert (
+        decoded_ids.shape == logits.shape == (3, 8)
+        and decoded_ids.min() >= NO_ID
+        and decoded_ids.max() < 1_000
+    )
 
 
-def test_each_kind_of_damage_is_named() -> None:
-    """Each message, on one position with three ids."""
+def test_error_about_damaged_topk_names_the_feature() -> None:
+    """The record has one position with three ids."""
     for name in CODECS:
         codec = _codec(name, 1_000, 3, variable=True)
         (row,) = codec.encode(np.array([[1, 2, 999]]), np.zeros((1, 3), "f4"), np.array([0, 1]))
@@ -246,7 +254,7 @@ def test_each_kind_of_damage_is_named() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("variable", [False, True])
-def test_shapes_are_known_before_decoding(name: str, variable: bool) -> None:
+def test_static_shapes_are_known_in_a_tensorflow_graph(name: str, variable: bool) -> None:
     codec = _codec(name, 300, 20, variable=variable)
     ids, values, splits = _rows(np.random.default_rng(0), [3], 300, 20, variable)
     (row,) = codec.encode(ids, values, splits)
@@ -260,7 +268,7 @@ def test_shapes_are_known_before_decoding(name: str, variable: bool) -> None:
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("counts", [[3, 3], [3, 1], [1, 1], [65_535, 2], [0, 0]])
 def test_a_batch_with_damaged_counts_is_refused(name: str, counts: list[int]) -> None:
-    """No bytes are read that are not the record's."""
+    """Bytes beyond the record are never read."""
     codec = _codec(name, 1_000, 3, variable=True)
     ids = np.array([[1, 2, NO_ID], [999, NO_ID, NO_ID]])
     (row,) = codec.encode(ids, np.zeros((2, 3), np.float32), np.array([0, 2]))
@@ -289,7 +297,7 @@ def test_float16_takes_four_bytes_an_id() -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_every_codec_takes_logits_far_below_the_largest(name: str) -> None:
+def test_logits_far_below_the_largest_get_no_mass(name: str) -> None:
     codec = CODECS[name](10, 3, token_counts=np.ones(10, np.int64))
     values = np.array([[1e6, -1e6, -np.inf]], np.float32)
     (row,) = codec.encode(np.array([[1, 2, 3]]), values, np.array([0, 1]))

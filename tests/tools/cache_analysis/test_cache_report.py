@@ -1,4 +1,4 @@
-"""A cache beside its own teacher, and beside another."""
+"""Comparison of caches with their own and with other teachers."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def _measure(model, folder, sample: int = ALL) -> cache_report.CacheReport:
 
 @pytest.mark.parametrize("mass", [None, 0.9])
 @pytest.mark.parametrize("encoding", CODECS)
-def test_a_cache_is_its_teachers_within_the_codecs_error(
+def test_a_cache_equals_its_teacher_within_the_codecs_error(
     model, examples_dir, teacher_dir, tmp_path, encoding: str, mass: float | None
 ) -> None:
     made = make_cache(
@@ -45,13 +45,13 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     logits = [
         codec.decode(row, len(row[records.MASKED_LM_POSITIONS]) // 2)[1].ravel() for row in rows
     ]
-    furthest = -min(row[row > -1e29].min() for row in logits)
-    # float16 rounds a logit, or the range of a row, by 2^-11 of it at most.
+    max_distance = -min(row[row > -1e29].min() for row in logits)
+    # Float16 rounds a logit, or the range of a row, by a relative error of at most 2^-11.
     half_steps = {"compact": CompactCodec.steps.half_step}
-    logit_error = furthest * (2.0**-11 + half_steps.get(encoding, 0.0))
+    logit_error = max_distance * (2.0**-11 + half_steps.get(encoding, 0.0))
     report = _measure(model, made)
     assert report.num_examples == len(rows)
-    # The normalisation moves all by as much again.
+    # The error of the normalization is at most as large again.
     assert 0.0 < report.topk_error <= 2.0 * logit_error + 1e-4
     assert report.tail_error < 1e-3
     labels = np.concatenate([np.frombuffer(row[records.LABEL_LOG_PROBS], "<f2") for row in rows])
@@ -59,7 +59,7 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     assert 0.0 < report.label_error <= -labels.min() * 2.0**-11 + 1e-4
     assert set(report.kl_divergence) == {"1", "2"}
     for summary in report.kl_divergence.values():
-        # KL of two distributions whose logs differ by at most e is at most e.
+        # If log-probabilities differ by at most e, the KL divergence is at most e.
         assert -1e-9 < summary.mean <= summary.max <= 2.0 * logit_error
         assert summary.mean <= summary.p99 <= summary.max
     assert report.top1_agreement > 0.95
@@ -70,7 +70,9 @@ def test_a_cache_is_its_teachers_within_the_codecs_error(
     assert report.bytes_per_position == pytest.approx(sizes, abs=0.01)
 
 
-def test_another_teacher_is_far_away(model, examples_dir, vocab_file, tmp_path) -> None:
+def test_report_on_another_teacher_shows_large_errors(
+    model, examples_dir, vocab_file, tmp_path
+) -> None:
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8, num_layers=2)
     report = _measure(model, make_cache(tmp_path / "cache", examples_dir, other))
     assert report.kl_divergence["1"].mean > 0.1
@@ -79,8 +81,8 @@ def test_another_teacher_is_far_away(model, examples_dir, vocab_file, tmp_path) 
     assert report.label_error > 1.0
 
 
-def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
-    """In plain loops over the cache: the same teacher, so that both sides are alike."""
+def test_agreement_and_calibration_equal_plain_loops(model, cache_dir) -> None:
+    """The reference loops over the cache of the same teacher."""
     cache = _open(cache_dir)
     codec = cache_input.open_codec(cache_dir, cache.manifest)
     sums: dict[int, list[float]] = {}
@@ -90,12 +92,12 @@ def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
         labels = np.frombuffer(row[records.MASKED_LM_IDS], "<u2")
         tails = np.frombuffer(row[records.LOG_TAIL_MASSES], "<f4")[::2].astype(np.float64)
         ids, logits = codec.decode(row, count)
-        for place in range(count):
-            weights = np.exp(logits[place].astype(np.float64))
-            confidence = (1.0 - np.exp(tails[place])) / weights.sum()
-            part = sums.setdefault(min(14, int(confidence * 15)), [0.0, 0.0])
-            part[0] += confidence
-            part[1] += ids[place, 0] == labels[place]
+        for index in range(count):
+            weights = np.exp(logits[index].astype(np.float64))
+            confidence = (1.0 - np.exp(tails[index])) / weights.sum()
+            bin_sums = sums.setdefault(min(14, int(confidence * 15)), [0.0, 0.0])
+            bin_sums[0] += confidence
+            bin_sums[1] += ids[index, 0] == labels[index]
             total += 1
     expected = sum(abs(right - confidence) for confidence, right in sums.values()) / total
     report = _measure(model, cache_dir)
@@ -104,9 +106,9 @@ def test_agreement_and_calibration_by_hand(model, cache_dir) -> None:
     assert report.top1_agreement > 0.99
 
 
-@pytest.mark.parametrize(("encoding", "parts"), [("float16", 2.0**-11), ("int8", 1 / 254)])
-def test_hidden_states(
-    model, examples_dir, teacher_dir, tmp_path, encoding: str, parts: float
+@pytest.mark.parametrize(("encoding", "rounding"), [("float16", 2.0**-11), ("int8", 1 / 254)])
+def test_hidden_states_equal_the_teachers_within_the_codecs_error(
+    model, examples_dir, teacher_dir, tmp_path, encoding: str, rounding: float
 ) -> None:
     made = make_cache(
         tmp_path / "cache",
@@ -118,13 +120,15 @@ def test_hidden_states(
     report = _measure(model, made, sample=20)
     assert set(report.hidden) == {"0", "1-3"}
     for hidden in report.hidden.values():
-        # Layer-normalised states of 32 numbers: none is above √32, times its scale of 1.
-        assert 0.0 < hidden.largest_error < 32**0.5 * parts * 1.1
+        # No number of a layer-normalized state of 32 numbers is above √32.
+        assert 0.0 < hidden.largest_error < 32**0.5 * rounding * 1.1
         assert 0.999 < hidden.cosine_min <= hidden.cosine_mean <= 1.0 + 1e-12
     assert records.HIDDEN_STATES in report.bytes_per_position
 
 
-def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tmp_path) -> None:
+def test_teachers_with_other_hidden_states_are_refused(
+    examples_dir, teacher_dir, vocab_file, tmp_path
+) -> None:
     made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="3")
     narrow = save_tiny_bert(tmp_path / "narrow", vocab_file, seed=1, hidden_size=16)
     model = model_directory.load_masked_lm(model_directory.find_model(narrow))
@@ -147,15 +151,17 @@ def test_hidden_states_of_another_size(examples_dir, teacher_dir, vocab_file, tm
         (records.LOG_TAIL_MASSES, "nan", "expected numbers, received NaN or infinity"),
     ],
 )
-def test_a_damaged_record(model, cache_dir, tmp_path, name, value, message: str) -> None:
+def test_error_about_a_damaged_record_names_the_cache(
+    model, cache_dir, tmp_path, name, value, message: str
+) -> None:
     def change(rows: list[Features]) -> list[Features]:
         changed = []
         for row in rows:
             content = value
             if value == "nan":
                 content = np.full(len(row[name]) // 4, np.nan, "<f4").tobytes()
-            left = {key: old for key, old in row.items() if key != name}
-            changed.append(left if content is None else {**left, name: content})
+            others = {key: old for key, old in row.items() if key != name}
+            changed.append(others if content is None else {**others, name: content})
         return changed
 
     damaged = rewrite_cache(cache_dir, tmp_path / "damaged", change)
@@ -165,7 +171,7 @@ def test_a_damaged_record(model, cache_dir, tmp_path, name, value, message: str)
     assert "broken record" in raised.value.received and message in raised.value.received
 
 
-def test_the_report_is_of_numbers_only(model, cache_dir) -> None:
+def test_all_numbers_of_a_report_are_finite(model, cache_dir) -> None:
     report = dataclasses.asdict(_measure(model, cache_dir, sample=5))
     assert report["num_examples"] == 5
     assert all(

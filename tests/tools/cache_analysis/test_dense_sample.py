@@ -1,4 +1,4 @@
-"""The sample is the same each time, and the teacher's word that of a plain call."""
+"""A sample is deterministic, and its logits equal those of a plain call of the teacher."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def _stored(cache, *splits: str) -> list[bytes]:
     return [row[records.EXAMPLE_ID] for row in read_rows(cache.directory, *splits)]
 
 
-def test_a_sample_is_the_same_each_time_and_in_stored_order(examples) -> None:
+def test_a_sample_is_deterministic_and_in_stored_order(examples) -> None:
     stored = _stored(examples, "train", "eval")
     drawn = _names(dense_sample.draw(examples, 20))
     assert len(set(drawn)) == 20
@@ -45,18 +45,18 @@ def test_a_sample_is_the_same_each_time_and_in_stored_order(examples) -> None:
     assert other != drawn
 
 
-def test_a_sample_comes_from_all_shards(examples) -> None:
+def test_a_sample_has_records_of_all_shards(examples) -> None:
     drawn = set(_names(dense_sample.draw(examples, 40)))
     for shard in examples.manifest.shards:
         names = {row[records.EXAMPLE_ID] for row in read_shard(examples.directory, shard.file)}
         assert names & drawn
 
 
-def test_a_larger_sample_than_there_are_is_all(examples) -> None:
+def test_a_sample_larger_than_the_directory_has_all_records(examples) -> None:
     assert _names(dense_sample.draw(examples, 10**6)) == _stored(examples, "train", "eval")
 
 
-def test_no_examples_are_refused(examples) -> None:
+def test_a_directory_without_examples_is_refused(examples) -> None:
     manifest = dataclasses.replace(examples.manifest, splits={"train": ()})
     with pytest.raises(InputError) as refused:
         dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 5)
@@ -64,15 +64,15 @@ def test_no_examples_are_refused(examples) -> None:
     assert refused.value.expected == "examples with masked positions"
 
 
-def test_fewer_records_than_the_manifest_says(examples) -> None:
+def test_a_shard_with_fewer_records_than_in_the_manifest_is_refused(examples) -> None:
     shards = examples.manifest.splits["eval"]
     more = tuple(msgspec.structs.replace(shard, num_examples=10**4) for shard in shards)
     manifest = dataclasses.replace(examples.manifest, splits={"eval": more})
-    with pytest.raises(InputError, match=r"eval-.*: .*a record at \d+, .*fewer$"):
+    with pytest.raises(InputError, match=r"eval-.*: .*more than \d+ records, .*fewer$"):
         dense_sample.draw(dataclasses.replace(examples, manifest=manifest), 9_999)
 
 
-def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
+def test_batched_logits_equal_those_of_single_examples(examples, model) -> None:
     drawn = dense_sample.draw(examples, 30)
     batches = list(
         dense_sample.run_teacher(
@@ -88,7 +88,7 @@ def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
         assert batch.seconds > 0.0
         lengths = {length_buckets.padded_length(len(e.input_ids), 48) for e in batch.examples}
         assert len(lengths) == 1
-        np.testing.assert_array_equal(batch.kept["twice"], batch.logits * 2)
+        np.testing.assert_array_equal(batch.outputs["twice"], batch.logits * 2)
         covered = np.concatenate([np.arange(10**4)[block] for block in batch.blocks()])
         assert covered.tolist() == list(range(len(batch.logits)))
         begin, end = batch.row_splits[:2]
@@ -101,7 +101,7 @@ def test_the_teacher_says_what_it_says_to_one_example(examples, model) -> None:
         np.testing.assert_allclose(batch.logits[begin:end], expected, atol=2e-4)
 
 
-def test_a_teacher_of_nan_is_refused(examples, teacher_dir) -> None:
+def test_a_teacher_with_nan_logits_is_refused(examples, teacher_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     model.head.bias.assign(np.full(model.head.bias.shape, np.nan, np.float32))
     drawn = dense_sample.draw(examples, 3)

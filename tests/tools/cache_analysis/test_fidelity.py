@@ -1,4 +1,4 @@
-"""Divergences, tails and calibration, against numbers by hand and plain loops."""
+"""Divergences, tails and calibration errors equal known values and plain loops."""
 
 import math
 
@@ -19,52 +19,54 @@ def _plain_softmax(logits: list[float], temperature: float) -> list[float]:
 
 
 @given(LOGITS, st.sampled_from([1.0, 2.0, 5.0]))
-def test_log_softmax_is_the_plain_one(logits: list[float], temperature: float) -> None:
+def test_log_softmax_equals_a_plain_loop(logits: list[float], temperature: float) -> None:
     received = fidelity.log_softmax(np.array([logits], np.float32), temperature)
     assert received.dtype == np.float64
     np.testing.assert_allclose(np.exp(received[0]), _plain_softmax(logits, temperature), rtol=1e-12)
 
 
-def test_a_tail_by_hand() -> None:
+def test_tail_of_a_known_distribution() -> None:
     log_probs = np.log([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
     tail = fidelity.measure_tail(log_probs, np.array([[0, 1], [3, NO_ID]]))
     np.testing.assert_allclose(np.exp(tail.log_mass), [0.25, 0.6])
     assert tail.num_tokens.tolist() == [2, 3]
     plain = 0.1 * math.log(0.1) + 0.2 * math.log(0.2) + 0.3 * math.log(0.3)
     np.testing.assert_allclose(tail.negative_entropy, [0.25 * math.log(0.125), plain])
-    # Equal tokens: nothing is lost. Else t · KL(tail ‖ uniform).
+    # The divergence is 0 for a uniform tail, and t · KL(tail ‖ uniform) otherwise.
     shares = [1 / 6, 2 / 6, 3 / 6]
     lost = 0.6 * sum(share * math.log(share * 3) for share in shares)
     np.testing.assert_allclose(tail.spread_divergence(), [0.0, lost], atol=1e-15)
 
 
-def test_a_tail_without_tokens_or_below_float32_is_none() -> None:
+def test_a_tail_without_tokens_or_below_float32_has_no_mass() -> None:
     log_probs = np.array([[math.log(0.5), math.log(0.5)], [0.0, -90.0]])
     tail = fidelity.measure_tail(log_probs, np.array([[1, 0], [0, NO_ID]]))
     assert tail.log_mass.tolist() == [-np.inf, -np.inf]
     assert tail.spread_divergence().tolist() == [0.0, 0.0]
 
 
-def test_a_small_tail_does_not_cancel() -> None:
+def test_a_small_tail_keeps_its_precision() -> None:
     log_probs = fidelity.log_softmax(np.array([[0.0, -60.0, -61.0]]))
     tail = fidelity.measure_tail(log_probs, np.array([[0]]))
     expected = -60.0 + math.log1p(math.exp(-1.0))
     assert tail.log_mass[0] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_bucket_divergence_by_hand() -> None:
+def test_bucket_divergence_of_known_distributions() -> None:
     half = np.log([0.5])
     received = fidelity.bucket_divergence(half[:, None], half, np.log([[0.25]]), np.log([0.75]))
     assert received[0] == pytest.approx(0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0))
     assert received[0] == pytest.approx(0.1438, abs=5e-5)
 
 
-def test_a_class_without_mass_counts_for_nothing_and_a_lacking_one_for_all() -> None:
-    one, none = np.array([0.0]), np.array([-np.inf])
-    assert fidelity.bucket_divergence(one[:, None], none, one[:, None], none)[0] == 0.0
+def test_bucket_divergence_with_classes_without_mass() -> None:
+    all_mass, no_mass = np.array([0.0]), np.array([-np.inf])
+    divergence = fidelity.bucket_divergence(all_mass[:, None], no_mass, all_mass[:, None], no_mass)
+    assert divergence[0] == 0.0
     half = np.log([0.5])
-    assert fidelity.bucket_divergence(half[:, None], half, one[:, None], none)[0] == np.inf
-    # A position with fewer ids.
+    divergence = fidelity.bucket_divergence(half[:, None], half, all_mass[:, None], no_mass)
+    assert divergence[0] == np.inf
+    # A position with fewer ids has padding.
     ids = np.array([[0, NO_ID]])
     log_p = fidelity.take_log_probs(np.log([[0.5, 0.3, 0.2]]), ids)
     assert log_p.tolist() == [[math.log(0.5), -np.inf]]
@@ -75,7 +77,7 @@ def test_a_class_without_mass_counts_for_nothing_and_a_lacking_one_for_all() -> 
     )
 
 
-def test_cached_log_probs_by_hand() -> None:
+def test_cached_log_probs_of_known_targets() -> None:
     logits = np.array([[0.0, -math.log(3.0)]], np.float32)
     ids, tails = np.array([[4, 2]]), np.log([0.2])
     received = fidelity.cached_log_probs(ids, logits, tails)
@@ -83,22 +85,22 @@ def test_cached_log_probs_by_hand() -> None:
     at_two = np.exp(fidelity.cached_log_probs(ids, logits, tails, 2.0))[0]
     assert at_two[0] / at_two[1] == pytest.approx(math.sqrt(3.0))
     assert at_two.sum() == pytest.approx(0.8)
-    # All the mass in the tail, but for what float32 rounds away.
+    # A tail of 1 leaves a tiny mass.
     assert np.isfinite(fidelity.cached_log_probs(ids, logits, np.array([0.0]))).all()
 
 
 @given(LOGITS, st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_bucket_and_spread_are_together_the_divergence_of_the_whole(
+def test_bucket_and_spread_divergence_add_up_to_the_dense_divergence(
     logits: list[float], k: int, seed: int
 ) -> None:
-    """The tail of q stands evenly on its tokens: Σ p log(p / q) over all tokens, in a loop."""
+    """The reference sums p log(p / q) over all tokens, with the tail of q spread evenly."""
     k = min(k, len(logits))
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     log_probs = fidelity.log_softmax(np.array([logits]))
     ids = np.argsort(-log_probs, axis=-1)[:, :k]
     tail = fidelity.measure_tail(log_probs, ids)
     exact = fidelity.take_log_probs(log_probs, ids)
-    moved = exact + random.normal(0.0, 0.1, exact.shape)
+    moved = exact + rng.normal(0.0, 0.1, exact.shape)
     cached = fidelity.cached_log_probs(ids, moved, tail.log_mass)
     bucket = fidelity.bucket_divergence(exact, tail.log_mass, cached, tail.log_mass)
     received = bucket + tail.spread_divergence()
@@ -113,17 +115,17 @@ def test_bucket_and_spread_are_together_the_divergence_of_the_whole(
     assert bucket[0] >= -1e-12
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_of_known_predictions() -> None:
     confidences, is_right = np.array([0.6, 0.8, 0.2]), np.array([True, False, True])
     assert fidelity.calibration_error(confidences, is_right, num_bins=2) == pytest.approx(0.4)
-    # Fifteen bins: 0.05 and 0.06 share the first, 1 is in the last.
+    # With fifteen bins, 0.05 and 0.06 are in the first bin, 0.95 and 1 in the last.
     confidences = np.array([0.05, 0.06, 1.0, 0.95])
     is_right = np.array([False, True, True, False])
     expected = (abs(1 - 0.11) + abs(1 - 1.95)) / 4
     assert fidelity.calibration_error(confidences, is_right) == pytest.approx(expected)
 
 
-def test_the_largest_difference() -> None:
+def test_largest_difference_with_infinities() -> None:
     a, b = np.array([-np.inf, 1.0, -2.0]), np.array([-np.inf, 1.5, -2.25])
     assert fidelity.largest_difference(a, b) == 0.5
     assert fidelity.largest_difference(a, np.zeros(3)) == np.inf

@@ -1,4 +1,4 @@
-"""Plans tell what the cache then has."""
+"""Plans equal measurements of the planned caches."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def _measure(model, config, sample: int, factors: list[int], mass: float | None 
 
 @pytest.mark.parametrize("mass", [None, 0.9])
 @pytest.mark.parametrize("encoding", CODECS)
-def test_sizes_are_those_of_the_cache(
+def test_planned_sizes_equal_those_of_the_cache(
     model, config, examples_dir, teacher_dir, tmp_path, encoding: str, mass: float | None
 ) -> None:
     made = make_cache(
@@ -61,7 +61,7 @@ def test_sizes_are_those_of_the_cache(
     )
     sizes = manifest.bytes_per_position()
     assert set(plan.bytes_per_position) == set(sizes)
-    # A logit between two steps may be on either side in another batch.
+    # In another batch, a logit may be rounded to the other of two steps.
     assert plan.bytes_per_position == pytest.approx(sizes, rel=1e-3, abs=0.01)
     total = sum(shard.bytes for shard in manifest.shards)
     assert measured.num_examples == sum(shard.num_examples for shard in manifest.shards)
@@ -73,42 +73,44 @@ def test_sizes_are_those_of_the_cache(
     assert plan.mass_kept == pytest.approx(1.0 - np.exp(tails).mean(), abs=1e-4)
 
 
-def test_divergences_fall_with_k_and_vanish_with_the_whole_vocabulary(model, config, vocab) -> None:
+def test_divergences_decrease_with_k_and_vanish_for_the_whole_vocabulary(
+    model, config, vocab
+) -> None:
     factors = [2, 8, 32, len(vocab)]
     plans = _measure(model, config, 12, factors).plans
     assert [plan.truncation_factor for plan in plans] == factors * len(CODECS)
     by_codec = [plans[start : start + 4] for start in range(0, len(plans), 4)]
-    for name, chosen in zip(CODECS, by_codec, strict=True):
-        means = [plan.kl_dense.mean for plan in chosen]
+    for name, of_codec in zip(CODECS, by_codec, strict=True):
+        means = [plan.kl_dense.mean for plan in of_codec]
         assert means == sorted(means, reverse=True)
         assert means[0] > 0.01
-        whole = chosen[-1]
-        assert whole.mass_kept == pytest.approx(1.0)
-        # Only the codec's error is left: it is of second order in the logits' steps.
-        most = 1e-5 if name == "float16" else 1e-3
-        for spread in (whole.kl_dense, whole.kl_bucket, whole.kl_reverse):
-            assert -1e-12 < spread.mean <= spread.max < most
-        for plan in chosen:
-            assert plan.kl_bucket.mean <= plan.kl_bucket.max < most
+        all_tokens = of_codec[-1]
+        assert all_tokens.mass_kept == pytest.approx(1.0)
+        # Only the codec's error remains, which is of second order in the logits' steps.
+        bound = 1e-5 if name == "float16" else 1e-3
+        for spread in (all_tokens.kl_dense, all_tokens.kl_bucket, all_tokens.kl_reverse):
+            assert -1e-12 < spread.mean <= spread.max < bound
+        for plan in of_codec:
+            assert plan.kl_bucket.mean <= plan.kl_bucket.max < bound
             assert plan.kl_dense.max >= plan.kl_dense.mean >= plan.kl_bucket.mean - 1e-12
-    # The tail is the same whatever the codec.
-    masses = {tuple(round(plan.mass_kept, 12) for plan in chosen) for chosen in by_codec}
+    # The tail does not depend on the codec.
+    masses = {tuple(round(plan.mass_kept, 12) for plan in of_codec) for of_codec in by_codec}
     assert len(masses) == 1
 
 
-def test_a_divergence_is_that_of_the_whole_distribution(model, config, cache_dir) -> None:
-    """Against Σ p log(p / q) over the vocabulary, with the real cache's decoded q."""
+def test_planned_divergence_equals_that_of_the_cache(model, config, cache_dir) -> None:
+    """The reference sums p log(p / q) over the vocabulary, with q decoded from a cache."""
     plans = _measure(model, config, ALL, [16]).plans
     cache = cache_input.open_cache(cache_dir, None)
     codec = cache_input.open_codec(cache.directory, cache.manifest)
     run = forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
-    found = []
+    divergences = []
     for features in read_rows(cache_dir):
         example = MaskedExample.from_features(features, cache.manifest.vocab.size)
-        found += _plain_divergences(run, example, codec)
+        divergences += _plain_divergences(run, example, codec)
     assert plans[0].logit_encoding == "float16"
-    assert plans[0].kl_dense.mean == pytest.approx(np.mean(found), rel=1e-3)
-    assert plans[0].kl_dense.max == pytest.approx(np.max(found), rel=1e-3)
+    assert plans[0].kl_dense.mean == pytest.approx(np.mean(divergences), rel=1e-3)
+    assert plans[0].kl_dense.max == pytest.approx(np.max(divergences), rel=1e-3)
 
 
 def _plain_divergences(run, example, codec) -> list[float]:
@@ -131,7 +133,7 @@ def _plain_divergences(run, example, codec) -> list[float]:
     return divergences
 
 
-def test_times_are_of_the_forward_pass_and_the_packing(model, config) -> None:
+def test_planned_times_include_the_packing(model, config) -> None:
     plans = _measure(model, config, 12, [4, 64]).plans
     assert all(plan.seconds > 0.0 for plan in plans)
     assert len({plan.seconds for plan in plans}) > 1

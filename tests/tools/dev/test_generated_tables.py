@@ -34,8 +34,8 @@ def test_published_models_have_names_and_files_that_are_read(tmp_path, model_typ
         assert models.weights and set(models.weights) <= read
         for name in models.tokenizer:
             (tmp_path / name).touch()
-        found = {path.name for path in tokenizer_files(tmp_path)}
-        assert models.tokenizer and set(models.tokenizer) <= found
+        read_names = {path.name for path in tokenizer_files(tmp_path)}
+        assert models.tokenizer and set(models.tokenizer) <= read_names
 
 
 def _declared(value: object) -> Iterator[records.Feature]:

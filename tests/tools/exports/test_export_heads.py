@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION
 from pipeline.models.families import FAMILIES
 from pipeline.models.formats import model_directory
 from pipeline.models.formats.model_directory import find_model
@@ -22,7 +23,7 @@ from tests.tools.finetuning.conftest import save_tiny_head
 from tools.exports import examples, exporter, formats, hugging_face
 from tools.exports.model_task import find_task
 from tools.finetuning import heads
-from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head, read_head
+from tools.finetuning.head_layout import Head, read_head
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
@@ -33,6 +34,7 @@ HEADS = {
     CLASSIFICATION: Head(CLASSIFICATION, ("bad", "fair", "good")),
     REGRESSION: Head(REGRESSION),
     SPAN: Head(SPAN),
+    TOKEN_CLASSIFICATION: Head(TOKEN_CLASSIFICATION, ("O", "B-X", "I-X")),
 }
 
 
@@ -83,8 +85,10 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
     assert run_export(**settings, num_sentences=5) == 0
     rows = _report(out)
-    # Two guesses for each pair of lines, a start and an end.
-    guesses = 10 if kind == SPAN else 5
+    # Two guesses for each pair of lines, a start and an end; or one for each token.
+    tokenizer = load_tokenizer(models[kind], do_lower_case=None)
+    tokens = sum(len(tokenizer.tokenize(text).ids) + 2 for text in SENTENCES[:5])
+    guesses = {SPAN: 10, TOKEN_CLASSIFICATION: tokens}.get(kind, 5)
     for name in ("hf", "saved_model"):
         comparison = rows[name]["comparison"]
         assert comparison["agreement"] == 1.0 and comparison["num_guesses"] == guesses
@@ -106,8 +110,11 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
 
     card = (out / "hf" / "README.md").read_text()
-    names = ("QuestionAnswering", "question-answering")
-    name, tag = names if kind == SPAN else ("SequenceClassification", "text-classification")
+    own_names = {
+        SPAN: ("QuestionAnswering", "question-answering"),
+        TOKEN_CLASSIFICATION: ("TokenClassification", "token-classification"),
+    }
+    name, tag = own_names.get(kind, ("SequenceClassification", "text-classification"))
     assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == tag
     assert f"model = AutoModelFor{name}.from_pretrained('{kind}')" in card
 
@@ -184,9 +191,11 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
     for name in ("hf", "saved_model", "litert", "onnx"):
         found = exporter._OPENERS[name](subject, out / name).run(batch)["logits"]
         difference = np.abs(found - expected)
-        if kind == SPAN:
+        axes = {SPAN: 1, TOKEN_CLASSIFICATION: 2}
+        if kind in axes:
             # What stands at padding is nobody's.
-            difference = difference[np.broadcast_to(batch[INPUT_MASK][:, None] == 1, found.shape)]
+            real = np.expand_dims(batch[INPUT_MASK] == 1, axes[kind])
+            difference = difference[np.broadcast_to(real, found.shape)]
         assert found.shape == expected.shape and difference.max() < 2e-5, name
 
 

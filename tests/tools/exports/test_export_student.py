@@ -25,6 +25,7 @@ from tools.exports import examples, exporter, formats, saved_model
 from tools.exports.exporter import Comparison, compare
 from tools.exports.formats import CardSettings
 from tools.exports.program import ExportError, Opened
+from tools.sentence_layout import PoolingSettings, SentenceLayout, read_layout
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow"
@@ -34,8 +35,9 @@ tf = pytest.importorskip("tensorflow")
 
 def _refusal(**settings: object) -> InputError:
     card = {name: settings.pop(name) for name in ("name", "scores") if name in settings}
+    pooling = {name: settings.pop(name) for name in ("pooling", "normalize") if name in settings}
     with pytest.raises(InputError) as caught:
-        tool._prepare(ExportConfig(**settings), CardSettings(**card))
+        tool._prepare(ExportConfig(**settings), CardSettings(**card), PoolingSettings(**pooling))
     return caught.value
 
 
@@ -274,3 +276,48 @@ def test_a_cache_of_another_vocabulary_is_refused(vocab, cache_dir, tmp_path) ->
     size = manifests.load(cache_dir).vocab.size
     assert (error.setting or error.subject) == "model"
     assert f"{size} tokens" in error.expected
+
+
+def test_a_sentence_transformers_directory_gives_the_models_vectors(
+    teacher_dir, sentences, tmp_path
+) -> None:
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
+    status = run_export(
+        formats="sentence_transformers",
+        pooling="cls",
+        normalize=True,
+        max_seq_length=40,
+        **settings,
+    )
+    assert status == 0
+    folder = tmp_path / "out" / "sentence_transformers"
+    assert read_layout(folder) == SentenceLayout("cls", True, 40)
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == find_model(folder).config.hidden_size
+    row = json.loads((tmp_path / "out" / "export.json").read_text())["rows"][1]
+    assert row["comparison"]["agreement"] == 1.0
+    assert row["comparison"]["largest_difference"] < 1e-6
+    # One vector of each text, where a masked LM has a guess for each token.
+    assert row["comparison"]["num_guesses"] == len(SENTENCES)
+
+
+def test_vectors_that_differ_are_no_agreement() -> None:
+    wanted = np.array([[1.0, -2.0], [0.0, 1.0], [1.0, 1.0]])
+    near = wanted + np.array([[1.9e-4, 0.0], [0.0, 2e-4], [math.nan, 0.0]])
+    pairs = [({"v": wanted}, {"v": near})]
+    assert compare(pairs, of_vectors=True).agreement == pytest.approx(1 / 3)
+
+
+def test_a_model_with_the_head_of_a_task_has_no_vectors(
+    task_teacher_dir, sentences, tmp_path
+) -> None:
+    settings = {"model": task_teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
+    assert run_export(formats="sentence_transformers", **settings) == 1
+    assert list(json.loads((tmp_path / "out" / "export.json").read_text())["left_out"]) == [
+        "sentence_transformers"
+    ]
+
+
+def test_pooling_without_its_format_is_refused(teacher_dir, sentences, tmp_path) -> None:
+    settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
+    assert _refusal(pooling="cls", **settings).subject == Setting("pooling")

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION
 from pipeline.base.errors import InputError
 from pipeline.models.formats.model_directory import find_model
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.exports.model_card import CardSettings, Origin, model_card
 from tools.exports.model_task import HubNames, ModelTask, find_task
-from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
+from tools.finetuning.head_layout import Head
 
 # What a run of `finetune` writes.
 REQUEST = {
@@ -145,7 +146,7 @@ def test_a_damaged_run(run_dir, field: str) -> None:
     assert caught.value.subject == str(path) and field in caught.value.received
 
 
-def test_questions_and_numbers(span_teacher_dir, teacher_dir, tmp_path) -> None:
+def test_questions_tags_and_numbers(span_teacher_dir, teacher_dir, tmp_path) -> None:
     task = _find(span_teacher_dir)
     assert task.head == Head(SPAN) and task.num_texts == 2
     assert task.hub == HubNames("AutoModelForQuestionAnswering", *["question-answering"] * 2)
@@ -153,6 +154,11 @@ def test_questions_and_numbers(span_teacher_dir, teacher_dir, tmp_path) -> None:
         ("input", "a question and its context"),
         ("output", "the answer's first and last token"),
     ]
+    tags = Head(TOKEN_CLASSIFICATION, ("O", "B-X"))
+    task = _find(save_tiny_head(tmp_path / "tags", teacher_dir, tags))
+    assert task.hub == HubNames("AutoModelForTokenClassification", *["token-classification"] * 2)
+    output = "at each word's first token one of 2 labels: `O`, `B-X`"
+    assert task.rows() == [("input", "one text"), ("output", output)]
     task = _find(save_tiny_head(tmp_path / "number", teacher_dir, Head(REGRESSION)))
     assert task.hub.auto_class == "AutoModelForSequenceClassification"
     assert task.rows() == [("input", "one text"), ("output", "a number")]

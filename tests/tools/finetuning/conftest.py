@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from data_specs.tasks import CLASSIFICATION, SPAN
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import SENTENCES, save_tiny_bert
-from tools.finetuning.head_layout import CLASSIFICATION, SPAN, Head
+from tools.finetuning.head_layout import Head
 from tools.finetuning.inputs import Feature
 from tools.finetuning.settings import FinetuneConfig
 
@@ -107,8 +108,7 @@ def make_feature(length: int, *, example: int = 0, seed: int = 0) -> Feature:
     """Returns random tokens of a vocabulary of 37, in two segments."""
     ids = np.random.default_rng(seed).integers(1, 37, length).astype(np.int32)
     segments = (np.arange(length) >= length // 2).astype(np.int32)
-    outside = np.full(length, -1, np.int32)
-    return Feature(example, ids, segments, 0, 0, outside, outside, None)
+    return Feature(example, ids, segments)
 
 
 def save_tiny_head(

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.finetuning.test_features import Words
-from tools.finetuning.inputs import build_features
-from tools.finetuning.scoring import Prediction, best_answers
-from tools.finetuning.task_data import TaskExample
+from tools.finetuning.kinds import build_features
+from tools.finetuning.kinds.span import Prediction, best_answers
+from tools.finetuning.task_files import TaskExample
 
 CONTEXT = "ab cd 中文 ef gh。"
 EXAMPLES = (TaskExample("q1", ("x", CONTEXT)), TaskExample("q2", ("y z", "one two")))

@@ -82,11 +82,11 @@ def test_inputs_of_similar_length_stand_together() -> None:
 
 def test_the_logits_of_a_teacher_are_padded_with_their_inputs() -> None:
     spans = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 2), np.float32)]
-    padded = pad_logits(spans, 3, 8)
+    padded = pad_logits(spans, 3, 8, token_axis=1)
     assert padded.shape == (3, 2, 8) and padded.dtype == np.float32
     assert padded[0].tolist() == [[0, 1, 2, 0, 0, 0, 0, 0], [3, 4, 5, 0, 0, 0, 0, 0]]
     assert padded[1].sum() == 4 and not padded[2].any()
-    classes = pad_logits([np.array([1, 2, 3], np.float32)], 2, 8)
+    classes = pad_logits([np.array([1, 2, 3], np.float32)], 2, 8, token_axis=None)
     assert classes.tolist() == [[1, 2, 3], [0, 0, 0]]
     batches = _batches([4, 5, 6])
     logits = [np.full(2, place, np.float32) for place in range(3)]

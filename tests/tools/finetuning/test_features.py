@@ -15,9 +15,11 @@ from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer, Tokens
-from tools.finetuning.inputs import Feature, build_features, truncated_lengths
-from tools.finetuning.scoring import best_answers
-from tools.finetuning.task_data import Answer, TaskExample, read_split
+from tools.finetuning.inputs import Feature, truncated_lengths
+from tools.finetuning.kinds import build_features
+from tools.finetuning.kinds.span import best_answers
+from tools.finetuning.task_data import read_split
+from tools.finetuning.task_files import Answer, TaskExample
 
 SHARED = Location.parse(pathlib.Path(__file__).parents[4] / "shared")
 CLS, SEP = 2, 3
@@ -61,7 +63,7 @@ def test_one_text_stands_between_cls_and_sep() -> None:
     assert feature.input_ids.tolist() == [CLS, *_ids("ab cd"), SEP]
     assert feature.segment_ids.tolist() == [0, 0, 0, 0]
     assert feature.input_ids.dtype == feature.segment_ids.dtype == np.int32
-    assert feature.answer is None
+    assert type(feature) is Feature
     assert feature.starts.tolist() == [-1] * 4
 
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION
 from pipeline.base.errors import InputError
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
@@ -21,9 +22,6 @@ from tests.family_examples import example_config
 from tools.convert_checkpoint import google_config
 from tools.finetuning import heads
 from tools.finetuning.head_layout import (
-    CLASSIFICATION,
-    REGRESSION,
-    SPAN,
     Head,
     dropout_rate,
     head_settings,
@@ -39,6 +37,8 @@ EXAMPLES = {name: example_config(name) for name in FAMILIES}
 LABELS = ("no", "perhaps", "yes")
 HEADS = {CLASSIFICATION: Head(CLASSIFICATION, LABELS), REGRESSION: Head(REGRESSION)}
 HEADS[SPAN] = Head(SPAN)
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+HEADS[TOKEN_CLASSIFICATION] = Head(TOKEN_CLASSIFICATION, TAGS)
 Batch = dict[str, np.ndarray]
 
 
@@ -79,6 +79,11 @@ def test_names_by_hand() -> None:
         ("albert", CLASSIFICATION, ("albert.pooler", "classifier")),
         ("mpnet", REGRESSION, ("classifier.dense", "classifier.out_proj")),
         *((name, SPAN, ("qa_outputs",)) for name in FAMILIES if name != "modernbert"),
+        *(
+            (name, TOKEN_CLASSIFICATION, ("classifier",))
+            for name in FAMILIES
+            if name != "modernbert"
+        ),
     ):
         expected = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
         assert [row.hf for row in head_table(EXAMPLES[family], HEADS[kind])] == expected
@@ -98,6 +103,10 @@ def test_head_settings_are_those_of_transformers() -> None:
     settings = head_settings(EXAMPLES["distilbert"], HEADS[SPAN])
     assert settings["architectures"] == ["DistilBertForQuestionAnswering"]
     assert settings["qa_dropout"] == 0.1
+    settings = head_settings(EXAMPLES["distilbert"], HEADS[TOKEN_CLASSIFICATION])
+    assert settings["architectures"] == ["DistilBertForTokenClassification"]
+    assert settings["id2label"] == {str(place): tag for place, tag in enumerate(TAGS)}
+    assert not {"problem_type", "qa_dropout", "seq_classif_dropout"} & set(settings)
     settings = head_settings(BERT, HEADS[REGRESSION])
     assert settings["id2label"] == {"0": "LABEL_0"} and settings["problem_type"] == "regression"
     assert settings["classifier_dropout"] == 0.1
@@ -106,6 +115,13 @@ def test_head_settings_are_those_of_transformers() -> None:
     settings = head_settings(config, HEADS[CLASSIFICATION])
     assert settings["hidden_dropout_prob"] == 0.3 and "classifier_dropout" not in settings
     assert dropout_rate(config, CLASSIFICATION) == 0.3 and dropout_rate(config, SPAN) == 0.0
+    assert dropout_rate(config, TOKEN_CLASSIFICATION) == 0.3
+    # DistilBERT's and ALBERT's heads have keys of their own.
+    for name, rate in (("distilbert", 0.3), ("albert", 0.1), ("bert", 0.1)):
+        config = dataclasses.replace(EXAMPLES[name], hidden_dropout_prob=0.3)
+        assert dropout_rate(config, TOKEN_CLASSIFICATION) == rate
+    settings = head_settings(EXAMPLES["albert"], HEADS[TOKEN_CLASSIFICATION])
+    assert settings["classifier_dropout_prob"] == 0.1 and "classifier_dropout" not in settings
 
 
 @pytest.mark.parametrize("has_pooler", [True, False])
@@ -139,7 +155,7 @@ def test_labels_that_are_null_are_unnamed(tmp_path) -> None:
     assert read_head(find_model(tmp_path)) == Head(CLASSIFICATION, ("LABEL_0", "LABEL_1"))
 
 
-@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
     config = EXAMPLES[family]
@@ -150,8 +166,8 @@ def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
     again = load(tmp_path, kind, seed=9, keep_head=True)
     batch = make_batch(config)
     first, second = (np.asarray(one(batch)) for one in (model, again))
-    shape = (3, 2, 12) if kind == SPAN else (3, HEADS[kind].num_outputs)
-    assert first.shape == shape and first.std() > 0.01
+    shapes = {SPAN: (3, 2, 12), TOKEN_CLASSIFICATION: (3, 12, len(TAGS))}
+    assert first.shape == shapes.get(kind, (3, HEADS[kind].num_outputs)) and first.std() > 0.01
     np.testing.assert_array_equal(first, second)
     # Without it the encoder stays and the head is another.
     other = model_directory.get_weights(load(tmp_path, kind, seed=9))
@@ -172,6 +188,8 @@ def test_padding_does_not_reach_the_logits() -> None:
         first, second = (np.asarray(model(one)) for one in (batch, changed))
         if kind == SPAN:
             first, second = (value[:, :, :9] for value in (first, second))
+        if kind == TOKEN_CLASSIFICATION:
+            first, second = (value[:, :9] for value in (first, second))
         np.testing.assert_allclose(first, second, atol=1e-6)
 
 
@@ -289,6 +307,9 @@ def test_a_head_fits_the_same_or_unnamed_labels() -> None:
     assert not head.fits(Head(REGRESSION)) and not head.fits(Head(SPAN))
     assert str(head) == "a classification head with 2 labels (0, 1)"
     assert str(Head(SPAN)) == "a span head"
+    tags = Head(TOKEN_CLASSIFICATION, ("O", "B-X"))
+    assert str(tags) == "a token classification head with 2 labels (O, B-X)"
+    assert not tags.fits(Head(CLASSIFICATION, ("O", "B-X")))
     assert str(Head(CLASSIFICATION, ("two\nlines",))).endswith("with 1 labels (two\\nlines)")
 
 
@@ -312,9 +333,11 @@ def _assert_equal_logits(ours: heads.TaskModel, theirs, config: EncoderConfig) -
     batch = make_batch(config)
     first, second = np.asarray(ours(batch)), _run_torch(theirs, batch)
     assert first.shape == second.shape
-    if ours.task.kind == SPAN:
+    axes = {SPAN: 1, TOKEN_CLASSIFICATION: 2}
+    if ours.task.kind in axes:
         # What stands at padding is nobody's.
-        real = np.broadcast_to(batch[INPUT_MASK][:, None] == 1, first.shape)
+        real = np.expand_dims(batch[INPUT_MASK] == 1, axes[ours.task.kind])
+        real = np.broadcast_to(real, first.shape)
         first, second = first[real], second[real]
     print("max abs difference", float(np.abs(first - second).max()))
     np.testing.assert_allclose(first, second, atol=1e-5, rtol=0)
@@ -324,23 +347,25 @@ def _peer_class(kind: str):
     transformers = pytest.importorskip("transformers")
     if kind == SPAN:
         return transformers.AutoModelForQuestionAnswering
+    if kind == TOKEN_CLASSIFICATION:
+        return transformers.AutoModelForTokenClassification
     return transformers.AutoModelForSequenceClassification
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_computes_the_logits_of_our_heads(tmp_path, family: str, kind: str) -> None:
     model = saved(tmp_path, EXAMPLES[family], kind)
     peer, report = _peer_class(kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
-    if kind == CLASSIFICATION:
-        assert peer.config.id2label == dict(enumerate(LABELS))
+    if labels := HEADS[kind].labels:
+        assert peer.config.id2label == dict(enumerate(labels))
     _assert_equal_logits(model, peer, EXAMPLES[family])
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION, SPAN])
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, kind: str) -> None:
     torch = pytest.importorskip("torch")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from data_specs import tasks
 from pipeline.base.errors import InputError
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning import task_data
+from tools.finetuning import task_data, task_files
+from tools.finetuning.kinds import span
 
 
 def _refusal(folder: pathlib.Path, task: str, name: str, content: str) -> str:
@@ -48,13 +49,13 @@ def test_what_has_no_end_is_shown_in_part_and_in_one_line(tmp_path, row: str, te
 
 
 def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(task_data, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(task_files, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.csv"
 
     def rows(content: str) -> list:
         path.write_text(content, encoding="utf-8")
         with open(path, "rb") as stream:
-            return list(task_data._quoted_cells(path, stream, ","))
+            return list(task_files._quoted_cells(path, stream, ","))
 
     # Three rows of a hundred letters, the last over two lines.
     right = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
@@ -64,7 +65,7 @@ def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
             rows(wrong)
 
 
-def _nearest(context: str, answer: task_data.Answer) -> int | None:
+def _nearest(context: str, answer: task_files.Answer) -> int | None:
     """The plain way: every place, the nearest first, the earlier of two."""
     places = [place for place in range(len(context) + 1) if context.startswith(answer.text, place)]
     return min(places, key=lambda place: (abs(place - answer.start), place), default=None)
@@ -72,8 +73,8 @@ def _nearest(context: str, answer: task_data.Answer) -> int | None:
 
 @given(st.text("ab", max_size=12), st.text("ab", min_size=1, max_size=3), st.integers(-5, 20))
 def test_answers_are_found_at_the_nearest_place(context: str, text: str, start: int) -> None:
-    answer = task_data.Answer(text, start)
-    assert task_data._locate(context, answer) == _nearest(context, answer)
+    answer = task_files.Answer(text, start)
+    assert span._locate(context, answer) == _nearest(context, answer)
 
 
 def test_answers_that_are_everywhere_take_no_time(tmp_path) -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from data_specs import tasks
 from tools.finetuning import scoring
-from tools.finetuning.scoring import Prediction
-from tools.finetuning.task_data import Answer, TaskExample
+from tools.finetuning.kinds import classification, regression, span
+from tools.finetuning.kinds.span import Prediction
+from tools.finetuning.task_files import Answer, TaskExample
 
 
 def _labelled(*labels: float) -> list[TaskExample]:
@@ -47,15 +48,17 @@ def test_pearson_and_spearman_of_small_samples() -> None:
 
 def test_a_class_that_never_occurs_scores_0() -> None:
     none, one = np.zeros(3, int), np.array([0, 0, 1])
-    assert scoring.f1(none, one) == scoring.matthews(none, one) == 0.0
-    assert scoring.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
-    assert scoring.spearman(np.ones(3), np.arange(3.0)) == 0.0
+    assert classification.f1(none, one) == classification.matthews(none, one) == 0.0
+    assert regression.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
+    assert regression.spearman(np.ones(3), np.arange(3.0)) == 0.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
 def test_matthews_is_pearsons_correlation_of_two_classes(pairs: list[tuple[int, int]]) -> None:
     found, labels = np.array(pairs).T
-    assert scoring.matthews(found, labels) == pytest.approx(scoring.pearson(found, labels))
+    assert classification.matthews(found, labels) == pytest.approx(
+        regression.pearson(found, labels)
+    )
 
 
 def test_predictions_that_do_not_fit() -> None:
@@ -72,27 +75,27 @@ def test_predictions_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("split", "text", "words"),
     [
-        (scoring.squad_words, "The U.S., a state", ["us", "state"]),
-        (scoring.squad_words, "An  apple\nand THE-end", ["apple", "and", "theend"]),
-        (scoring.squad_words, "theatre a.", ["theatre"]),
-        (scoring.squad_words, "«Ёлка» – да", ["«ёлка»", "–", "да"]),
-        (scoring.squad_words, "长江。", ["长江。"]),
-        (scoring.squad_words, "the", []),
-        (scoring.mlqa_chinese_words, "第 10 章。", ["第", "10", "章"]),
-        (scoring.mlqa_chinese_words, "《BERT》 the“A”", ["bert", "thea"]),
-        (scoring.mlqa_chinese_words, "……", []),
-        (scoring.cmrc_words, "《BERT》有12层", ["bert", "有", "12", "层"]),
-        (scoring.cmrc_words, " 1963年，5.5% ", ["1963", "年", "5.5", "%"]),
-        (scoring.cmrc_words, "1,000米, a.m.", ["1,000", "米", ",", "a.m", "."]),
-        (scoring.cmrc_words, "nba-总决赛", ["nba", "总", "决", "赛"]),
-        (scoring.cmrc_words, "He said, “It's here.”",
+        (span.squad_words, "The U.S., a state", ["us", "state"]),
+        (span.squad_words, "An  apple\nand THE-end", ["apple", "and", "theend"]),
+        (span.squad_words, "theatre a.", ["theatre"]),
+        (span.squad_words, "«Ёлка» – да", ["«ёлка»", "–", "да"]),
+        (span.squad_words, "长江。", ["长江。"]),
+        (span.squad_words, "the", []),
+        (span.mlqa_chinese_words, "第 10 章。", ["第", "10", "章"]),
+        (span.mlqa_chinese_words, "《BERT》 the“A”", ["bert", "thea"]),
+        (span.mlqa_chinese_words, "……", []),
+        (span.cmrc_words, "《BERT》有12层", ["bert", "有", "12", "层"]),
+        (span.cmrc_words, " 1963年，5.5% ", ["1963", "年", "5.5", "%"]),
+        (span.cmrc_words, "1,000米, a.m.", ["1,000", "米", ",", "a.m", "."]),
+        (span.cmrc_words, "nba-总决赛", ["nba", "总", "决", "赛"]),
+        (span.cmrc_words, "He said, “It's here.”",
          ["he", "said", ",", "it", "'s", "here", "."]),
         # One character after another is dropped, and no character is two dots of dots.
-        (scoring.cmrc_words, "好……", ["好", "……"]),
-        (scoring.cmrc_words, "(a) can't. i cannot",
+        (span.cmrc_words, "好……", ["好", "……"]),
+        (span.cmrc_words, "(a) can't. i cannot",
          ["(", "a", ")", "ca", "n't", ".", "i", "can", "not"]),
-        (scoring.cmrc_words, "\"一\"", ["``", "一", "``"]),
-        (scoring.cmrc_words, "", []),
+        (span.cmrc_words, "\"一\"", ["``", "一", "``"]),
+        (span.cmrc_words, "", []),
     ],
 )  # fmt: skip
 def test_the_words_that_the_scripts_compare(split, text: str, words: list[str]) -> None:
@@ -101,16 +104,16 @@ def test_the_words_that_the_scripts_compare(split, text: str, words: list[str]) 
 
 def test_cmrc_counts_words_in_a_row() -> None:
     # 甲乙 or 丙丁 of 4 and 5 words; a subsequence would have four.
-    score, exact = scoring.answer_scores("cmrc", "甲乙戊丙丁", ["甲乙丙丁"])
+    score, exact = span.answer_scores("cmrc", "甲乙戊丙丁", ["甲乙丙丁"])
     assert (score, exact) == (pytest.approx(4 / 9), 0.0)
-    assert scoring.answer_scores("squad", "a b c", ["c b"]) == (pytest.approx(1.0), 0.0)
+    assert span.answer_scores("squad", "a b c", ["c b"]) == (pytest.approx(1.0), 0.0)
 
 
 @given(st.text("甲乙丙", max_size=9), st.text("甲乙丙", max_size=9))
 def test_the_longest_run_is_that_of_the_table(first: str, second: str) -> None:
     ends = range(len(first) + 1)
     runs = [end - begin for end in ends for begin in ends[:end] if first[begin:end] in second]
-    assert scoring.run_overlap(list(first), list(second)) == max(runs, default=0)
+    assert span.run_overlap(list(first), list(second)) == max(runs, default=0)
 
 
 def test_answer_scores_of_three_benchmarks() -> None:
@@ -126,12 +129,12 @@ def test_answer_scores_of_three_benchmarks() -> None:
 
 
 def test_an_answer_of_articles_alone_matches_without_overlap() -> None:
-    assert scoring.answer_scores("squad", "a", ["the"]) == (0.0, 1.0)
+    assert span.answer_scores("squad", "a", ["the"]) == (0.0, 1.0)
 
 
 def test_punctuation_counts_for_nothing_in_an_exact_match() -> None:
-    assert scoring.answer_scores("cmrc", " 《BERT》 ", ["bert"])[1] == 1.0
-    assert scoring.answer_scores("cmrc", "bert.", ["bert"])[1] == 0.0
+    assert span.answer_scores("cmrc", " 《BERT》 ", ["bert"])[1] == 1.0
+    assert span.answer_scores("cmrc", "bert.", ["bert"])[1] == 0.0
 
 
 @pytest.mark.peers
@@ -141,8 +144,10 @@ def test_correlations_are_scipys() -> None:
     for _ in range(20):
         labels = random.integers(0, 26, 200) / 5
         found = labels + random.normal(0, 1, 200).round(1)
-        assert scoring.pearson(found, labels) == pytest.approx(stats.pearsonr(found, labels)[0])
-        assert scoring.spearman(found, labels) == pytest.approx(stats.spearmanr(found, labels)[0])
+        assert regression.pearson(found, labels) == pytest.approx(stats.pearsonr(found, labels)[0])
+        assert regression.spearman(found, labels) == pytest.approx(
+            stats.spearmanr(found, labels)[0]
+        )
 
 
 @pytest.mark.peers
@@ -154,8 +159,8 @@ def test_answers_score_as_in_transformers() -> None:
     random = np.random.default_rng(2)
     for _ in range(300):
         answer, right = (" ".join(random.choice(words, random.integers(1, 6))) for _ in range(2))
-        score, exact = scoring.answer_scores("squad", answer, [right])
+        score, exact = span.answer_scores("squad", answer, [right])
         assert exact == peer.compute_exact(right, answer)
         # It calls two answers without words equal; SQuAD 1.1's own script shares nothing.
-        if scoring.squad_words(answer):
+        if span.squad_words(answer):
             assert score == pytest.approx(peer.compute_f1(right, answer))

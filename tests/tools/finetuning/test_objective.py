@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_specs.records import INPUT_MASK, TEACHER_LOGITS
-from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN
 from tools.finetuning.inputs import TARGETS, WEIGHTS
 from tools.finetuning.objective import TaskObjective
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from data_specs import tasks
-from tools.finetuning.scoring import Prediction, write_submission
-from tools.finetuning.task_data import TaskExample
+from tools.finetuning.kinds.span import Prediction
+from tools.finetuning.scoring import write_submission
+from tools.finetuning.task_files import TaskExample
 
 EXAMPLES = [TaskExample("0", ("a", "b")), TaskExample("7", ("c", "d"))]
 

@@ -11,7 +11,8 @@ from data_specs.declarations import known_names
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from tests.tools.finetuning.squad_files import squad_json
-from tools.finetuning.task_data import Answer, SplitData, TaskExample, read_split
+from tools.finetuning.task_data import read_split
+from tools.finetuning.task_files import Answer, SplitData, TaskExample
 
 SHARED = Location.parse(pathlib.Path(__file__)).parents[4] / "shared"
 
@@ -116,6 +117,26 @@ CASES = [
      "rusentiment_preselected_posts.csv": "label,text\r\nnegative,плохо\r\n",
      "rusentiment_test.csv": "not read"}, "train", [TaskExample("0", ("плохо",), 0),
      TaskExample("1", ('Мы "просто"\nтак,\n\nда',), 4)]),
+    ("weibo_ner", {"dev.conll": _table("口0|O", "女1|B-PER.NOM", "", "1 0|O")
+     .replace("1 0", "10")}, "dev", [TaskExample("0", ("口", "女"), ("O", "B-PER.NOM")),
+     TaskExample("1", ("1",), ("O",))]),
+    ("msra_ner", {"msra_test_bio": _table("北|B-LOC", "京|I-LOC", "")}, "dev",
+     [TaskExample("0", ("北", "京"), ("B-LOC", "I-LOC"))]),
+    ("peoples_daily_ner", {"example.train": "海 O\n钓 O\n\n厦 B-LOC\n门 I-LOC\n"}, "train",
+     [TaskExample("0", ("海", "钓"), ("O", "O")),
+     TaskExample("1", ("厦", "门"), ("B-LOC", "I-LOC"))]),
+    ("cluener", {"train.json": _lines({"text": "浙商银行", "label":
+     {"company": {"浙商银行": [[0, 3]]}}})}, "train", [TaskExample("0", ("浙", "商", "银", "行"),
+     ("B-company", *["I-company"] * 3))]),
+    ("conll2003", {"eng.testa": "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\nrejects VBZ I-VP O\n"},
+     "dev", [TaskExample("0", ("EU", "rejects"), ("I-ORG", "O"))]),
+    ("wnut17", {"wnut17train.conll": _table("@paulwalk|O", "|", "Empire|B-location")}, "train",
+     [TaskExample("0", ("@paulwalk",), ("O",)), TaskExample("1", ("Empire",), ("B-location",))]),
+    ("wikiann", {"dev": _table("en:Rome|B-LOC", "en::|O", "a:b|O", "12:30|O", "zh-yue:香|B-LOC")},
+     "dev", [TaskExample("0", ("Rome", ":", "a:b", "12:30", "香"),
+     ("B-LOC", "O", "O", "O", "B-LOC"))]),
+    ("collection3", {"valid.txt": _table("<DOCSTART>|O", "", "Россия|B-LOC")}, "dev",
+     [TaskExample("0", ("Россия",), ("B-LOC",))]),
 ]  # fmt: skip
 
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from data_specs.records import TASK_LOGITS, TEACHER_LOGITS
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import find_model
 from pipeline.storage import cache_input, manifest, serialization
 from tests.conftest import save_tiny_bert
 from tests.tools.finetuning.conftest import save_tiny_head
 from tools.finetuning import heads, prediction, task_teacher, training
-from tools.finetuning.head_layout import CLASSIFICATION, REGRESSION, SPAN, Head
-from tools.finetuning.inputs import Padding, TaskInputs
+from tools.finetuning.head_layout import Head
+from tools.finetuning.inputs import Padding
 from tools.finetuning.preparation import prepare
 from tools.finetuning.settings import FinetuneConfig
+from tools.finetuning.task_inputs import TaskInputs
 
 BINARY = Head(CLASSIFICATION, ("0", "1"))
 # Names of fixtures: a teacher of classes, and one of beginnings and ends.

@@ -16,8 +16,8 @@ NASTY = "<script>$\\frac{$ _&\"'"
 
 
 def _series(name: str, *points: tuple[float, float], place: int = 0) -> Series:
-    found = tuple(Point(x, y, f"at {x}") for x, y in points)
-    return Series(name, found, place, value=f"{points[-1][1]:.1%}")
+    drawn = tuple(Point(x, y, f"at {x}") for x, y in points)
+    return Series(name, drawn, place, value=f"{points[-1][1]:.1%}")
 
 
 def _line_figure(*series: Series, **settings):
@@ -45,6 +45,17 @@ def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
     assert set(reference.get_ydata()) == {0.65} and reference.get_linestyle() == "--"
     assert _legend(figure) == ["a  59.0%", "b  31.0%", "teacher  65.0%"]
     assert hints(_read(figure)) == {"a": ["at 20", "at 120"], "b": ["at 20", "at 120"]}
+
+
+def test_each_hint_has_a_circle_at_its_point_and_stands_in_the_list_of_values() -> None:
+    points = (Point(1, 0.1, "first"), Point(2, 0.4), Point(3, 0.9, "third"))
+    figure = _line_figure(Series("a", points))
+    (group,) = [element for element in _read(figure).iter() if element.get("data-name") == "a"]
+    markers = [(use.get("x"), use.get("y")) for use in group.iter() if use.tag.endswith("}use")]
+    circles = [circle for circle in group.iter() if circle.get("class") == "point"]
+    centres = [(circle.get("cx"), circle.get("cy")) for circle in circles]
+    assert centres == [markers[0], markers[2]]
+    assert [circle[0].text for circle in circles] == charts.hints(figure) == ["first", "third"]
 
 
 @pytest.mark.parametrize("points", [[(5, 0.5)], [(5, 0.5), (9, 0.5)], [(0, 0.0)], [(0, 1e40)]])
@@ -84,6 +95,14 @@ def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
     chart = _read(figure)
     assert "label" in texts(chart) and hints(chart) == {"k": ["hint"]}
     assert chart.get("aria-label") == "described" and chart.get("role") == "img"
+
+
+def test_labels_of_neighbouring_lines_are_on_different_sides() -> None:
+    points = tuple(Point(x, 1 / x, label=f"{x}") for x in (1, 2))
+    axis = Axis("bytes", logarithmic=True)
+    lines = [Series("a", points), Series("b", points, 1), Series("c", points, joined=False)]
+    heights = [text.xyann[1] for text in charts.figure(lines, axis, axis).axes[0].texts]
+    assert [height > 0 for height in heights] == [False, False, True, True, True, True]
 
 
 def test_intervals_have_names_values_and_bars() -> None:

@@ -14,24 +14,24 @@ from tools.report.page import Note, Section, Table
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
 def test_texts_stay_texts(text: str) -> None:
-    parts = [Table([text], [[text]]), Note(text, text), Table([text], [[text]], summary=text)]
-    found = parse(page.report_page(text, text, [Section(text, parts)]))
-    assert found.tables == [[[text], [text]]] * 2
+    contents = [Table([text], [[text]]), Note(text, text), Table([text], [[text]], summary=text)]
+    parsed = parse(page.report_page(text, text, [Section(text, contents)]))
+    assert parsed.tables == [[[text], [text]]] * 2
     # Title, heading, lead, section and summary.
-    assert not text.strip() or found.texts.count(text) >= 5
+    assert not text.strip() or parsed.texts.count(text) >= 5
 
 
 def test_a_page_is_closed_to_the_world() -> None:
     text = page.report_page("title", "lead", [Section("part", [Note("note")])])
-    found = parse(text)
+    parsed = parse(text)
     assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
-    metas = [attributes for tag, attributes in found.tags if tag == "meta"]
+    metas = [attributes for tag, attributes in parsed.tags if tag == "meta"]
     assert {"charset": "utf-8"} in metas
     assert {
         "http-equiv": "Content-Security-Policy",
         "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     } in metas
-    assert found.text == "title title lead part note"
+    assert parsed.text == "title title lead part note"
 
 
 def test_numbers_are_flush_right_and_the_best_are_bold() -> None:

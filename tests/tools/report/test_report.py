@@ -89,9 +89,9 @@ def _write(path: Location, value: Any) -> Location:
 
 
 def test_results_and_settings_stand_in_tables(two_runs) -> None:
-    found = parse(_report(runs=two_runs))
-    results, _, settings, shared = found.tables
-    titles = "run|layers × width|parameters|weights|updates|accuracy|agreement|loss|perplexity|KL"
+    parsed = parse(_report(runs=two_runs))
+    results, _, settings, shared = parsed.tables
+    titles = "run|layers × width|parameters|weights|steps|accuracy|agreement|loss|perplexity|KL"
     distilled = "distilled|2 × –|–|–|60|31.0%|62.0%|4.190|120.0|0.1450|0.0231"
     plain = "plain|2 × –|–|–|60|25.0%|50.0%|4.250|120.0|0.1750|0.0225"
     expected = [f"{titles}|calibration error", distilled, plain]
@@ -100,32 +100,35 @@ def test_results_and_settings_stand_in_tables(two_runs) -> None:
     assert [" ".join(row) for row in settings] == rows
     assert ["cache", "aaaaaaaa…"] in shared and ["num_hidden_layers", "2"] in shared
     assert not [row for row in shared if row[0] in ("learning_rate", "kind")]
-    headline = "31.0% of the held-out masked tokens, 69% of the teacher's 45.0%. From 2 runs."
-    assert f"distilled guesses {headline}" in found.text
-    best = [a["class"] for tag, a in found.tags if tag == "td" and "best" in a.get("class", "")]
+    headline = "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%."
+    assert f"distilled predicts {headline} From 2 runs." in parsed.text
+    best = [a["class"] for tag, a in parsed.tags if tag == "td" and "best" in a.get("class", "")]
     # Accuracy, agreement, loss, two equal perplexities, divergence; calibration of the other.
     assert len(best) == 7
 
 
 def test_curves_have_each_evaluation(two_runs) -> None:
-    found = charts(_report(runs=two_runs))
-    assert list(found) == [
+    page = _report(runs=two_runs)
+    drawn, values_shown = charts(page), parse(page).texts
+    assert list(drawn) == [
         "Agreement with the teacher: distilled ends highest, at 62.0%",
-        "Masked tokens guessed: distilled ends highest, at 31.0%",
+        "Masked-token accuracy: distilled ends highest, at 31.0%",
         "Loss on held-out tokens: distilled ends lowest, at 4.190",
         "Divergence from the teacher: distilled ends lowest, at 0.1450",
         "Training loss: 2 runs end lowest, at 4.400",
         "Calibration error: plain ends lowest, at 0.0225",
     ]
-    agreement, accuracy, loss, _, training, _ = found.values()
+    agreement, accuracy, loss, _, training, _ = drawn.values()
     for chart, name, values in (
         (agreement, "distilled", ["20.0%", "40.0%", "62.0%"]),
         (accuracy, "plain", ["10.0%", "15.0%", "25.0%"]),
         (loss, "plain", ["4.400", "4.350", "4.250"]),
         (training, "distilled", ["4.800", "4.600", "4.400"]),
     ):
-        expected = [f"{name}, update {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
+        expected = [f"{name}, step {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
         assert hints(chart)[name] == expected
+        # And as text, for a phone.
+        assert set(expected) <= set(values_shown)
     legend = {" ".join(text.split()) for text in texts(accuracy)}
     assert {"distilled 31.0%", "plain 25.0%", "the teacher 45.0%"} <= legend
 
@@ -135,19 +138,19 @@ def test_what_is_missing_is_left_out(tmp_path) -> None:
     text = (run / "metrics.jsonl").read_text().replace('"teacher_agreement"', '"other"')
     (run / "metrics.jsonl").write_text(text.replace("0.2,", "NaN,", 1))
     page = _report(runs=(run,))
-    found = parse(page).text
-    assert "Masked tokens guessed: from 10.0% to 20.0%" in found
+    text = parse(page).text
+    assert "Masked-token accuracy: from 10.0% to 20.0%" in text
     for title in ("Agreement", "that differ", "Scores on tasks", "Cache size", "against latency"):
-        assert title not in found
+        assert title not in text
     assert "nan" not in page.lower()
 
 
 def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     first = _make_run(tmp_path / "a", [0.1])
     other = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
-    found = parse(_report(runs=(first, other))).text
-    assert "Training loss: each run minimises its own" in found
-    assert "The runs read different caches," in found
+    text = parse(_report(runs=(first, other))).text
+    assert "Training loss: each run minimises a different loss" in text
+    assert "The runs read different caches and" in text
     # More runs than settings are rows.
     others = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
     others.append(_make_run(tmp_path / "d", [0.3]))
@@ -160,10 +163,10 @@ def test_names_are_escaped(tmp_path) -> None:
     nasty = "<script>alert(1)<" + "!--"
     runs = (_make_run(tmp_path / nasty, [0.3]), _make_run(tmp_path / "b\x1b", [0.2], note='"><b>'))
     page = _report(runs=runs, title="<i>&")
-    found = parse(page)
-    assert found.tables[0][1][0] == nasty and found.tables[0][2][0] == "b\\x1b"
+    parsed = parse(page)
+    assert parsed.tables[0][1][0] == nasty and parsed.tables[0][2][0] == "b\\x1b"
     assert "<script" not in page and "<i>" not in page and '"><b>' not in page
-    assert ("title", {}) in found.tags and "<i>&" in found.texts
+    assert ("title", {}) in parsed.tags and "<i>&" in parsed.texts
 
 
 def test_many_runs_are_grey(tmp_path) -> None:
@@ -194,7 +197,7 @@ def test_speed_is_shown_against_accuracy(two_runs, tmp_path) -> None:
     page = _report(runs=two_runs, inference=_write(tmp_path / "bench.json", {"rows": rows}))
     chart = charts(page)["plain: 4.0 times as fast as distilled, 81% of its accuracy"]
     assert hints(chart) == {"distilled": ["distilled: 20, 31.0%"], "plain": ["plain: 5, 25.0%"]}
-    (table,) = [one for one in parse(page).tables if "sequences/s" in one[0]]
+    (table,) = [rows for rows in parse(page).tables if "sequences/s" in rows[0]]
     expected = "distilled|float32 on cpu:0|2.50 M|10.0 MB|20 (18–22)|100 (90–110)"
     assert "|".join(table[1]) == expected
     assert [row[0] for row in table[1:]] == ["distilled", str(two_runs[1]), "teacher", "plain"]
@@ -236,13 +239,13 @@ def test_scores_on_tasks(tmp_path) -> None:
         _summary(tmp_path / "distilled" / "ocnli", "ocnli", 0.61, 0.01),
     )
     page = _report(finetune=paths)
-    found = parse(page)
+    parsed = parse(page)
     rows = ["model|tnews, accuracy|ocnli, accuracy", "distilled|56.12 ± 0.21|61.00 ± 1.00"]
-    assert ["|".join(row) for row in found.tables[0]] == [*rows, "plain|55.00|–"]
+    assert ["|".join(row) for row in parsed.tables[0]] == [*rows, "plain|55.00|–"]
     tnews, ocnli = charts(page).items()
     assert tnews[0] == "tnews: distilled scores highest, 56.12 ± 0.21"
     assert ocnli[0] == "ocnli: 61.00 ± 1.00"
-    assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in found.text
+    assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in parsed.text
 
 
 def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
@@ -253,10 +256,10 @@ def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
         # Of an older version.
         _summary(tmp_path / "student", "cmnli", 0.7, None),
     )
-    found = parse(_report(finetune=paths))
-    names = [row[0] for row in found.tables[0][1:]]
+    parsed = parse(_report(finetune=paths))
+    names = [row[0] for row in parsed.tables[0][1:]]
     assert names == ["student", "teacher", f"{tmp_path.name}/student"]
-    assert found.tables[0][1][1:] == ["50.00", "60.00", "–"]
+    assert parsed.tables[0][1][1:] == ["50.00", "60.00", "–"]
 
 
 @pytest.mark.parametrize("name", ["model", "", ".", "/"])
@@ -266,8 +269,8 @@ def test_names_that_tell_nothing_give_way_to_folders(tmp_path, name: str) -> Non
         _summary(tmp_path / "plain", "tnews", 0.4, None, model=name),
         _summary(tmp_path / "plain_ocnli", "ocnli", 0.6, None, model=name),
     )
-    found = parse(_report(finetune=paths))
-    assert [row[0] for row in found.tables[0][1:]] == ["distilled", "plain"]
+    parsed = parse(_report(finetune=paths))
+    assert [row[0] for row in parsed.tables[0][1:]] == ["distilled", "plain"]
 
 
 def test_two_scores_of_one_model_on_a_task_are_refused(tmp_path) -> None:
@@ -285,20 +288,30 @@ def test_the_model_of_a_folder(folder: str) -> None:
 
 def _planned(encoding: str, k: int, size: float, divergence: float) -> dict[str, Any]:
     plan = {"logit_encoding": encoding, "truncation_factor": k, "position_bytes": size}
-    return {**plan, "mass_kept": 0.9, "kl_dense": {"mean": divergence, "max": 1.0}}
+    fits = {
+        temperature: {"mass_kept": mass, "kl": {"mean": factor * divergence, "max": 1.0}}
+        for temperature, mass, factor in (("1", 0.9, 1.0), ("2", 0.5, 2.0))
+    }
+    return {**plan, "temperatures": fits}
+
+
+def _fit(**changes: Any) -> dict[str, Any]:
+    return {"temperatures": {"1": {"mass_kept": 0.9, "kl": {"mean": 0.1}, **changes}}}
 
 
 def test_a_plan_is_a_line_for_each_codec(tmp_path) -> None:
     plans = [_planned("float16", k, 10 + 4 * k, 3 / k) for k in (16, 64, 256)]
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
-    ((title, chart),) = charts(page).items()
-    assert title == "At k = 256 compact takes 38% of float16's bytes for the same divergence"
-    hint = "34 bytes a masked position, KL 0.19 nats, 90.0% of the mass kept"
+    (title, chart), (hot_title, hot) = charts(page).items()
+    finding = "at k = 256 compact takes 38% of float16's bytes for the same divergence"
+    assert (title, hot_title) == (f"T = 1: {finding}", f"T = 2: {finding}")
+    hint = "34 bytes per masked position, KL 0.19 nats, 90.0% of the mass kept"
     assert hints(chart)["compact"][0] == f"compact, k = 16: {hint}"
     assert len(hints(chart)["float16"]) == 3 and {"16", "64", "256"} <= set(texts(chart))
+    assert "k = 16: 34 bytes per masked position, KL 0.38 nats, 50.0%" in hints(hot)["compact"][0]
     (table,) = parse(page).tables
-    assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19"]
+    assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19", "50.0%", "0.38"]
 
 
 def test_students_of_several_caches_are_compared(tmp_path) -> None:
@@ -307,7 +320,7 @@ def test_students_of_several_caches_are_compared(tmp_path) -> None:
         scores = {f"{seed}": {"teacher_agreement": share} for seed, share in enumerate(shares)}
         rows.append({"cache": f"/caches/{name}", "bytes_per_position": size, "scores": scores})
     ((title, chart),) = charts(_report(comparison=_write(tmp_path / "c.json", rows))).items()
-    assert title == "Students agree with the teacher in 70.0% from small, in 82.0% from large"
+    assert title == "Agreement with the teacher: 70.0% with small, 82.0% with large"
     expected = {"large": ["large: 500 bytes, 82.0%"], "small": ["small: 50 bytes, 70.0%"]}
     assert hints(chart) == expected
 
@@ -329,31 +342,31 @@ def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_pa
     manifest = manifests.load(cache_dir)
     examples = sum(map(manifest.num_examples, manifest.splits))
     assert made[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
-    assert made[2][1] == "float16, drawn"
+    assert made[2][1] == "float16, sampled"
     # One teacher, whose reliability is drawn once.
-    title = "The teacher's own probabilities are off by"
+    title = "The teacher's expected calibration error: "
     assert sum(name.startswith(title) for name in charts(page)) == 1
 
 
 def test_reliability_of_four_guesses() -> None:
-    found = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
-    assert found.counts == (1, 2, 1)
-    assert found.confidence == pytest.approx((0.1, 0.915, 0.95))
-    assert found.accuracy == (1.0, 0.5, 0.0)
-    assert found.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
+    measured = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
+    assert measured.counts == (1, 2, 1)
+    assert measured.confidence == pytest.approx((0.1, 0.915, 0.95))
+    assert measured.accuracy == (1.0, 0.5, 0.0)
+    assert measured.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
 
 
 def test_the_teachers_reliability_is_that_of_the_examples_shown(cache_dir) -> None:
-    found = read_cache(cache_dir, "x").reliability
+    measured = read_cache(cache_dir, "x").reliability
     reader = ExampleReader(open_cache(cache_dir, None), num_guesses=1)
     shown = reader.read(Selection("eval", count=10_000))
-    words = [position.teacher for one in shown for position in one.positions]
+    words = [position.teacher for example in shown for position in example.positions]
     confidence = np.array([word.guesses[0].probability for word in words])
     right = np.array([word.right for word in words])
-    assert sum(found.counts) == len(words)
+    assert sum(measured.counts) == len(words)
     bins = np.minimum((confidence * 15).astype(int), 14)
     error = sum(abs((right - confidence)[bins == place].sum()) for place in range(15))
-    assert found.error == pytest.approx(error / len(words))
+    assert measured.error == pytest.approx(error / len(words))
 
 
 def test_names_are_short_and_settings_flat() -> None:
@@ -367,7 +380,7 @@ def test_names_are_short_and_settings_flat() -> None:
 
 def test_titles_of_ties_and_of_a_single_evaluation() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
-    assert finding(ACCURACY, series) == "Masked tokens guessed: 2 runs end highest, at 50.0%"
+    assert finding(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
     series = [Series("student", (Point(200, 0.941),))]
     assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
 
@@ -403,10 +416,12 @@ def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expect
         ({"truncation_factor": "x"}, "plans[0].truncation_factor"),
         ({"position_bytes": -3.0}, "plans[0].position_bytes"),
         ({"position_bytes": 1e300}, "plans[0].position_bytes"),
-        ({"mass_kept": True}, "plans[0].mass_kept"),
-        ({"mass_kept": float("nan")}, "plans[0].mass_kept"),
-        ({"kl_dense": {"mean": 10**299}}, "plans[0].kl_dense.mean"),
-        ({"kl_dense": None}, "plans[0].kl_dense"),
+        (_fit(mass_kept=True), "plans[0].temperatures[...].mass_kept"),
+        (_fit(mass_kept=float("nan")), "plans[0].temperatures[...].mass_kept"),
+        (_fit(kl={"mean": 10**299}), "plans[0].temperatures[...].kl.mean"),
+        (_fit(kl=None), "plans[0].temperatures[...].kl"),
+        ({"temperatures": {}}, "plans[0].temperatures"),
+        ({"temperatures": None}, "plans[0].temperatures"),
     ],
 )
 def test_malformed_plans_are_refused_by_their_place(tmp_path, changes, place: str) -> None:

@@ -51,7 +51,7 @@ def test_lines_break_between_parts() -> None:
 
 
 @given(st.lists(LETTERS), st.integers(2, 20))
-def test_lines_fit_and_lose_nothing(parts: list[str], width: int) -> None:
-    lines = text_width.wrapped(parts, width)
+def test_lines_fit_and_lose_nothing(pieces: list[str], width: int) -> None:
+    lines = text_width.wrapped(pieces, width)
     assert all(text_width.columns(line) <= width for line in lines)
-    assert "".join(lines).replace(" ", "") == "".join(parts).replace(" ", "")
+    assert "".join(lines).replace(" ", "") == "".join(pieces).replace(" ", "")

@@ -1,4 +1,4 @@
-"""What a teacher says at a masked position: what is true passes, what cannot be is told."""
+"""Valid teacher targets of a masked position pass the checks, invalid ones are reported."""
 
 import dataclasses
 
@@ -24,29 +24,29 @@ def _info(**changes) -> TeacherInfo:
 
 
 def _true_rows(logits: np.ndarray, labels: np.ndarray, k: int, mass: float | None = None):
-    """What a cache of these logits holds, computed in float64 by the definitions."""
+    """Returns the targets of a cache of these logits, computed in float64 by definition."""
     order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     taken = np.take_along_axis(probabilities, order, -1)
-    kept = np.ones(order.shape, bool)
+    is_stored = np.ones(order.shape, bool)
     if mass is not None:
-        kept = np.cumsum(taken, -1) - taken < mass
-        kept[:, 0] = True
-    ids = np.where(kept, order, NO_ID)
-    values = np.where(kept, np.take_along_axis(logits, order, -1), NO_ID_LOGIT)
+        is_stored = np.cumsum(taken, -1) - taken < mass
+        is_stored[:, 0] = True
+    ids = np.where(is_stored, order, NO_ID)
+    values = np.where(is_stored, np.take_along_axis(logits, order, -1), NO_ID_LOGIT)
     tails = []
     for temperature in TEMPERATURES:
         p = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
         p /= p.sum(-1, keepdims=True)
         outside = p.copy()
         for row in range(len(ids)):
-            outside[row, ids[row][kept[row]]] = 0.0
+            outside[row, ids[row][is_stored[row]]] = 0.0
         with np.errstate(divide="ignore"):
             tails.append(np.log(outside.sum(-1)))
     with np.errstate(divide="ignore"):
-        said = np.log(probabilities[np.arange(len(labels)), labels])
-    return ids, values - values[:, :1], np.stack(tails, -1), said
+        label_log_probs = np.log(probabilities[np.arange(len(labels)), labels])
+    return ids, values - values[:, :1], np.stack(tails, -1), label_log_probs
 
 
 @st.composite
@@ -54,34 +54,32 @@ def _distributions(draw):
     vocab_size = draw(st.integers(4, 40))
     seed = draw(st.integers(0, 2**32 - 1))
     scale = draw(st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0, 200.0]))
-    random = np.random.default_rng(seed)
-    logits = (random.normal(size=(6, vocab_size)) * scale).astype(np.float32).astype(np.float64)
-    labels = random.integers(vocab_size, size=6)
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(6, vocab_size)) * scale).astype(np.float32).astype(np.float64)
+    labels = rng.integers(vocab_size, size=6)
     return logits, labels, draw(st.integers(1, vocab_size)), draw(st.sampled_from([None, 0.7, 1.0]))
 
 
 @pytest.mark.parametrize("encoding", CODECS)
 @given(made=_distributions())
-def test_what_a_teacher_says_passes(encoding: str, made) -> None:
-    """Any distribution, sure or not, as each codec gives it back."""
+def test_decoded_targets_of_any_distribution_pass(encoding: str, made) -> None:
     logits, labels, k, mass = made
     vocab_size = logits.shape[1]
-    ids, values, tails, said = _true_rows(logits, labels, k, mass)
+    ids, values, tails, label_log_probs = _true_rows(logits, labels, k, mass)
     codec = CODECS[encoding](vocab_size, k, mass is not None, np.arange(vocab_size))
     packed = codec.encode(ids, values.astype(np.float32), np.array([0, 2, 6]))
     decoded = codec.decode_records(packed, [2, 4])
-    targets = TeacherTargets(
-        *decoded, tails.astype(np.float32), said.astype(np.float16).astype("f4"), TEMPERATURES
-    )
+    label_log_probs = label_log_probs.astype(np.float16).astype("f4")
+    targets = TeacherTargets(*decoded, tails.astype(np.float32), label_log_probs, TEMPERATURES)
     rows = TopKRows.of(targets, codec, labels)
     info = _info(truncation_factor=k, truncation_mass=mass, logit_encoding=encoding)
-    found = {problem: bad for problem, bad in topk_problems(rows, info, vocab_size) if bad.any()}
-    assert not found
+    problems = [problem for problem, bad in topk_problems(rows, info, vocab_size) if bad.any()]
+    assert not problems
 
 
 @pytest.mark.parametrize("encoding", CODECS)
 @given(made=_distributions())
-def test_errors_bound_what_is_lost(encoding: str, made) -> None:
+def test_codec_errors_bound_the_loss_of_encoding(encoding: str, made) -> None:
     logits, labels, k, mass = made
     ids, values, _, _ = _true_rows(logits, labels, k, mass)
     codec = CODECS[encoding](logits.shape[1], k, mass is not None, np.arange(logits.shape[1]))
@@ -99,22 +97,22 @@ def test_errors_bound_what_is_lost(encoding: str, made) -> None:
 
 @pytest.mark.parametrize("encoding", CODECS)
 @pytest.mark.parametrize("variable", [False, True])
-def test_records_are_decoded_together_as_one_by_one(encoding: str, variable: bool) -> None:
-    random = np.random.default_rng(3)
-    logits = random.normal(size=(9, 600)) * 4.0
+def test_decoding_records_together_equals_decoding_each(encoding: str, variable: bool) -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(9, 600)) * 4.0
     labels = np.zeros(9, int)
     ids, values, _, _ = _true_rows(logits, labels, 20, 0.8 if variable else None)
-    codec = CODECS[encoding](600, 20, variable, random.integers(1000, size=600))
+    codec = CODECS[encoding](600, 20, variable, rng.integers(1000, size=600))
     counts = [2, 0, 4, 3]
     packed = codec.encode(ids, values.astype(np.float32), np.cumsum([0, *counts]))
     together = codec.decode_records(packed, counts)
-    alone = [codec.decode(one, count) for one, count in zip(packed, counts, strict=True)]
-    for joined, parts in zip(together, zip(*alone, strict=True), strict=True):
-        np.testing.assert_array_equal(joined, np.concatenate(parts))
+    alone = [codec.decode(features, count) for features, count in zip(packed, counts, strict=True)]
+    for joined, of_records in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(joined, np.concatenate(of_records))
 
 
 def _rows(**changes) -> TopKRows:
-    """Three positions of 8 tokens by hand: p = .5, .25, .125 and five of .025; labels 4, 1, 6."""
+    """Returns three positions of 8 tokens with p = .5, .25, .125, 5 × .025; labels 4, 1, 6."""
     log_p = np.log([0.5, 0.25, 0.125])
     doubled = np.sqrt([0.5, 0.25, 0.125, *[0.025] * 5])
     tails = np.log([0.125, doubled[3:].sum() / doubled.sum()])
@@ -127,15 +125,14 @@ def _rows(**changes) -> TopKRows:
         temperatures=TEMPERATURES,
         labels=np.array([4, 1, 6]),
     )
-    for name, (place, value) in changes.items():
-        getattr(rows, name)[place] = value
+    for name, (index, value) in changes.items():
+        getattr(rows, name)[index] = value
     return rows
 
 
 def _problems(rows: TopKRows, *, vocab_size: int = 8, **changes) -> dict[str, list[int]]:
-    info = _info(**changes)
-    found = topk_problems(rows, info, vocab_size)
-    return {problem: np.flatnonzero(bad).tolist() for problem, bad in found if bad.any()}
+    problems = topk_problems(rows, _info(**changes), vocab_size)
+    return {problem: np.flatnonzero(bad).tolist() for problem, bad in problems if bad.any()}
 
 
 TAIL, LABEL = records.LOG_TAIL_MASSES, records.LABEL_LOG_PROBS
@@ -163,39 +160,39 @@ TAIL, LABEL = records.LOG_TAIL_MASSES, records.LABEL_LOG_PROBS
         ),
     ],
 )
-def test_what_cannot_be_is_told(changes, problem: str) -> None:
+def test_invalid_targets_are_reported_at_their_position(changes, problem: str) -> None:
     assert _problems(_rows()) == {}
-    ((_, (place, _)),) = changes.items()
-    row = place[0] if isinstance(place, tuple) else place
-    found = _problems(_rows(**changes))
-    assert any(text.startswith(problem) for text in found)
-    assert all(rows == [row] for rows in found.values())
+    ((_, (index, _)),) = changes.items()
+    row = index[0] if isinstance(index, tuple) else index
+    problems = _problems(_rows(**changes))
+    assert any(text.startswith(problem) for text in problems)
+    assert all(rows == [row] for rows in problems.values())
 
 
-def test_a_tail_of_tokens_more_probable_than_the_top_k_is_told() -> None:
-    """Five tokens outside have at most 5 · 0.125 = 0.625 : 0.875 of the mass beside the top-k."""
-    most = 0.625 / (0.625 + 0.875)
+def test_a_tail_with_tokens_more_probable_than_the_top_k_is_reported() -> None:
+    """The five tokens outside have at most 5 · 0.125 = 0.625, the top-k has 0.875."""
+    max_share = 0.625 / (0.625 + 0.875)
     problem = "expected tokens in the tail that are less probable than those in the top-k, at"
-    for share, told in ((most - 0.01, []), (most + 0.01, [1])):
+    for share, expected in ((max_share - 0.01, []), (max_share + 0.01, [1])):
         rows = _rows(**{TAIL: ((1, 0), np.log(share))})
         rows.log_tail_masses[1, 1] = np.log(0.46)
-        found = _problems(rows, temperatures=(1.0, 2.0))
-        assert found.get(f"{TAIL}: {problem} temperature 1", []) == told
+        problems = _problems(rows, temperatures=(1.0, 2.0))
+        assert problems.get(f"{TAIL}: {problem} temperature 1", []) == expected
     rows = _rows(**{TAIL: ((2, 1), np.log(0.9))})
     assert _problems(rows)[f"{TAIL}: {problem} temperature 2"] == [2]
 
 
-def test_a_list_of_every_token_leaves_nothing() -> None:
+def test_a_tail_beside_a_topk_of_all_tokens_is_reported() -> None:
     rows = _rows()
     problem = f"{TAIL}: expected −inf where every token is in the top-k"
     assert _problems(rows, vocab_size=3)[problem] == [0, 1, 2]
     rows.log_tail_masses[:] = -np.inf
     assert problem not in _problems(rows, vocab_size=3)
-    # A teacher that is this sure may leave no mass that float32 can hold.
+    # A confident teacher's tail may be 0 in float32.
     assert problem not in _problems(rows, vocab_size=8)
 
 
-def test_draws_have_no_tail_and_say_nothing_of_the_label() -> None:
+def test_random_draws_must_have_no_tail_and_any_label_probability() -> None:
     changes = {"truncation": SAMPLED, "temperatures": (1.0,)}
     rows = dataclasses.replace(_rows(), log_tail_masses=np.full((3, 1), -np.inf, np.float32))
     rows.label_log_probs[:] = -30.0
@@ -204,7 +201,7 @@ def test_draws_have_no_tail_and_say_nothing_of_the_label() -> None:
     assert _problems(rows, **changes) == {f"{TAIL}: expected −inf, as draws have no tail": [1]}
 
 
-def test_several_teachers_agree_on_no_label() -> None:
+def test_merged_targets_may_have_any_label_probability() -> None:
     rows = dataclasses.replace(_rows(), log_tail_masses=_rows().log_tail_masses[:, :1])
     rows.label_log_probs[:] = -30.0
     merged = {"teacher": {"merged": []}, "temperatures": (1.0,)}
@@ -212,7 +209,7 @@ def test_several_teachers_agree_on_no_label() -> None:
     assert _problems(rows, temperatures=(1.0,)) != {}
 
 
-def test_ids_of_too_little_mass_are_told() -> None:
+def test_ids_below_the_truncation_mass_are_reported() -> None:
     rows = _rows()
     rows.ids[1, 2], rows.logits[1, 2] = NO_ID, NO_ID_LOGIT
     rows.log_tail_masses[1] = np.log([0.25, 0.45])

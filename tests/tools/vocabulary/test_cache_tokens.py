@@ -1,4 +1,4 @@
-"""True tokens: masked ones put back, counted."""
+"""Tests of true tokens, with the labels at masked positions, and of their counts."""
 
 import collections
 
@@ -20,11 +20,11 @@ def _example(tokens: list[int], positions: list[int], labels: list[int]) -> dict
     }
 
 
-def test_true_tokens_by_hand() -> None:
+def test_true_tokens_have_labels_at_masked_positions() -> None:
     examples = [_example([2, 4, 9, 4, 3], [1, 3], [7, 8]), _example([2, 3], [], [])]
     examples.append(_example([2, 4, 3], [1], [5]))
     assert cache_tokens.true_tokens(examples, 10).tolist() == [2, 7, 9, 8, 3, 2, 3, 2, 5, 3]
-    # Nothing is masked in a window.
+    # The tokens of an unmasked window are its inputs.
     window = {
         records.INPUT_IDS: np.array([2, 4, 3], "<u2").tobytes(),
         records.WORD_STARTS: np.array([1], "<u2").tobytes(),
@@ -40,14 +40,14 @@ def test_true_tokens_by_hand() -> None:
         (_example([2, 4, 3], [1], [10]), "expected ids of 10 tokens, received others"),
     ],
 )
-def test_records_that_contradict_themselves(example: dict[str, bytes], message: str) -> None:
+def test_contradictory_records_are_refused(example: dict[str, bytes], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cache_tokens.true_tokens([_example([2, 3], [], []), example], 10)
 
 
-@pytest.mark.parametrize("chunk", [7, 4_096])
-def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(cache_tokens, "_CHUNK", chunk)
+@pytest.mark.parametrize("block_records", [7, 4_096])
+def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, block_records: int) -> None:
+    monkeypatch.setattr(cache_tokens, "_BLOCK_RECORDS", block_records)
     cache = cache_input.open_cache(cache_dir, None)
     expected: collections.Counter[int] = collections.Counter()
     for example in read_rows(cache_dir, "train"):
@@ -61,11 +61,11 @@ def test_counts_of_a_cache_equal_a_plain_count(cache_dir, monkeypatch, chunk: in
     counts = cache_tokens.count_tokens(cache)
     assert len(cache.manifest.splits["train"]) == 3
     assert dict(expected) == {i: int(n) for i, n in enumerate(counts) if n}
-    # [MASK] stands nowhere once what it hides is put back.
+    # The true tokens never include [MASK].
     assert counts[cache.manifest.special_ids["mask"]] == 0
 
 
-def test_a_damaged_record_is_named(cache_dir, monkeypatch) -> None:
+def test_error_about_a_damaged_record_names_its_shard(cache_dir, monkeypatch) -> None:
     cache = cache_input.open_cache(cache_dir, None)
     broken = [serialization.encode_example(_example([2, 4, 3], [9], [5]))]
     monkeypatch.setattr(serialization, "read_records", lambda path: iter(broken))

@@ -100,19 +100,15 @@ def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> floa
     return len(sample.serialized) / seconds
 
 
-def _make_capture(
-    inputs: Inputs, sample: Sample, source: ModelSource, model: MaskedLM
-) -> capture.Capture:
+def _make_capture(inputs: Inputs, sample: Sample, model: MaskedLM) -> capture.Capture:
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
     manifest = sample.cache.manifest
-    keep = capture.keep_function(
-        config, source, model, max_positions=manifest.max_predictions_per_seq
-    )
+    keep = capture.keep_function(config, model, max_positions=manifest.max_predictions_per_seq)
     return capture.Capture(
         manifest=manifest,
         batch_size=_BATCH_SIZE,
-        codec=CODECS["float16"](source.config.vocab_size, k),
+        codec=CODECS["float16"](model.config.vocab_size, k),
         info=TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={}),
         forward=forward.compile_forward(model, keep),
         on_examples=lambda count: None,
@@ -122,7 +118,7 @@ def _make_capture(
 def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     sample = draw(inputs.examples(mixed=False))
     model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
+    forward, made = bare_forward(model), _make_capture(inputs, sample, model)
     count = len(sample.serialized)
 
     def ours() -> float:
@@ -147,7 +143,7 @@ def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
 def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     sample = draw(inputs.examples(mixed=True))
     model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = bare_forward(model), _make_capture(inputs, sample, source, model)
+    forward, made = bare_forward(model), _make_capture(inputs, sample, model)
     full, count = sample.full_batches, len(sample.serialized)
     ours = functools.partial(_capture_rate, sample, made, inputs)
     ours(), forward(full[0])

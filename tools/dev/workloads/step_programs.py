@@ -52,6 +52,12 @@ class Workload:
     hidden_groups: tuple[str, ...] = ()
 
     @property
+    def num_positions(self) -> int:
+        """Positions of an input whose distributions are compared."""
+        everywhere = self.config.loss_positions == "all"
+        return self.max_seq_length if everywhere else self.max_predictions_per_seq
+
+    @property
     def live(self) -> bool:
         """Whether the teacher runs beside the student."""
         return self.config.teacher is not None
@@ -94,12 +100,18 @@ class Workload:
         )
 
 
-def build_distiller(workload: Workload) -> "Distiller":
-    """Returns the student with its objective and optimizer, as `run_distill` trains it."""
+def build_distiller(workload: Workload, batch_size: int) -> "Distiller":
+    """Returns the student with its objective and optimizer, as `run_distill` trains it.
+
+    Args:
+        workload: what is computed.
+        batch_size: examples of a step on one device.
+    """
     from pipeline.distill.distiller import Distiller
     from pipeline.distill.objective import choose_objective
     from pipeline.distill.optimization import compile_distiller
     from pipeline.distill.student import prepare_for_training
+    from pipeline.models import position_blocks
     from pipeline.models.masked_lm import MaskedLM
 
     config = workload.config
@@ -126,6 +138,11 @@ def build_distiller(workload: Workload) -> "Distiller":
         num_steps=config.num_train_steps,
         steps_per_update=config.gradient_accumulation_steps,
         seed=_SEED,
+        block_size=position_blocks.block_size(
+            batch_size=batch_size,
+            num_positions=workload.num_positions,
+            vocab_size=workload.student.vocab_size,
+        ),
     )
     compile_distiller(distiller, config, steps_per_update=config.gradient_accumulation_steps)
     return distiller
@@ -244,12 +261,14 @@ def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
 
 def step_flops(workload: Workload) -> float:
     """Returns the operations of a step of stage 2 for one example, a live teacher's included."""
-    length = workload.max_seq_length
-    everywhere = workload.config.loss_positions == "all"
-    positions = length if everywhere else workload.max_predictions_per_seq
     teacher = workload.teacher if workload.live else None
-    embeds = workload.config.embedding_pooling is not None
-    return flops.step_flops(workload.student, teacher, length, positions, embeds=embeds)
+    return flops.step_flops(
+        workload.student,
+        teacher,
+        workload.max_seq_length,
+        workload.num_positions,
+        embeds=workload.config.embedding_pooling is not None,
+    )
 
 
 def teacher_flops(workload: Workload) -> float:

@@ -264,7 +264,7 @@ def _lower_step(workload: Workload, batch_size: int, topology: Topology) -> Any:
     import jax
 
     whole, divided = _shardings(topology)
-    distiller = step_programs.build_distiller(workload)
+    distiller = step_programs.build_distiller(workload, batch_size // topology.num_chips)
     state = step_programs.train_state(distiller)
     batch = _abstract(step_programs.step_batch(workload, 1), divided, batch_size)
     step = jax.jit(distiller.train_step, donate_argnums=0, out_shardings=(None, whole))

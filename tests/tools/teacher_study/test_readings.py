@@ -1,0 +1,79 @@
+"""Files that the steps of a study leave, and what is refused of them."""
+
+import json
+
+import pytest
+
+from pipeline.base.errors import InputError
+from tools.finetuning import short_runs
+from tools.teacher_study import readings
+
+
+def test_the_last_evaluation_is_read(tmp_path) -> None:
+    lines = [
+        {"step": 1, "split": "eval", "masked_lm_accuracy": 0.1},
+        {"step": 2, "split": "train", "loss": 1.0},
+        {"step": 2, "split": "eval", "masked_lm_accuracy": 0.2},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert readings.last_evaluation(tmp_path)["masked_lm_accuracy"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"step": 1, "split": "eval", "loss": 1}', "[" * 100_000, "[1]"]
+)
+def test_metrics_without_an_evaluation_are_refused(tmp_path, content: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError) as error:
+        readings.last_evaluation(tmp_path)
+    assert error.value.subject.startswith(str(tmp_path / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rates": None},
+        {"rates": []},
+        {"rates": [{"metrics": []}]},
+        {"rates": [{"metrics": {"f1": {}}}]},
+        {},
+    ],
+)
+def test_the_score_of_a_summary_is_read_or_its_absence_refused(tmp_path, changes) -> None:
+    path = tmp_path / "summary.json"
+    metrics = {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}
+    rates = [{"learning_rate": 1e-4, "num_seeds": 1, "metrics": metrics}]
+    summary = {"task": "x", "split": "dev", "best_learning_rate": 1e-4, "rates": rates}
+    path.write_text(json.dumps({**summary, "main_metric": "f1", **changes}))
+    if not changes:
+        assert short_runs.read_score(path) == 0.25
+        return
+    with pytest.raises(InputError) as error:
+        short_runs.read_score(path)
+    assert error.value.subject.startswith(str(path))
+
+
+def _write_run(folder, rates: list[float]) -> None:
+    counts = {"num_train_examples": 64, "num_train_inputs": 96}
+    summary = {"runs": [{"directory": "lr-1_seed-1", "counts": counts}]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [
+        {"step": step, "split": "train", "examples_per_second": rate}
+        for step, rate in enumerate(rates, 1)
+    ]
+    lines.append({"step": len(rates), "split": "eval", "accuracy": 0.5})
+    (folder / "lr-1_seed-1").mkdir()
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (folder / "lr-1_seed-1" / "metrics.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    # Equally many inputs at 10 and at 30 a second are 15 a second.
+    [([1.0, 1.0, 10.0, 30.0], 15.0), ([4.0, 4.0], 4.0)],
+)
+def test_the_rate_of_a_run_leaves_out_the_steps_that_compile(tmp_path, rates, expected) -> None:
+    _write_run(tmp_path, rates)
+    assert readings.examples_per_second(tmp_path) == pytest.approx(expected)
+    assert readings.read_task_counts(tmp_path) == readings.TaskCounts(64, 96)

@@ -1,0 +1,91 @@
+"""Sizes that fit in a budget."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base.errors import InputError
+from tools.commands import Step
+from tools.teacher_study import sizes
+from tools.teacher_study.clock import Clock
+from tools.teacher_study.settings import parse_duration
+from tools.teacher_study.sizes import Costs, TaskCost
+
+_SECONDS = st.floats(0.01, 1e4)
+_TASKS = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]),
+    st.builds(TaskCost, st.integers(1, 100_000), st.floats(0.5, 10.0), _SECONDS, _SECONDS),
+    min_size=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800.0), ("4h", 14400.0), ("90s", 90.0), ("1h30m", 5400.0), ("0.5h", 1800.0)],
+)
+def test_durations_have_units(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "0m", "-1h", "30m1h", "1d"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_duration(text)
+    assert repr(text) in caught.value.received
+
+
+def test_what_the_tasks_do_not_need_is_for_the_steps() -> None:
+    tasks = {"a": TaskCost(100, 1.0, 15.0, 0.1)}
+    assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 140
+    # The tasks would take all, and leave half.
+    tasks = {"a": TaskCost(1000, 1.0, 15.0, 1.0)}
+    assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 80
+
+
+@given(left=_SECONDS, fixed=_SECONDS, per_step=_SECONDS, tasks=_TASKS)
+def test_steps_fit_or_are_the_fewest(left, fixed, per_step, tasks) -> None:
+    costs = Costs(fixed, per_step, tasks)
+    steps = sizes.choose_steps(left, costs)
+    assert steps >= sizes.LEAST_STEPS
+    used = steps * per_step + fixed + costs.fixed_of_tasks
+    assert steps == sizes.LEAST_STEPS or used <= left * (1 + 1e-9)
+
+
+def test_tasks_have_the_same_share_of_their_examples() -> None:
+    tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.02), "b": TaskCost(3000, 1.0, 0.0, 0.02)}
+    # 10 of 60 seconds are fixed; 50 of the 100 that whole runs need are left.
+    assert sizes.choose_examples(60.0, tasks) == {"a": 500, "b": 1500}
+    assert sizes.choose_examples(1e6, tasks) == {"a": 1000, "b": 3000}
+    assert sizes.choose_examples(-5.0, tasks) == dict.fromkeys("ab", sizes.LEAST_EXAMPLES)
+
+
+@given(left=_SECONDS, tasks=_TASKS)
+def test_examples_fit_or_are_the_fewest(left, tasks) -> None:
+    examples = sizes.choose_examples(left, tasks)
+    for name, cost in tasks.items():
+        assert min(sizes.LEAST_EXAMPLES, cost.num_examples) <= examples[name] <= cost.num_examples
+    used = sum(
+        cost.fixed + examples[name] * cost.num_epochs * cost.per_example
+        for name, cost in tasks.items()
+        if examples[name] > sizes.LEAST_EXAMPLES
+    )
+    assert used <= left * (1 + 1e-9) or not used
+
+
+def test_a_head_takes_a_tenth_of_the_budget_at_most() -> None:
+    assert sizes.choose_head_steps(1000.0, 0.5, 1000) == 200
+    assert sizes.choose_head_steps(1e6, 0.5, 1000) == 1000
+    assert sizes.choose_head_steps(1.0, 0.5, 1000) == sizes.LEAST_HEAD_STEPS
+    assert sizes.choose_head_steps(1.0, 0.5, 7) == 7
+
+
+def test_seconds_are_those_of_all_processes(tmp_path, monkeypatch) -> None:
+    moments = iter([0.0, 2.0, 10.0, 15.0])
+    monkeypatch.setattr("tools.teacher_study.clock.time.monotonic", lambda: next(moments))
+    for name in ("a", "b"):
+        clock = Clock(tmp_path / "seconds.json", tmp_path)
+        result = tmp_path / "folder" / name
+        clock.timed(Step(name, result, lambda: None)).make()
+    assert clock.total == 7.0
+    assert Clock(tmp_path / "seconds.json", tmp_path).seconds(tmp_path / "folder" / "a") == 2.0
+    assert clock.seconds(tmp_path / "c") == 0.0

@@ -1,0 +1,164 @@
+"""Stages 1b and 2 from serialised records to a shard and to steps of training, on JAX.
+
+Records are random, and read and written by NumPy: neither TensorFlow nor a tokenizer is needed.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_specs import records
+from pipeline.base.location import Location
+from pipeline.base.prefetch import ahead
+from pipeline.storage import serialization
+from pipeline.storage.codecs import CODECS
+from pipeline.storage.codecs.base import TargetCodec
+from pipeline.storage.manifest import TRAIN, Manifest, TeacherInfo
+from pipeline.storage.records import MaskedExample, TeacherTargets
+from pipeline.teacher import capture, forward
+from pipeline.teacher.settings import TeacherCacheConfig
+from pipeline.tokenizers.vocabulary import VocabInfo
+from tools.dev.workloads import step_programs
+from tools.dev.workloads.step_programs import Arrays, Workload
+
+_SEED = 12345
+_SHARD = "train-00000-of-00001.tfrecord"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordStages:
+    """Both stages over one shard of random masked examples.
+
+    Attributes:
+        workload: what is computed, of a cache of the top-k.
+        batch_size: examples of a batch of either stage.
+        num_batches: that the shard makes.
+        folder: an empty folder for the shard of the teacher cache.
+    """
+
+    workload: Workload
+    batch_size: int
+    num_batches: int
+    folder: Location
+
+    @property
+    def num_examples(self) -> int:
+        """Of the shard."""
+        return self.batch_size * self.num_batches
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the masked examples, whose shards are not on a disk."""
+        vocab = VocabInfo(size=self.workload.student.vocab_size, sha256="0" * 64)
+        return Manifest(
+            kind=records.MASKED_EXAMPLES,
+            vocab=vocab,
+            special_ids={},
+            max_seq_length=self.workload.max_seq_length,
+            max_predictions_per_seq=self.workload.max_predictions_per_seq,
+            dupe_factor=1,
+            seed=_SEED,
+            flags={},
+            splits={TRAIN: ()},
+        )
+
+    @property
+    def _codec(self) -> TargetCodec:
+        return CODECS[self._info.logit_encoding](self.manifest.vocab.size, self.workload.cached_ids)
+
+    @property
+    def _info(self) -> TeacherInfo:
+        config, k = TeacherCacheConfig(output_dir="", teacher=""), self.workload.cached_ids
+        return TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={})
+
+    def masked_records(self) -> list[bytes]:
+        """Returns serialised masked examples of the greatest length."""
+        random, workload = np.random.default_rng(_SEED), self.workload
+        length, vocab_size = workload.max_seq_length, workload.student.vocab_size
+        made = []
+        for _ in range(self.num_examples):
+            positions = random.permutation(length)[: workload.max_predictions_per_seq]
+            example = MaskedExample(
+                example_id=random.bytes(16),
+                input_ids=random.integers(0, vocab_size, length),
+                segment_lengths=np.array([length // 2, length - length // 2], np.uint16),
+                masked_lm_positions=np.sort(positions).astype(np.uint16),
+                masked_lm_ids=random.integers(0, vocab_size, len(positions)),
+            )
+            made.append(serialization.encode_example(example.to_features(vocab_size)))
+        return made
+
+    def capture(self, serialized: Sequence[bytes], *, warm_up: int = 1) -> float:
+        """Writes the shard of the teacher cache and returns the seconds that it took.
+
+        Args:
+            serialized: of `masked_records`.
+            warm_up: batches that the teacher computes before, so that it is compiled.
+        """
+        manifest, info, workload = self.manifest, self._info, self.workload
+        config = TeacherCacheConfig(
+            output_dir=self.folder,
+            teacher="",
+            truncation_factor=info.truncation_factor,
+            predict_batch_size=self.batch_size,
+        )
+        model = step_programs.build_teacher(workload)
+        keep = capture.keep_function(config, model, max_positions=workload.max_predictions_per_seq)
+        made = capture.Capture(
+            manifest=manifest,
+            info=info,
+            batch_size=self.batch_size,
+            codec=self._codec,
+            forward=forward.compile_forward(model, keep),
+            on_examples=lambda count: None,
+        )
+        totals = capture.ShardTotals(manifest.vocab.size)
+        examples = [MaskedExample.from_record(record, manifest) for record in serialized]
+        few = iter(examples[: warm_up * self.batch_size])
+        list(made.records(few, capture.ShardTotals(manifest.vocab.size)))
+        begun = time.perf_counter()
+        decoded = (MaskedExample.from_record(record, manifest) for record in serialized)
+        serialization.write_shard(self.folder, _SHARD, made.records(decoded, totals))
+        return time.perf_counter() - begun
+
+    def batches(self) -> Iterator[tuple[Arrays, Arrays]]:
+        """Yields the training batches of the shard that `capture` wrote, decoded in a thread."""
+        manifest, info, codec = self.manifest, self._info, self._codec
+        examples = (
+            MaskedExample.from_record(record, manifest)
+            for record in serialization.read_records(self.folder / _SHARD)
+        )
+
+        def make() -> Iterator[tuple[Arrays, Arrays]]:
+            while batch := list(itertools.islice(examples, self.batch_size)):
+                yield self._to_arrays(
+                    batch,
+                    [
+                        TeacherTargets.from_features(example.features, codec, info)
+                        for example in batch
+                    ],
+                )
+
+        return ahead(make())
+
+    def _to_arrays(
+        self, examples: Sequence[MaskedExample], targets: Sequence[TeacherTargets]
+    ) -> tuple[Arrays, Arrays]:
+        """Returns inputs and targets as `pipeline.distill.batches` gives them."""
+        inputs = forward.build_batch(
+            examples,
+            batch_size=self.batch_size,
+            max_seq_length=self.workload.max_seq_length,
+            max_predictions_per_seq=self.workload.max_predictions_per_seq,
+        )
+        labels = inputs.pop(records.MASKED_LM_IDS)
+        return inputs, {
+            records.MASKED_LM_IDS: labels,
+            records.MASKED_LM_WEIGHTS: np.ones(labels.shape, np.float32),
+            records.TOPK_IDS: np.stack([target.ids for target in targets]),
+            records.TOPK_LOGITS: np.stack([target.logits for target in targets]),
+            records.LOG_TAIL_MASSES: np.stack([target.log_tail_masses for target in targets]),
+        }

@@ -1,0 +1,125 @@
+"""Vectors of texts, by a model's encoder, and how well their cosines follow given similarities."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from data_specs.tasks import TaskSpec
+from pipeline.base.errors import InputError, Setting
+from pipeline.models.formats.model_directory import ModelSource
+from pipeline.tokenizers.tokens import Tokenizer
+from tools import inference_programs
+from tools.finetuning import scoring
+from tools.finetuning.head_layout import CLASSIFICATION
+from tools.finetuning.inputs import Padding, build_features, prediction_batches
+from tools.finetuning.task_data import TaskExample
+from tools.inference_programs import Forward
+from tools.sentence_layout import SentenceLayout
+
+# Texts that are in memory at once, sorted by length.
+_BLOCK = 4096
+# Cosines of vectors of zeros are 0.
+_LEAST_NORM = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """Makes the inputs of a model from texts.
+
+    Attributes:
+        source: the model.
+        tokenizer: the model's.
+        layout: how a text becomes a vector.
+        max_seq_length: tokens that a text is cut to.
+        batch_size: texts of a batch.
+    """
+
+    source: ModelSource
+    tokenizer: Tokenizer
+    layout: SentenceLayout
+    max_seq_length: int
+    batch_size: int
+
+    @property
+    def hidden_size(self) -> int:
+        """D of the vectors."""
+        return self.source.config.hidden_size
+
+    def compile(self, device: str, compute_dtype: str) -> Forward:
+        """Loads the encoder, and returns what computes the vectors of a batch, float32 [B, D]."""
+        # Imports Keras, after everything that a user may have got wrong.
+        from pipeline.models import embeddings
+
+        layout = self.layout
+        keep = functools.partial(
+            embeddings.vectors, pooling=layout.pooling, normalize=layout.normalize
+        )
+        return inference_programs.keras_forward(self.source, device, compute_dtype, keep)
+
+    def encode(
+        self, forward: Forward, texts: Iterable[str], bar: tqdm.tqdm
+    ) -> Iterator[np.ndarray]:
+        """Yields the vectors of texts, block by block, in their order: float32 [texts, D].
+
+        Args:
+            forward: from `compile`.
+            texts: any number.
+            bar: told of texts that are done.
+
+        Raises:
+            InputError: the model returns NaN or infinity.
+        """
+        rest = iter(texts)
+        while block := list(itertools.islice(rest, _BLOCK)):
+            yield self._encode_block(forward, block, bar)
+
+    def _encode_block(self, forward: Forward, texts: Sequence[str], bar: tqdm.tqdm) -> np.ndarray:
+        if self.layout.lower_case:
+            texts = [text.lower() for text in texts]
+        features = build_features(
+            [TaskExample("", (text,)) for text in texts],
+            self.tokenizer,
+            kind=CLASSIFICATION,
+            max_seq_length=self.max_seq_length,
+        )
+        vectors = np.zeros((len(features), self.hidden_size), np.float32)
+        padding = Padding(self.batch_size, self.max_seq_length, self.source.config.type_vocab_size)
+        for indices, batch in prediction_batches(features, padding):
+            vectors[indices] = forward(batch)[: len(indices)]
+            bar.update(len(indices))
+        if not np.isfinite(vectors).all():
+            hint = "is the model damaged, or does `compute_dtype` not suit it?"
+            raise InputError(
+                Setting("model"), received="its vectors hold NaN or infinity", hint=hint
+            )
+        return vectors
+
+
+def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the cosines of vectors, float64 [N], of float [N, D] each; 0 for a vector of zeros.
+
+    Example: of [3, 4] and [4, 3] it is 0.96.
+    """
+    first, second = (side.astype(np.float64) for side in (first, second))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return np.einsum("nd,nd->n", first, second) / np.maximum(norms, _LEAST_NORM)
+
+
+def expect_similarities(spec: TaskSpec) -> None:
+    """Raises InputError unless a task has pairs of texts with a number each."""
+    if spec.kind != "regression" or len(spec.text_fields) != 2:
+        expected = "a task of kind regression with two texts, for example stsb"
+        received = f"{spec.name} of kind {spec.kind} with {len(spec.text_fields)}"
+        raise InputError(Setting("task"), expected, received)
+
+
+def similarity_scores(cosines: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Returns the correlations of cosines with given similarities, the main one first."""
+    return {
+        "spearman": scoring.spearman(cosines, expected),
+        "pearson": scoring.pearson(cosines, expected),
+    }

@@ -1,0 +1,187 @@
+"""Directories that `sentence-transformers` loads: a model, and how its states become vectors."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from data_specs.records import POOLINGS
+from pipeline.base import json_text
+from pipeline.base.errors import InputError
+from pipeline.base.json_text import shown
+from pipeline.base.location import Location
+from pipeline.base.settings import Settings, setting
+from pipeline.storage.manifest import REQUEST_FILE
+
+MODULES_FILE = "modules.json"
+_POOLING_FOLDER = "1_Pooling"
+_CONFIG_FILE = "config.json"
+_TEXT_FILE = "sentence_bert_config.json"
+_PROMPTS_FILE = "config_sentence_transformers.json"
+_TOKENIZER_FILE = "tokenizer_config.json"
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_TYPE = "sentence_transformers.models."
+# The keys of a pooling's configuration, by our names; newer files have one key, `pooling_mode`.
+_MODE_KEYS: Mapping[str, str] = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+}
+_MODE_KEY = "pooling_mode"
+# Of modes that are not known here, so that readers of any version take them as off.
+_OTHER_MODES = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceLayout:
+    """The way from a text to a vector.
+
+    Attributes:
+        pooling: of the last hidden states, one of `data_specs.records.POOLINGS`.
+        normalize: whether vectors have length 1.
+        max_seq_length: tokens that a text is cut to, if the model has as many positions; None for
+            these.
+        lower_case: whether texts are in lower case before the tokenizer reads them.
+    """
+
+    pooling: str = "mean"
+    normalize: bool = False
+    max_seq_length: int | float | None = None
+    lower_case: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolingSettings(Settings):
+    """The settings of a vector."""
+
+    pooling: str | None = setting(
+        None,
+        "Pooling of the last hidden states to a text's vector: cls, or mean over all tokens. By "
+        "default as the model's sentence-transformers files or its training say, else mean.",
+        choices=POOLINGS,
+    )
+    normalize: bool | None = setting(
+        None,
+        "Whether vectors have length 1. By default as the model's sentence-transformers files say, "
+        "else not.",
+    )
+
+
+class _Module(msgspec.Struct):
+    type: str
+    path: str = ""
+
+
+class _Texts(msgspec.Struct):
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+
+
+class _Tokenizer(msgspec.Struct):
+    # Some files have 1e30 for no limit.
+    model_max_length: int | float | None = None
+
+
+class _Prompts(msgspec.Struct):
+    default_prompt_name: str | None = None
+
+
+class _Request(msgspec.Struct):
+    embedding_pooling: str | None = None
+
+
+def choose_layout(directory: Location, settings: PoolingSettings) -> SentenceLayout:
+    """Returns how a model's vectors are made: by the settings, else as its directory says.
+
+    Raises:
+        InputError: its files ask for what is not known here, and the settings do not say all.
+    """
+    pooling, normalize = settings.pooling, settings.normalize
+    if pooling is not None and normalize is not None:
+        return SentenceLayout(pooling, normalize)
+    layout = read_layout(directory) or SentenceLayout(_trained_pooling(directory) or "mean")
+    return dataclasses.replace(
+        layout,
+        pooling=pooling or layout.pooling,
+        normalize=layout.normalize if normalize is None else normalize,
+    )
+
+
+def _trained_pooling(directory: Location) -> str | None:
+    """Returns the pooling that a student's run named; None where none did."""
+    path = directory / REQUEST_FILE
+    if not path.is_file():
+        return None
+    pooling = json_text.convert(path.read_json(), _Request, path).embedding_pooling
+    return pooling if pooling in POOLINGS else None
+
+
+def read_layout(directory: Location) -> SentenceLayout | None:
+    """Returns what the files of `sentence-transformers` in a model directory say.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        InputError: a malformed file, or modules, a pooling or a prompt that are not known here.
+    """
+    path = directory / MODULES_FILE
+    if not path.is_file():
+        return None
+    hint = "set `pooling` and `normalize` for vectors of the encoder alone"
+    modules = json_text.convert(path.read_json_value(), list[_Module], path)
+    names = tuple(module.type.rpartition(".")[2] for module in modules)
+    if names not in (_MODULES[:2], _MODULES) or modules[0].path:
+        received = ", ".join(shown(module.type) for module in modules) or "none"
+        expected = f"{', '.join(_MODULES[:2])} and perhaps {_MODULES[2]}, the first in this folder"
+        raise InputError(path, expected, received, hint)
+    prompts = _read(directory / _PROMPTS_FILE, _Prompts)
+    if prompts.default_prompt_name is not None:
+        received = shown(prompts.default_prompt_name)
+        raise InputError(directory / _PROMPTS_FILE, "no default prompt", received, hint)
+    texts = _read(directory / _TEXT_FILE, _Texts)
+    # Newer versions write the length into the tokenizer's file only.
+    length = texts.max_seq_length or _read(directory / _TOKENIZER_FILE, _Tokenizer).model_max_length
+    pooling = _read_pooling(directory, modules[1].path)
+    return SentenceLayout(pooling, names == _MODULES, length, texts.do_lower_case)
+
+
+def _read(path: Location, kind: type[Any]) -> Any:
+    """Reads a file that may be missing."""
+    return json_text.convert(path.read_json(), kind, path) if path.is_file() else kind()
+
+
+def _read_pooling(directory: Location, folder: str) -> str:
+    if folder in ("", ".", "..") or "/" in folder or not folder.isprintable():
+        raise InputError(directory / MODULES_FILE, "a folder of the same directory", shown(folder))
+    path = directory / folder / _CONFIG_FILE
+    settings = path.read_json()
+    names = {key: name for name, key in _MODE_KEYS.items()}
+    modes = [
+        names.get(key, key)
+        for key, value in settings.items()
+        if key.startswith(f"{_MODE_KEY}_") and value is True
+    ]
+    if (mode := settings.get(_MODE_KEY)) is not None:
+        modes = mode if isinstance(mode, list) else [mode]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        received = ", ".join(map(shown, modes)) or "none"
+        hint = "set `pooling` and `normalize` for other vectors of the encoder"
+        raise InputError(path, f"one pooling of {', '.join(POOLINGS)}", received, hint)
+    return modes[0]
+
+
+def write_layout(directory: Location, layout: SentenceLayout, hidden_size: int) -> None:
+    """Writes the files of `sentence-transformers` beside a model, the list of modules last."""
+    pooling: dict[str, Any] = {"word_embedding_dimension": hidden_size}
+    pooling |= {key: name == layout.pooling for name, key in _MODE_KEYS.items()}
+    pooling |= dict.fromkeys(_OTHER_MODES, False)
+    ((directory / _POOLING_FOLDER).make_directory() / _CONFIG_FILE).write_json(pooling)
+    texts = {"max_seq_length": layout.max_seq_length, "do_lower_case": layout.lower_case}
+    (directory / _TEXT_FILE).write_json(texts)
+    folders = ("", _POOLING_FOLDER, "2_Normalize")[: 3 if layout.normalize else 2]
+    modules = [
+        {"idx": index, "name": str(index), "path": folder, "type": f"{_TYPE}{name}"}
+        for index, (folder, name) in enumerate(zip(folders, _MODULES, strict=False))
+    ]
+    (directory / MODULES_FILE).write_json(modules)

@@ -1,0 +1,86 @@
+"""Files that the steps of a study leave, read."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from tools.report.inputs import read_struct
+from tools.report.runs import EVAL, METRICS_FILE, TRAIN, read_metrics
+
+# Steps that compile.
+_WARM_UP = 2
+ACCURACY = "masked_lm_accuracy"
+_Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+
+
+class TaskCounts(msgspec.Struct, frozen=True):
+    """The counts of a run of `finetune`: a long example has several inputs."""
+
+    num_train_examples: _Positive
+    num_train_inputs: _Positive
+
+
+class _Run(msgspec.Struct, frozen=True):
+    directory: str
+    counts: TaskCounts
+
+
+class _Summary(msgspec.Struct, frozen=True):
+    runs: Annotated[list[_Run], msgspec.Meta(min_length=1)]
+
+
+class _Times(msgspec.Struct, frozen=True):
+    median: float
+    times_better: tuple[float, float, float]
+
+
+class _Speed(msgspec.Struct, frozen=True):
+    device: str
+    computation: str
+    parameters: int
+    megabytes: float
+    latency: _Times
+    throughput: _Times
+
+
+class Inference(msgspec.Struct, frozen=True):
+    """A table of `benchmark_inference`: of each computation the teacher, then the student."""
+
+    batch_size: int
+    seq_length: int
+    rows: Annotated[list[_Speed], msgspec.Meta(min_length=2)]
+
+
+def read_task_counts(directory: Location) -> TaskCounts:
+    """Returns the counts of the first run of a directory of `finetune`."""
+    return read_struct(directory / "summary.json", _Summary).runs[0].counts
+
+
+def examples_per_second(directory: Location) -> float:
+    """Returns the rate of the first run of a directory of `finetune`, without compiling steps."""
+    run = read_struct(directory / "summary.json", _Summary).runs[0]
+    lines = read_metrics(directory / run.directory / METRICS_FILE)
+    rates = [line["examples_per_second"] for line in lines if line["split"] == TRAIN]
+    return statistics.harmonic_mean(rates[_WARM_UP:] or rates)
+
+
+def read_inference(path: Location) -> Inference:
+    """Reads a table of `benchmark_inference`."""
+    return read_struct(path, Inference)
+
+
+def last_evaluation(directory: Location) -> Mapping[str, float]:
+    """Returns the last eval line of a run's `metrics.jsonl`.
+
+    Raises:
+        InputError: there is none, or it lacks the accuracy.
+    """
+    path = directory / METRICS_FILE
+    lines = [line for line in read_metrics(path) if line["split"] == EVAL]
+    if not lines or ACCURACY not in lines[-1]:
+        raise InputError(path, f"an evaluation with {ACCURACY}", "none")
+    return lines[-1]

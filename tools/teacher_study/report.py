@@ -1,0 +1,288 @@
+"""The results of a study, as JSON values and as Markdown."""
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.base import hub_id
+from pipeline.models.formats import model_directory
+from pipeline.models.weight_names import count_parameters
+from tools import spreads
+from tools.finetuning import short_runs
+from tools.measurement import describe_machine
+from tools.recipe_comparison import table
+from tools.recipe_comparison.runs import LIKE, Cell
+from tools.recipe_comparison.table import Score, markdown_table
+from tools.teacher_study.readings import ACCURACY, last_evaluation, read_inference
+from tools.teacher_study.study import TEACHER, Study
+
+BASELINE, DISTILLED, CONTINUED = "baseline", "distilled", "continued"
+_TEACHER_ACCURACY = "teacher_accuracy"
+
+
+def read_report(study: Study) -> dict[str, Any]:
+    """Collects the results of a finished study, as JSON values.
+
+    Returns:
+        `settings`; `machine`; `minutes`; `sizes`; `head`, the steps and the accuracy of the
+        teacher's new head, None where it had one; `models`, the teacher first, each with its
+        `role`, parameters, `scores` and `share_kept`, the mean over the tasks of its score over
+        the teacher's; `gains`, the differences to the baseline of the same start; `speed`, the
+        student's beside the teacher's; `sentences`, one for each distilled recipe, the best first.
+    """
+    columns = table.score_columns(study)
+    models = [_teacher(study), *_students(study, columns)]
+    _add_shares(models, [short_runs.task_name(task) for task in study.config.tasks])
+    speed = _speed(study)
+    return {
+        "settings": {**study.config.request(), "seeds": list(study.config.seeds)},
+        "teacher": hub_id.name_of(study.config.teacher.resolve()),
+        "machine": describe_machine(),
+        "minutes": study.clock.total / 60.0,
+        "sizes": _sizes(study),
+        "head": _head(study),
+        "models": models,
+        "gains": list(_gains(models, columns)),
+        "speed": speed,
+        "sentences": list(_sentences(models, speed)),
+    }
+
+
+def _sizes(study: Study) -> dict[str, Any]:
+    tasks = {
+        short_runs.task_name(task): study.task_changes(task).get("max_train_examples")
+        or short_runs.task_settings(task).max_train_examples
+        for task in study.config.tasks
+    }
+    return {"num_train_steps": study.common_steps, "task_examples": tasks}
+
+
+def _head(study: Study) -> dict[str, Any] | None:
+    if study.has_head:
+        return None
+    accuracy = last_evaluation(study.teacher)[ACCURACY]
+    return {"num_train_steps": study.head_steps, ACCURACY: accuracy}
+
+
+def _teacher(study: Study) -> dict[str, Any]:
+    config = model_directory.find_model(study.teacher).config
+    reports = study.scores_file(study.cells[0]).read_json()
+    values = [
+        {f"{LIKE}/{ACCURACY}": reports[LIKE][_TEACHER_ACCURACY]}
+        | table.task_values(study, f"{TEACHER}_seed{seed}")
+        for seed in study.config.seeds
+    ]
+    scores = {name: spreads.spread([scores[name] for scores in values]) for name in values[0]}
+    # It is evaluated once.
+    scores[f"{LIKE}/{ACCURACY}"]["std"] = None
+    return {
+        "key": TEACHER,
+        "title": f"teacher, {config.num_hidden_layers} layers",
+        "role": TEACHER,
+        "baseline": None,
+        "parameters": count_parameters(config),
+        "scores": scores,
+    }
+
+
+def _students(study: Study, columns: Sequence[Score]) -> Iterator[dict[str, Any]]:
+    kinds: dict[str, list[Cell]] = {}
+    for cell in study.cells:
+        kinds.setdefault(cell.kind, []).append(cell)
+    baseline = study.baseline
+    for key, cells in kinds.items():
+        first = cells[0]
+        is_baseline = first.mix == baseline
+        same_start = Cell(baseline, first.seed, first.base)
+        role = CONTINUED if first.base is not None else BASELINE if is_baseline else DISTILLED
+        values = [table.cell_values(study, cell) for cell in cells]
+        config = model_directory.find_model(study.student(first)).config
+        yield {
+            "key": key,
+            "title": first.title.rpartition(", seed ")[0],
+            "role": role,
+            "baseline": None if is_baseline else same_start.kind,
+            "settings": first.mix.arguments(),
+            "source": first.mix.source,
+            "num_train_steps": study.num_train_steps(first),
+            "step_time_ratio": study.step_time_ratio(first.mix),
+            "parameters": count_parameters(config),
+            "scores": {
+                column.key: spreads.spread([scores[column.key] for scores in values])
+                for column in columns
+            },
+        }
+
+
+def _add_shares(models: Sequence[dict[str, Any]], tasks: Iterable[str]) -> None:
+    """Adds `share_kept` to models, over the tasks on which the teacher scores above 0."""
+    means = {task: models[0]["scores"][task]["mean"] for task in tasks}
+    scored = {task: mean for task, mean in means.items() if mean > 0.0}
+    for model in models:
+        shares = [model["scores"][task]["mean"] / mean for task, mean in scored.items()]
+        model["share_kept"] = statistics.fmean(shares) if shares else None
+
+
+def _gains(
+    models: Sequence[Mapping[str, Any]], columns: Sequence[Score]
+) -> Iterator[dict[str, Any]]:
+    by_key = {model["key"]: model for model in models}
+    for model in models:
+        if model["baseline"] is not None:
+            theirs = by_key[model["baseline"]]
+            scores = {
+                column.key: table.difference(model["scores"], theirs["scores"], column)
+                for column in columns
+            }
+            yield {"model": model["key"], "baseline": model["baseline"], "scores": scores}
+
+
+def _speed(study: Study) -> dict[str, Any]:
+    """Returns, of each computation, how many times the student is as fast as the teacher."""
+    inference = read_inference(study.inference_file)
+    pairs = zip(inference.rows[::2], inference.rows[1::2], strict=True)
+    return {
+        "seq_length": inference.seq_length,
+        "batch_size": inference.batch_size,
+        "rows": [
+            {
+                "computed": f"{student.computation}, {student.device}",
+                "teacher_megabytes": teacher.megabytes,
+                "student_megabytes": student.megabytes,
+                "teacher_latency": teacher.latency.median,
+                "student_latency": student.latency.median,
+                "latency": list(student.latency.times_better),
+                "teacher_throughput": teacher.throughput.median,
+                "student_throughput": student.throughput.median,
+                "throughput": list(student.throughput.times_better),
+            }
+            for teacher, student in pairs
+        ],
+    }
+
+
+def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) -> Iterator[str]:
+    """Yields "x% smaller, y% faster, z% kept" of each distilled recipe, the best first."""
+    teacher, faster = models[0], 100.0 * (speed["rows"][0]["throughput"][0] - 1.0)
+    (baseline,) = (model for model in models if model["role"] == BASELINE)
+    distilled = [model for model in models if model["role"] == DISTILLED]
+    for model in sorted(distilled, key=lambda model: -(model["share_kept"] or 0.0)):
+        smaller = 100.0 * (1.0 - model["parameters"] / teacher["parameters"])
+        share, of_baseline = (_percent(either["share_kept"]) for either in (model, baseline))
+        yield (
+            f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {share} kept "
+            f"(by labels alone: {of_baseline} kept)"
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "nothing" if share is None else f"{100.0 * share:.1f}%"
+
+
+def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
+    """Returns a report as Markdown."""
+    titles = {model["key"]: model["title"] for model in report["models"]}
+    lines = [f"# Study of {report['teacher']}", "", *_describe(report), "", "## Students", ""]
+    names = [column.title for column in columns]
+    rows = [
+        (
+            model["title"],
+            f"{model['parameters'] / 1e6:.2f} M",
+            *_steps(model),
+            *(
+                column.cell(model["scores"][column.key]) if column.key in model["scores"] else ""
+                for column in columns
+            ),
+            _percent(model["share_kept"]),
+        )
+        for model in report["models"]
+    ]
+    lines += markdown_table(("", "parameters", "steps", "step time", *names, "kept"), rows)
+    lines += ["", "## Difference to the same start and steps by labels alone", ""]
+    effects = [
+        (titles[gain["model"]], *(column.effect(gain["scores"][column.key]) for column in columns))
+        for gain in report["gains"]
+    ]
+    lines += markdown_table(("", *names), effects)
+    lines += ["", "~: within the standard deviation of the seeds.", ""]
+    lines += ["## Where distillation does not help", ""]
+    lines += [*_no_help(report, titles), "", "## Size and speed", "", *_speed_lines(report), ""]
+    return "\n".join(lines)
+
+
+def _steps(model: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the steps of a student and their time as a multiple of the baseline's."""
+    if model["role"] == TEACHER:
+        return "", ""
+    return f"{model['num_train_steps']:,}", f"{model['step_time_ratio']:.2f}"
+
+
+def _describe(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the sentences, and what they rest on."""
+    for sentence in report["sentences"]:
+        yield f"- {sentence}"
+    yield ""
+    settings, sizes, head = report["settings"], report["sizes"], report["head"]
+    yield (
+        f"{sizes['num_train_steps']:,} steps of {settings['train_batch_size']} inputs for each "
+        f"student; a base model is continued for half as many. Mean and standard deviation of "
+        f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: of "
+        "the teacher's score, the mean over the tasks on which it scores above 0. Faster: the "
+        "throughput."
+    )
+    examples = sizes["task_examples"].items()
+    limits = ", ".join(f"{task} {most:,}" for task, most in examples if most is not None)
+    if limits:
+        yield f"Training examples of the tasks at most: {limits}."
+    if head is not None:
+        accuracy = f"{100 * head[ACCURACY]:.1f}%"
+        yield (
+            f"The teacher had no masked-LM head. One was trained for {head['num_train_steps']:,} "
+            f"steps and predicts {accuracy} of the masked tokens."
+        )
+    if (budget := settings.get("budget")) is not None:
+        yield f"{report['minutes']:.0f} of {budget / 60:.0f} minutes."
+    else:
+        yield f"{report['minutes']:.0f} minutes."
+
+
+def _no_help(report: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
+    """Yields, of each distilled student, the tasks on which it is not better."""
+    for gain in report["gains"]:
+        tasks = [task for task in report["sizes"]["task_examples"] if task in gain["scores"]]
+        unhelped = [
+            f"{task} ({100 * effect['difference']:+.1f}, {effect['verdict']})"
+            for task in tasks
+            if (effect := gain["scores"][task])["verdict"] != spreads.BETTER
+        ]
+        where = ", ".join(unhelped) or "it helps on every task"
+        yield f"- {titles[gain['model']]}: {where}."
+
+
+def _speed_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    speed, machine = report["speed"], report["machine"]
+    rows = [
+        (
+            row["computed"],
+            f"{row['teacher_megabytes']:.1f} → {row['student_megabytes']:.1f}",
+            f"{1e3 * row['teacher_latency']:.1f} → {1e3 * row['student_latency']:.1f}",
+            _times(row["latency"]),
+            f"{row['teacher_throughput']:.1f} → {row['student_throughput']:.1f}",
+            _times(row["throughput"]),
+        )
+        for row in speed["rows"]
+    ]
+    titles = ("", "MB", "latency, ms", "times faster", "inputs/s", "times faster")
+    yield from markdown_table(titles, rows)
+    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
+    yield ""
+    yield (
+        f"Teacher → student, inputs of {speed['seq_length']} tokens, one at a time and "
+        f"{speed['batch_size']} at a time. {machine['processor']}, {machine['cores']} cores; "
+        f"{versions}."
+    )
+
+
+def _times(times_better: Sequence[float]) -> str:
+    median, low, high = times_better
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"

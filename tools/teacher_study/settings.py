@@ -1,0 +1,82 @@
+"""The settings of `study`."""
+
+import dataclasses
+import re
+from typing import Any
+
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.settings import parse_words, setting
+from tools.finetuning import short_runs
+from tools.recipe_comparison.settings import StudentRunsConfig
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+# Of a student, where neither the settings nor a budget decide.
+DEFAULT_STEPS = 600
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of a duration.
+
+    Example: `1h30m` is 5400.
+
+    Raises:
+        InputError: it is no duration, or 0.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    numbers = [float(number or 0) for number in match.groups()] if match else [0.0]
+    seconds = sum(number * unit for number, unit in zip(numbers, (3600.0, 60.0, 1.0), strict=False))
+    if seconds <= 0.0:
+        raise InputError(None, "a duration such as 30m, 1h30m or 90s", f"{text!r}")
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig(StudentRunsConfig):
+    """The settings of this tool; its flags are generated from them."""
+
+    recipes: tuple[str, ...] = setting(
+        ("roberta_wwm", "distilbert", "kl_divergence=1+masked_lm=1"),
+        "Recipes of the distilled students, as compare_recipes takes them, separated by commas. "
+        "The first also continues a base model.",
+        parse=parse_words,
+        decides_output=False,
+    )
+    num_train_steps: int | None = setting(
+        None,
+        f"Steps of each student; {DEFAULT_STEPS} by default, or as many as fit in `budget`. A base "
+        "model is continued for half as many.",
+        low=2,
+    )
+    head_steps: int = setting(
+        1_000,
+        "Steps of the head that a teacher without one gets; fewer where they are a tenth of "
+        "`budget`.",
+        low=1,
+    )
+    num_shards: int = setting(
+        128, "Training shards of the masked examples, of which as many as needed are used.", low=1
+    )
+    budget: float | None = setting(
+        None,
+        "Time for the whole, for example 30m or 4h: the first steps are measured, and everything "
+        "is made as large as fits. Then no recipe, task or seed can be added later.",
+        parse=parse_duration,
+        low=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("tasks", "recipes"):
+            if not getattr(self, name):
+                raise InputError(Setting(name), "a list of at least one", "none")
+
+    def request(self) -> dict[str, Any]:
+        """Returns the settings that decide all students, as JSON values.
+
+        Without a budget recipes, tasks and seeds may be added later.
+        """
+        request = {"kind": "study", **self.decisive(), "teacher": str(self.teacher.resolve())}
+        if self.budget is not None:
+            tasks = [short_runs.task_name(task) for task in self.tasks]
+            request |= {"recipes": list(self.recipes), "tasks": tasks, "seeds": list(self.seeds)}
+        return request

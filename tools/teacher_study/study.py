@@ -1,0 +1,324 @@
+"""The steps of a study, in order, and the probe that measures them for a budget."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_specs.tasks import load_task
+from pipeline.base.location import Location
+from pipeline.storage import manifest as manifests
+from pipeline.storage.manifest import TRAIN
+from tools.commands import Step, run_command, run_tool
+from tools.finetuning import short_runs
+from tools.finetuning.task_data import read_split
+from tools.recipe_comparison.mixes import MASKED_LM, Mix
+from tools.recipe_comparison.runs import Cell, StudentRuns, link_first_shards
+from tools.teacher_study import sizes
+from tools.teacher_study.clock import Clock
+from tools.teacher_study.readings import examples_per_second, read_task_counts
+from tools.teacher_study.settings import DEFAULT_STEPS, StudyConfig
+from tools.teacher_study.sizes import Costs, TaskCost
+
+TEACHER = "teacher"
+_HEAD_LEARNING_RATE = 2e-3
+# Training examples of a task in the probe, a few batches.
+_PROBE_EXAMPLES = 256
+# Seconds of the last table, latency and throughput.
+_INFERENCE_SECONDS = 60.0
+_INFERENCE_REPEATS = 10
+
+
+class Probe(StudentRuns):
+    """A study of one step, one seed and the baseline alone, which is measured.
+
+    Args:
+        study: the study that it is a probe of.
+        clock: of the study.
+    """
+
+    def __init__(self, study: "Study", clock: Clock) -> None:
+        config = dataclasses.replace(study.config, work=study.work / "probe")
+        super().__init__(config, study.mixes, study.student_layers)
+        self.teacher = study.teacher
+        self._study = study
+        self._clock = clock
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The baseline."""
+        return [Cell(self.mixes[0], self.config.seeds[0])]
+
+    def num_train_steps(self, cell: Cell) -> int:
+        """One."""
+        del cell
+        return 1
+
+    def task_changes(self, task: str) -> dict[str, Any]:
+        """A few batches, each of which is logged."""
+        del task
+        return {"max_train_examples": _PROBE_EXAMPLES, "num_train_epochs": 1.0, "log_steps": 1}
+
+    def judge(self, text: str) -> Location:
+        """Returns that of the study."""
+        return self._study.judge(text)
+
+    def steps(self) -> Iterator[Step]:
+        """Yields all steps, in order."""
+        for name in ("examples", "windows") if self.has_live_teacher else ("examples",):
+            source, target = self._study.work / name, self.work / name
+            make = functools.partial(link_first_shards, source, target, 1)
+            yield self.published(f"a first part of {name}", target, make)
+        yield from self.cache_steps()
+        yield from self.time_steps()
+        yield from self.train_steps()
+        yield from self.evaluate_steps()
+        for task in self.config.tasks:
+            seed = self.config.seeds[0]
+            yield self.finetune_step(task, self.config.teacher, TEACHER, TEACHER, seed)
+            yield from self.finetune_steps(task)
+
+    def costs(self, cells: Sequence[Cell]) -> Costs:
+        """Returns what a study of some students costs, once all steps are made."""
+        (probed,) = self.cells
+        once = self._clock.seconds(self.student(probed) / "config.json")
+        evaluation = self._clock.seconds(self.scores_file(probed))
+        seconds = {mix.key: self.step_time_file(mix).read_json()["seconds"] for mix in self.mixes}
+        per_step = sum(
+            seconds[cell.mix.key] / (1 if cell.base is None else 2) for cell in cells
+        ) + self.config.train_batch_size * sum(
+            self._seconds_per_target(self.work / "caches" / spec.key, once)
+            for spec in self.cache_specs
+        )
+        fixed = len(cells) * (once + evaluation) + len(self.cache_specs) * once
+        tasks = {task: self._task_cost(task, len(cells)) for task in self.config.tasks}
+        return Costs(fixed, per_step, tasks)
+
+    def _seconds_per_target(self, cache: Location, once: float) -> float:
+        """Returns the teacher's seconds for an example, without those of a process's begin."""
+        seconds = self._clock.seconds(cache / manifests.MANIFEST_FILE)
+        return max(seconds - once, seconds / 4) / manifests.load(cache).num_examples(TRAIN)
+
+    def _task_cost(self, task: str, num_students: int) -> TaskCost:
+        (probed,) = self.cells
+        seeds = len(self.config.seeds)
+        fixed = per_example = 0.0
+        for key, count in ((TEACHER, seeds), (probed.key, num_students)):
+            directory = self.task_directory(key, task)
+            counts = read_task_counts(directory)
+            own = counts.num_train_inputs / examples_per_second(directory)
+            fixed += count * max(0.0, self._clock.seconds(directory / "summary.json") - own)
+            per_example += count * own / counts.num_train_examples
+        settings = short_runs.task_settings(task)
+        folder = self.config.tasks[task]
+        rows = len(read_split(load_task(task), folder, TRAIN, skip_bad_rows=True).examples)
+        most = min(rows, settings.max_train_examples or rows)
+        return TaskCost(most, settings.num_train_epochs, fixed, per_example)
+
+
+class Study(StudentRuns):
+    """A study of a teacher.
+
+    Args:
+        config: of the tool.
+        mixes: that of labels alone first, the baseline; then those that are distilled.
+        student_layers: of the students.
+        has_head: whether the teacher has a masked-LM head; else it gets one.
+    """
+
+    def __init__(
+        self, config: StudyConfig, mixes: Sequence[Mix], student_layers: int, *, has_head: bool
+    ) -> None:
+        super().__init__(config, mixes, student_layers)
+        self.has_head = has_head
+        if not has_head:
+            self.teacher = self.work / TEACHER
+        self.clock = Clock(self.work / "seconds.json", self.work)
+        self._probe = Probe(self, self.clock)
+
+    @property
+    def baseline(self) -> Mix:
+        """The labels alone."""
+        return self.mixes[0]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All students; those that continue a baseline last."""
+        more = (self.mixes[1], self.baseline)
+        return [Cell(mix, seed) for seed in self.config.seeds for mix in self.mixes] + [
+            Cell(mix, seed, self.baseline) for seed in self.config.seeds for mix in more
+        ]
+
+    def claim(self) -> None:
+        """Marks the directory as of this study.
+
+        Raises:
+            InputError: results of other settings are there.
+        """
+        self._claim(self.config.request(), "study")
+
+    def close(self) -> None:
+        """Ends the processes that measure and fine-tune."""
+        super().close()
+        self._probe.close()
+
+    def num_train_steps(self, cell: Cell) -> int:
+        """Returns the common number of steps, or half of it for a base model that is continued."""
+        return self.common_steps // (1 if cell.base is None else 2)
+
+    @property
+    def common_steps(self) -> int:
+        """Steps of each student."""
+        if self.config.num_train_steps is not None:
+            return self.config.num_train_steps
+        if self.config.budget is None:
+            return DEFAULT_STEPS
+        return self._steps_file.read_json()["num_train_steps"]
+
+    @property
+    def head_steps(self) -> int:
+        """Steps of a teacher's new head."""
+        if self.config.budget is None:
+            return self.config.head_steps
+        return self._head_file.read_json()["num_train_steps"]
+
+    def step_time_ratio(self, mix: Mix) -> float:
+        """Returns the step time of a mix as a multiple of the baseline's."""
+        measured = self if self.config.budget is None else self._probe
+        return measured.step_time_file(mix).read_json()["ratio"]
+
+    def task_changes(self, task: str) -> dict[str, Any]:
+        """Returns the number of examples that fits in the budget."""
+        if self.config.budget is None:
+            return {}
+        examples = self._examples_file.read_json()
+        return {"max_train_examples": examples[short_runs.task_name(task)]}
+
+    def training_data(self, *, live: bool) -> Location:
+        """Returns as many masked examples, or windows, as the steps read."""
+        return self.work / ("train_windows" if live else "train_examples")
+
+    @property
+    def inference_file(self) -> Location:
+        """The file of the table of latency and throughput."""
+        return self.work / "inference.json"
+
+    @property
+    def _steps_file(self) -> Location:
+        return self.work / "sizes" / "students.json"
+
+    @property
+    def _head_file(self) -> Location:
+        return self.work / "sizes" / "head.json"
+
+    @property
+    def _examples_file(self) -> Location:
+        return self.work / "sizes" / "tasks.json"
+
+    def steps(self) -> Iterator[Step]:
+        """Yields all steps, in order."""
+        return map(self.clock.timed, self._steps())
+
+    def _steps(self) -> Iterator[Step]:
+        budgeted = self.config.budget is not None
+        yield from self.data_steps()
+        if not self.has_head:
+            if budgeted:
+                yield Step("size of the teacher's head", self._head_file, self._size_head)
+            yield Step("the teacher's head", self.teacher / "config.json", self._train_head)
+        yield from self.judge_steps()
+        if budgeted:
+            for step in self._probe.steps():
+                yield dataclasses.replace(step, title=f"probe: {step.title}")
+            yield Step("sizes of the students", self._steps_file, self._size_students)
+        for live in (False, True) if self.has_live_teacher else (False,):
+            make = functools.partial(self._take_data, live=live)
+            yield self.published("training data", self.training_data(live=live), make)
+        yield from self.cache_steps()
+        if not budgeted:
+            yield from self.time_steps()
+        yield from self.train_steps()
+        yield from self.evaluate_steps()
+        if budgeted:
+            yield Step("sizes of the tasks", self._examples_file, self._size_tasks)
+        for task in self.config.tasks:
+            for seed in self.config.seeds:
+                key, title = f"{TEACHER}_seed{seed}", f"teacher, seed {seed}"
+                yield self.finetune_step(task, self.config.teacher, key, title, seed)
+            yield from self.finetune_steps(task)
+        yield Step("latency and throughput", self.inference_file, self._measure_inference)
+
+    def _head_arguments(self) -> dict[str, Any]:
+        return {
+            "input_dir": self.work / "examples",
+            "student": self.config.teacher,
+            "losses": f"{MASKED_LM}=1",
+            "freeze": "encoder",
+            "train_batch_size": self.config.train_batch_size,
+            "learning_rate": _HEAD_LEARNING_RATE,
+            "random_seed": self.config.seeds[0],
+            "verify": "sizes",
+        }
+
+    def _size_head(self) -> None:
+        (seconds,) = self.measure(self._head_arguments())
+        steps = sizes.choose_head_steps(self.config.budget, seconds, self.config.head_steps)
+        self._write_sizes(self._head_file, {"num_train_steps": steps})
+
+    def _train_head(self) -> None:
+        self._process.close()
+        run_command(
+            "run_distill",
+            output_dir=self.teacher,
+            num_train_steps=self.head_steps,
+            save_checkpoints_steps=self.head_steps,
+            max_eval_steps=self.config.max_eval_steps,
+            compute_dtype=self.config.compute_dtype,
+            **self._head_arguments(),
+        )
+
+    @property
+    def _seconds_left(self) -> float:
+        """Seconds of the budget that may still be used, without the last table's."""
+        usable = (1.0 - sizes.RESERVE) * self.config.budget
+        return usable - self.clock.total - _INFERENCE_SECONDS
+
+    def _size_students(self) -> None:
+        self._probe.close()
+        steps = sizes.choose_steps(self._seconds_left, self._probe.costs(self.cells))
+        self._write_sizes(self._steps_file, {"num_train_steps": steps})
+
+    def _size_tasks(self) -> None:
+        tasks = self._probe.costs(self.cells).tasks
+        examples = sizes.choose_examples(self._seconds_left, tasks)
+        names = {short_runs.task_name(task): count for task, count in examples.items()}
+        self._write_sizes(self._examples_file, names)
+
+    def _write_sizes(self, path: Location, chosen: Mapping[str, int]) -> None:
+        spent, budget = self.clock.total / 60, self.config.budget / 60
+        shown = ", ".join(f"{name} {count:,}" for name, count in chosen.items())
+        print(f"{spent:.1f} of {budget:.1f} min are used; chosen to fit: {shown}", flush=True)
+        path.parent.make_directory()
+        path.write_json(chosen)
+
+    def _take_data(self, *, live: bool) -> None:
+        """Makes a directory of the first shards of the data, as many as the steps read."""
+        source = self.work / ("windows" if live else "examples")
+        needed = self.common_steps * self.config.train_batch_size
+        shards = manifests.load(source).splits[TRAIN]
+        total, count = 0, 0
+        while count < len(shards) and total < needed:
+            total, count = total + shards[count].num_examples, count + 1
+        link_first_shards(source, self.training_data(live=live), count)
+
+    def _measure_inference(self) -> None:
+        self.close()
+        student = self.student(self.cells[0])
+        run_tool(
+            "benchmark_inference",
+            models=f"{self.teacher},{student}",
+            seq_length=self.config.max_seq_length,
+            computations="float32,mixed_bfloat16",
+            repeats=_INFERENCE_REPEATS,
+            output=self.inference_file,
+        )
