@@ -35,7 +35,7 @@ class PlanConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     input_dir: Location = setting(
-        dataclasses.MISSING, "Masked examples, from create_pretraining_data."
+        dataclasses.MISSING, "Shard directory of masked examples, from create_pretraining_data."
     )
     teacher: Location = setting(
         dataclasses.MISSING,
@@ -173,7 +173,7 @@ def cache_costs(
 
 def plan_cache(config: PlanConfig) -> Plan:
     """Measures fidelity, size and time of caches."""
-    # Keras is imported only now that there is something to compute.
+    # Importing Keras takes seconds, so that it is imported only when it is needed.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
     from pipeline.teacher import capture

@@ -1,4 +1,4 @@
-"""Step times and evaluations, for a process of their own: see `commands.SeparateProcess`."""
+"""Step times and evaluations that run in a separate process; see `commands.SeparateProcess`."""
 
 import dataclasses
 import statistics
@@ -17,20 +17,20 @@ from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
-# Steps that compile, and steps that are timed.
+# Number of first steps, which compile, and number of timed steps.
 _WARM_UP, _REPEATS = 4, 16
 
 
 def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
-    """Returns the median seconds of a step of several runs, timed in turns.
+    """Returns the median time of a step of each run, in seconds, with steps timed in turns.
 
-    Reading the input counts; compiling does not.
+    The time includes reading the input and excludes compiling.
 
     Args:
         runs: the arguments of `run_distill` of each run.
 
     Raises:
-        InputError: a run that cannot begin.
+        InputError: a run cannot start.
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
     times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
@@ -47,7 +47,7 @@ def _read_config(arguments: Sequence[str]) -> DistillConfig:
 
 
 def _make_step(config: DistillConfig) -> Callable[[], None]:
-    """Returns a function that makes the next step of a run and waits for it."""
+    """Returns a function that runs the next step of a run and waits for its result."""
     replicas = find_replicas(config.distribution)
     config = training.choose_for_devices(config, replicas)
     run = prepare(config)
