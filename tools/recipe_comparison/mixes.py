@@ -216,7 +216,7 @@ def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
 
 
 def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
-    """Removes layer groups and relation heads that do not fit the models, so that defaults apply."""
+    """Removes layer groups and relation heads that do not fit the models; defaults then apply."""
     settings = dict(settings)
     if (text := settings.get("layer_groups")) is not None:
         try:
