@@ -275,9 +275,10 @@ def table(plan: Plan) -> str:
             f"measured at {plan.sample.num_positions:,} masked positions of "
             f"{plan.sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
             f"{plan.dupe_factor})",
-            "KL: teacher to decoded, with the tail spread evenly over its tokens; nats, without T²",
-            "codec KL, reverse: teacher to decoded, and decoded to teacher, with the tail as a "
-            "single class",
+            "KL: KL(teacher || decoded) in nats, without T², with the tail spread evenly over its "
+            "tokens",
+            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher), with the tail as "
+            "a single class",
             "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
             f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
             f"{plan.compute_dtype}",
