@@ -277,8 +277,8 @@ def table(plan: Plan) -> str:
             f"{plan.dupe_factor})",
             "KL: KL(teacher || decoded) in nats, without T², with the tail spread evenly over its "
             "tokens",
-            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher), with the tail as "
-            "a single class",
+            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher), with the tail "
+            "as a single class",
             "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
             f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
             f"{plan.compute_dtype}",
