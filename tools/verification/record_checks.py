@@ -157,7 +157,7 @@ class RecordChecker:
                     yield problem, bad.copy()
 
     def _logit_problems(self, logits: Column) -> Problems:
-        """Yields which records of a task's logits hold what cannot be."""
+        """Yields the problems of the logits of a task."""
         name, flags = records.TEACHER_LOGITS, self.manifest.flags
         # The flags of a damaged manifest may have values of any type.
         kind, labels = KINDS.get(str(flags.get("head"))), flags.get("labels")
