@@ -244,7 +244,7 @@ def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
             for plan in plans
             if plan.state_bits is None
         }
-        if too_small := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
+        if too_small := [k for k, mass in masses.items() if mass < list_mass.MIN_MASS]:
             k = max(too_small)
             yield list_mass.warning(temperature, masses[k], k)
 
