@@ -17,23 +17,24 @@ from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
-# Number of first steps, which compile, and number of timed steps.
-_WARM_UP, _REPEATS = 4, 16
+# Number of first steps, which compile.
+_WARM_UP = 4
 
 
-def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
+def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
     """Returns the median time of a step of each run, in seconds, with steps timed in turns.
 
     The time includes reading the input and excludes compiling.
 
     Args:
         runs: the arguments of `run_distill` of each run.
+        repeats: number of timed steps of each run.
 
     Raises:
         InputError: a run cannot start.
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
-    times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
+    times = in_turns(steps, repeats, warm_up=_WARM_UP)
     keras.backend.clear_session()
     return [statistics.median(seconds) for seconds in times]
 
