@@ -124,7 +124,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             a `conll` file the column of words.
         files: for each split the names or globs of its files, the first that match taken; several
             matches are read one after another. Splits whose name begins with `test` need no labels.
-        metrics: some of `METRICS` of its kind, the main one first.
+        metrics: some of those of its kind, the main one first.
         submission: how predictions are handed in.
         label_field: the field of a row that is its label.
         labels: the labels as in the file; their order is that of the classes.
