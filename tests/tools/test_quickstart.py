@@ -115,7 +115,7 @@ def test_a_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir
     assert sizes[1] < 0.6 * sizes[0]
     assert {*manifest.tokenizer_files} <= {path.name for path in published.iterdir()}
     card = (published / "README.md").read_text()
-    assert "for 7 steps" in card and "guesses 25.0%" in card
+    assert "for 7 steps" in card and "predicts 25.0%" in card
 
 
 def _log(folder: pathlib.Path, *lines: dict[str, object]) -> Location:
