@@ -111,7 +111,7 @@ def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def expect_similarities(spec: TaskSpec) -> None:
     """Raises InputError unless a task has pairs of texts with a number each."""
     if spec.kind != REGRESSION or len(spec.text_fields) != 2:
-        expected = f"a task of kind {REGRESSION} with two texts, for example stsb"
+        expected = "a task of kind regression with two texts, for example stsb"
         received = f"{spec.name} of kind {spec.kind} with {len(spec.text_fields)}"
         raise InputError(Setting("task"), expected, received)
 
