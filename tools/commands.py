@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import ctypes
 import dataclasses
+import importlib
 import multiprocessing
 import shlex
 import signal
@@ -20,7 +21,7 @@ from pipeline.commands import running
 from pipeline.storage import manifest as manifests
 
 _SETTINGS_FILE = "settings.json"
-# Of Linux, found here, as a forked process should load nothing.
+# Function of Linux. It is loaded here, because a forked process should not load anything.
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 _PR_SET_PDEATHSIG = 1
 Result = TypeVar("Result")
@@ -91,7 +92,7 @@ def show_step(
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to stop this process, in order, when the one that began it is killed."""
+    """Asks Linux to send SIGTERM to this process when its parent is killed."""
     if _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -180,17 +181,28 @@ def run_command(command: str, *arguments: str, **settings: object) -> None:
     _run(f"pipeline.{command}", command, [*arguments, *_flags(settings)])
 
 
-def run_tool(tool: str, **settings: object) -> None:
+def run_tool(tool: str, *, process: SeparateProcess | None = None, **settings: object) -> None:
     """Prints the command line of another tool, and runs it in a separate process.
 
     Args:
         tool: name of the tool's module.
+        process: process that runs the tool. None for a new one, which imports everything again.
         **settings: values of flags, keyed by name; None for the default.
 
     Raises:
         SystemExit: the tool failed. It has printed the error, and its status is passed on.
     """
-    _run(f"tools.{tool}", f"offline_distill {tool}", _flags(settings))
+    module, shown_name, flags = f"tools.{tool}", f"offline_distill {tool}", _flags(settings)
+    if process is None:
+        _run(module, shown_name, flags)
+        return
+    print(f"$ {shown_name} {shlex.join(flags)}", flush=True)
+    if status := process.call(_call_main, module, [tool, *flags]):
+        raise SystemExit(status)
+
+
+def _call_main(module: str, argv: Sequence[str]) -> int:
+    return importlib.import_module(module).main(argv)
 
 
 def _flags(settings: dict[str, object]) -> list[str]:
@@ -199,6 +211,9 @@ def _flags(settings: dict[str, object]) -> list[str]:
 
 def _run(module: str, shown_name: str, flags: list[str]) -> None:
     print(f"$ {shown_name} {shlex.join(flags)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", module, *flags], check=False).returncode
+    # A command that outlives a killed tool would hold the lock of its directory.
+    status = subprocess.run(
+        [sys.executable, "-m", module, *flags], check=False, preexec_fn=_end_with_parent
+    ).returncode
     if status:
         raise SystemExit(status)

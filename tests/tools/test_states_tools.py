@@ -217,8 +217,9 @@ def test_plan_warns_about_a_topk_with_little_mass(
     lines = [line for line in output_lines if line.startswith("warning:")]
     assert "temperature 100 the top 4 hold" in lines[-1]
     assert all("--logit_encoding=states" in line for line in lines)
-    names = [plan.encoding for plan in read_plan(path)]
-    assert names == ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    planned = [(entry.encoding, entry.temperature) for entry in read_plan(path)]
+    names = ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
+    assert planned == [(name, temperature) for name in names for temperature in ("1", "100")]
     with pytest.raises(InputError) as caught:
         plan_cache.PlanConfig(examples_dir, str(teacher_dir), temperatures=(2.0, 8.0))
     assert caught.value.subject == "temperatures"
