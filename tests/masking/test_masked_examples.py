@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.corpora.readers import text as text_reader
 from pipeline.masking import document_masker, masked_examples
-from pipeline.masking.document_masker import divide_text
+from pipeline.masking.document_masker import Passage, divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import read_folder
 from tests.corpora import written
@@ -376,9 +376,10 @@ def test_golden_masks(examples_config, vocab) -> None:
     masker = document_masker.DocumentMasker(examples_config)
     key = seeding.digest("golden")
     text = "春天来了，院子里的桃树开满了花。"
-    made = list(masker.examples(text, key, Counter(), segmenter="jieba", num_copies=2))
-    assert [example_id.hex() for example_id, _ in made] == GOLDEN_IDS
-    features = [serialization.decode_example(record) for _, record in made]
+    passage = Passage(text, key, segmenter="jieba", num_copies=2)
+    made = list(masker.examples([passage]))
+    assert [example_id.hex() for _, example_id, _ in made] == GOLDEN_IDS
+    features = [serialization.decode_example(record) for _, _, record in made]
     positions = [np.frombuffer(f[records.MASKED_LM_POSITIONS], "<u2").tolist() for f in features]
     assert positions == GOLDEN_POSITIONS
     labels = np.frombuffer(features[0][records.MASKED_LM_IDS], "<u2").tolist()

@@ -17,23 +17,24 @@ from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
-# Steps that compile, and steps that are timed.
-_WARM_UP, _REPEATS = 4, 16
+# Steps that compile.
+_WARM_UP = 4
 
 
-def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
+def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
     """Returns the median seconds of a step of several runs, timed in turns.
 
     Reading the input counts; compiling does not.
 
     Args:
         runs: the arguments of `run_distill` of each run.
+        repeats: timed steps of each.
 
     Raises:
         InputError: a run that cannot begin.
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
-    times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
+    times = in_turns(steps, repeats, warm_up=_WARM_UP)
     keras.backend.clear_session()
     return [statistics.median(seconds) for seconds in times]
 
