@@ -1,12 +1,13 @@
-"""Batches for the student: records decoded in TensorFlow, whatever computes the step.
+"""Batches for the student, decoded in TensorFlow on both backends.
 
-Windows that are stored unmasked are masked while they are read, anew in each epoch. A
-window's masks depend on the run's seed, its example id and the epoch alone: not on its
-batch, nor on where a run was interrupted.
+Windows that are stored unmasked are masked while they are read, with new masks in each
+epoch. A window's masks depend only on the run's seed, its example id and the epoch. They do
+not depend on its batch, nor on where a run was interrupted.
 
-Several processes that train together each read their own part of every group. All must
-compute in the same shapes, and a microbatch must count by what it has in all of them. So
-each group's measures go from each process to all, while the group before is computed.
+Several processes that train together each read their own part of every group. All of them
+must compute in the same shapes. The weight of a microbatch in the loss depends on its rows in
+all processes. So each process sends its measures of a group to all others, while the
+previous group is computed.
 """
 
 import itertools
@@ -49,14 +50,14 @@ _TARGETS = (
     records.EMBEDDING,
     LOSS_SHARES,
 )
-# What tells how much of a batch is padding.
-_SIZED = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
-# Inputs that are as long as the longest, and what is of the same size in all batches; the others
-# are as wide as the masked positions.
-_LENGTHS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
-_OF_EXAMPLES = (records.SEGMENT_LENGTHS, records.EMBEDDING, LOSS_SHARES)
+# Features that tell how much of a batch is padding.
+_SIZE_FEATURES = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
+# Features with one value for each token, and features of a fixed size. All others have one value
+# for each masked position.
+_TOKEN_FEATURES = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
+_EXAMPLE_FEATURES = (records.SEGMENT_LENGTHS, records.EMBEDDING, LOSS_SHARES)
 Arrays = dict[str, np.ndarray]
-# Whose masks are drawn: two purposes never share random numbers.
+# Purposes of masks: two purposes never share random numbers.
 TRAINING = "mask"
 EVALUATION = "eval mask"
 
@@ -70,7 +71,7 @@ _MASKED = (
 )
 
 
-def _number(cache: CacheInput, name: str) -> float:
+def _manifest_number(cache: CacheInput, name: str) -> float:
     value = cache.manifest.flags.get(name)
     if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
         raise InputError(cache.directory / MANIFEST_FILE, f"a number for {name}", f"{value!r}")
@@ -78,9 +79,9 @@ def _number(cache: CacheInput, name: str) -> float:
 
 
 class WindowReader:
-    """Masks records of unmasked windows, by the settings of their manifest.
+    """Masks records of unmasked windows by the settings of their manifest.
 
-    The masks are those of a seed and a purpose, `TRAINING` or `EVALUATION`.
+    The masks depend on a seed and a purpose, `TRAINING` or `EVALUATION`.
 
     Raises:
         InputError: the directory's tokenizer, token counts or settings are invalid.
@@ -92,10 +93,10 @@ class WindowReader:
         self._is_special = tokenizer.is_special()
         self._policy = masks.masking_policy(
             tokenizer,
-            masked_lm_prob=_number(cache, "masked_lm_prob"),
+            masked_lm_prob=_manifest_number(cache, "masked_lm_prob"),
             max_predictions_per_seq=manifest.max_predictions_per_seq,
         )
-        smoothing = _number(cache, "mask_smoothing")
+        smoothing = _manifest_number(cache, "mask_smoothing")
         self._token_weights = None
         if smoothing:
             counts = token_counts.load_counts(cache.directory, manifest)
@@ -106,7 +107,12 @@ class WindowReader:
         self._widths = (manifest.max_seq_length, 2, positions, positions, positions)
 
     def _mask_rows(self, epochs: np.ndarray, *features: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns `_MASKED` of rows of an epoch each, int64 [B], and of `_STORED`, bytes [B]."""
+        """Returns the features `_MASKED` of rows.
+
+        Args:
+            epochs: int64 [B], the epoch of each row.
+            *features: `_STORED` of the rows, bytes [B] each.
+        """
         columns = [values.tolist() for values in features]
         batch = windows.decode_windows(columns, self._vocab_size)
         keys = zip(columns[0], epochs.tolist(), strict=True)
@@ -128,10 +134,10 @@ class WindowReader:
         )
 
     def parse_batch(self, serialized: tf.Tensor, epochs: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        """Decodes and masks records, string [B], in their epochs, int64 [B].
+        """Decodes records, string [B], and masks them for their epochs, int64 [B].
 
         Returns:
-            what `pipeline.storage.reader.parse_batch` returns of masked examples.
+            the features that `pipeline.storage.reader.parse_batch` returns for masked examples.
         """
         parsed = arrays.parse_tensors(tf, serialized, _STORED)
         features = [parsed[name] for name in _STORED]
@@ -143,7 +149,7 @@ class WindowReader:
 
 
 def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
-    """Splits a decoded batch into what the student sees and what it is compared with.
+    """Splits a decoded batch into the student's inputs and the targets of the losses.
 
     Returns:
         inputs `input_ids`, `input_mask`, `segment_ids` int32 [B, L] and
@@ -151,9 +157,9 @@ def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
     """
     input_ids = batch[records.INPUT_IDS]
     lengths = batch[records.SEGMENT_LENGTHS]
-    places = tf.range(tf.shape(input_ids)[1])[tf.newaxis, :]
-    real = places < tf.reduce_sum(lengths, axis=1, keepdims=True)
-    second = tf.logical_and(places >= lengths[:, :1], real)
+    positions = tf.range(tf.shape(input_ids)[1])[tf.newaxis, :]
+    real = positions < tf.reduce_sum(lengths, axis=1, keepdims=True)
+    second = tf.logical_and(positions >= lengths[:, :1], real)
     inputs = {
         records.INPUT_IDS: input_ids,
         records.INPUT_MASK: tf.cast(real, tf.int32),
@@ -164,34 +170,43 @@ def inputs_and_targets(batch: Mapping[str, tf.Tensor]) -> Batch:
 
 
 def _smallest_from(sizes: Sequence[int], size: tf.Tensor) -> tf.Tensor:
-    """Returns the first of ascending sizes that is no smaller than a size, int32 []."""
+    """Returns the first of ascending sizes that is at least a size, int32 []."""
     return tf.constant(sizes)[tf.searchsorted(sizes, size[tf.newaxis])[0]]
 
 
 def _largest(microbatches: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the longest input of each microbatch and its last position that counts, int32 [C]."""
+    """Returns the length of the longest input of each microbatch, and its masked positions.
+
+    Both are int32 [C]. The second is the number of masked positions up to the last one with a
+    weight.
+    """
     longest = tf.reduce_max(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), axis=1)
     weights = microbatches[records.MASKED_LM_WEIGHTS]
-    # One before the last may have lost its weight.
-    places = tf.range(1.0, weights.shape[2] + 1.0)
-    return longest, tf.cast(tf.reduce_max(weights * places, axis=[1, 2]), tf.int32)
+    # The sum of weights is not enough: a position before the last one may have weight 0.
+    numbers = tf.range(1.0, weights.shape[2] + 1.0)
+    return longest, tf.cast(tf.reduce_max(weights * numbers, axis=[1, 2]), tf.int32)
 
 
 def trim_batch(
     batch: Mapping[str, tf.Tensor], manifest: Manifest, count: int
 ) -> dict[str, tf.Tensor]:
-    """Cuts off padding that all rows of a decoded batch have; with one length nothing.
+    """Cuts off the padding that all rows of a decoded batch share.
 
     Inputs are cut to the next length of `length_buckets.bucket_lengths`, masked
     positions to the next number of `bucket_widths`, so that batches have at most
-    4 · `count` shapes. What is real stays, and so do all losses.
+    4 · `count` shapes. Only padding is cut off, so that no loss changes.
+
+    Args:
+        batch: the decoded batch.
+        manifest: gives the largest L and P.
+        count: the number of lengths; with 1 nothing is cut off.
 
     Returns:
         the batch, [B, L', …] and [B, P', …] in place of [B, L, …] and [B, P, …].
     """
     if count == 1:
         return dict(batch)
-    sizes = _largest({name: batch[name][tf.newaxis] for name in _SIZED})
+    sizes = _largest({name: batch[name][tf.newaxis] for name in _SIZE_FEATURES})
     longest, most = (size[0] for size in sizes)
     lengths = length_buckets.bucket_lengths(manifest.max_seq_length, count)
     widths = length_buckets.bucket_widths(manifest.max_predictions_per_seq)
@@ -199,7 +214,7 @@ def trim_batch(
     for name, value in batch.items():
         if name == records.INPUT_IDS:
             value = value[:, : _smallest_from(lengths, longest)]
-        elif name not in _OF_EXAMPLES:
+        elif name not in _EXAMPLE_FEATURES:
             value = value[:, : _smallest_from(widths, most)]
         trimmed[name] = value
     return trimmed
@@ -209,9 +224,9 @@ def cut_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.Tensor
     """Cuts a group into microbatches of equally many rows, and adds their shares of the losses.
 
     A loss is a mean over masked positions, over tokens, over pairs of tokens of one
-    input, or over examples. So that the mean over microbatches is that over the group, each
-    microbatch's own mean must count by how many of these it has: its share is their number
-    over the mean number of the group's microbatches.
+    input, or over examples. The share weights a microbatch's mean so that the mean over
+    microbatches equals the mean over the group. It is the microbatch's count of these elements,
+    divided by the mean count of the group's microbatches.
 
     Example: of two microbatches with 2 and 6 masked positions the shares are 0.5 and 1.5.
 
@@ -233,7 +248,7 @@ def _reshape_group(batch: Mapping[str, tf.Tensor], count: int) -> dict[str, tf.T
 
 
 def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns the counts of `losses.base.AVERAGES` in microbatches, float32 [C, 4]."""
+    """Returns the count of each of `losses.base.AVERAGES` in microbatches, float32 [C, 4]."""
     lengths = tf.cast(tf.reduce_sum(microbatches[records.SEGMENT_LENGTHS], axis=2), tf.float32)
     positions = tf.reduce_sum(microbatches[records.MASKED_LM_WEIGHTS], axis=[1, 2])
     tokens, pairs = tf.reduce_sum(lengths, axis=1), tf.reduce_sum(tf.square(lengths), axis=1)
@@ -242,16 +257,16 @@ def _loss_counts(microbatches: Mapping[str, tf.Tensor]) -> tf.Tensor:
 
 
 def _loss_shares(counts: Any) -> tf.Tensor:
-    """Returns what each microbatch counts for the losses of its group; 0 where none has any."""
+    """Returns each microbatch's share of the losses of its group; 0 where all counts are 0."""
     return tf.math.divide_no_nan(counts, tf.reduce_mean(counts, axis=0))
 
 
 def _decoder(
     cache: CacheInput, *, seed: int, purpose: str
 ) -> Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]:
-    """Returns what decodes a batch of records, string [B], with their epochs, int64 [B].
+    """Returns a function that decodes a batch of records, string [B], and their epochs, int64 [B].
 
-    Where windows are stored unmasked, it masks them.
+    The function masks windows that are stored unmasked.
     """
     windows = None
     if cache.manifest.kind == records.UNMASKED_WINDOWS:
@@ -268,7 +283,7 @@ def _decoder(
         if subset is not None:
             batch = vocab_subset.remap_batch(tf, batch, subset, temperatures)
         for value in batch.values():
-            # Some codecs leave the number of rows open, by which groups are cut.
+            # Some codecs leave the number of rows open, but cutting a group needs it.
             value.set_shape([serialized.shape[0], *value.shape[1:]])
         return batch
 
@@ -276,49 +291,48 @@ def _decoder(
 
 
 def training_batches(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
-    """Returns the endless stream of training batches of a process that reads all of them.
+    """Returns the endless dataset of training batches for a process that reads all examples.
 
-    Groups of the shuffled stream's examples are sorted by length and cut; what is
-    yielded are the microbatches, shortest first, each padded to the next of a few lengths.
-    Which examples make an update does not change by that, nor do its gradients.
+    Groups of shuffled examples are sorted by length and cut into microbatches. The dataset
+    yields the microbatches, shortest first, each padded to the next of a few lengths.
+    Sorting changes neither the examples of an update nor its gradients.
 
     Args:
-        cache: a cache directory.
-        chunking: how groups are cut.
-        **order: as of `_groups`.
+        cache: a cache or another shard directory.
+        chunking: the sizes of groups and microbatches.
+        **order: keyword arguments of `_groups`.
     """
     dataset, count = _groups(cache, chunking, **order), chunking.num_chunks
     if count > 1:
         dataset = dataset.map(lambda batch: cut_group(batch, count)).unbatch()
-    return _finished(dataset, cache.manifest, chunking.num_lengths).prefetch(4)
+    return _trim_and_split(dataset, cache.manifest, chunking.num_lengths).prefetch(4)
 
 
-def _finished(dataset: tf.data.Dataset, manifest: Manifest, buckets: int) -> tf.data.Dataset:
+def _trim_and_split(dataset: tf.data.Dataset, manifest: Manifest, buckets: int) -> tf.data.Dataset:
     return dataset.map(lambda batch: inputs_and_targets(trim_batch(batch, manifest, buckets)))
 
 
 def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
-    """Returns the endless stream of a process's part of groups, not yet trimmed.
+    """Returns the endless dataset of one process's part of each group, not yet trimmed.
 
     Args:
-        cache: a cache directory.
-        chunking: how whole groups are cut.
-        **order: as of `_groups`.
+        cache: a cache or another shard directory.
+        chunking: the sizes of whole groups and microbatches.
+        **order: keyword arguments of `_groups`.
 
     Returns:
-        inputs and targets as `inputs_and_targets` returns them, with the microbatches C before
-        the rows; and float32 [C, 6], what microbatches of this part have: their longest input,
-        the last masked position that counts, and the numbers of masked positions, tokens,
-        pairs of tokens and examples.
+        inputs and targets as `inputs_and_targets` returns them, with an axis of C microbatches
+        before the rows; and measures of the microbatches, float32 [C, 6]: the two numbers of
+        `_largest`, and the counts of masked positions, tokens, pairs of tokens and examples.
     """
     count = chunking.num_chunks
 
     def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
-        inputs, wanted = inputs_and_targets(batch)
-        microbatches = _reshape_group({name: batch[name] for name in _SIZED}, count)
+        inputs, targets = inputs_and_targets(batch)
+        microbatches = _reshape_group({name: batch[name] for name in _SIZE_FEATURES}, count)
         sizes = tf.cast(tf.stack(_largest(microbatches), axis=1), tf.float32)
         measures = tf.concat([sizes, _loss_counts(microbatches)], axis=1)
-        return _reshape_group(inputs, count), _reshape_group(wanted, count), measures
+        return _reshape_group(inputs, count), _reshape_group(targets, count), measures
 
     return _groups(cache, chunking, **order).map(cut).prefetch(2)
 
@@ -332,20 +346,20 @@ def _groups(
     shuffle_buffer_size: int,
     streams: DataStreams | None = None,
 ) -> tf.data.Dataset:
-    """Returns decoded groups of the streams that this process reads, in order.
+    """Returns the decoded groups of the data streams that this process reads, in order.
 
     Args:
-        cache: a cache directory.
-        chunking: how groups are cut.
+        cache: a cache or another shard directory.
+        chunking: the sizes of groups and microbatches.
         seed: decides the order, and the masks where windows are stored unmasked.
-        start: examples of all processes already used, in whole groups; the stream begins with
-            the next one.
-        shuffle_buffer_size: examples, of all processes.
-        streams: that this process reads; None for one that has all examples. Each group has
-            equally many examples of each stream, and so has each microbatch.
+        start: number of examples that all processes have already used, in whole groups; the
+            dataset begins with the next example.
+        shuffle_buffer_size: number of examples, summed over all processes.
+        streams: the data streams that this process reads; None for a single stream of all
+            examples. Each group and each microbatch has equally many examples of each stream.
     """
     streams = streams or DataStreams()
-    parts = [
+    stream_groups = [
         reader.training_records(
             cache,
             TRAIN,
@@ -360,17 +374,19 @@ def _groups(
     decode = _decoder(cache, seed=seed, purpose=TRAINING)
     count, size = chunking.num_chunks, chunking.group_size // streams.count * streams.own
 
+    def interleave(values: Sequence[tf.Tensor]) -> tf.Tensor:
+        rows = [tf.reshape(stream_values, [count, -1]) for stream_values in values]
+        return tf.reshape(tf.concat(rows, axis=1), [size])
+
     def read(*groups: tuple[tf.Tensor, tf.Tensor]) -> Mapping[str, tf.Tensor]:
         if count > 1 and chunking.num_lengths > 1:
             groups = [reader.sort_by_length(*group) for group in groups]
-        # Each microbatch has its part of each stream: which ones a process reads decides nothing.
-        serialized, epochs = (
-            tf.reshape(tf.concat([tf.reshape(one, [count, -1]) for one in some], axis=1), [size])
-            for some in zip(*groups, strict=True)
-        )
+        # Each microbatch has equally many rows of each stream. So its examples do not depend on
+        # which process reads a stream.
+        serialized, epochs = map(interleave, zip(*groups, strict=True))
         return decode(serialized, epochs)
 
-    dataset = tf.data.Dataset.zip(tuple(parts))
+    dataset = tf.data.Dataset.zip(tuple(stream_groups))
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
@@ -385,18 +401,19 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Returns the eval split's batches, in stored order.
 
-    The last batch is filled up with empty rows, so that shapes stay the same;
-    they have no real masked position and count for nothing. Windows that are
-    stored unmasked are masked in the same way each time, whatever the run's seed.
+    The last batch is filled up with empty rows, so that shapes stay the same. Empty rows have
+    no real masked position and weight 0 in every metric. Windows that are stored unmasked
+    always get the same masks, for every seed of the run.
 
     Args:
-        cache: a cache directory.
+        cache: a cache or another shard directory.
         batch_size: B.
-        max_steps: at most so many batches.
-        buckets: lengths, at most, to which batches are padded; with 1 all have the
-            longest.
-        process: of several, each of which reads all and computes its rows of each batch.
-        num_processes: so many; it divides B.
+        max_steps: the maximum number of batches.
+        buckets: the maximum number of lengths that batches are padded to; with 1 all
+            batches have `max_seq_length`.
+        process: the index of this process. Each process reads all batches and computes its
+            rows of each.
+        num_processes: the number of processes; it divides B.
     """
     dataset = reader.evaluation_records(cache, EVAL)
     dataset = dataset.map(lambda record: (record, tf.constant(0, tf.int64)))
@@ -411,8 +428,8 @@ def evaluation_batches(
         return value[process * rows : (process + 1) * rows]
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = _finished(dataset, cache.manifest, buckets)
-    dataset = dataset.map(lambda *parts: tf.nest.map_structure(fill, parts))
+    dataset = _trim_and_split(dataset, cache.manifest, buckets)
+    dataset = dataset.map(lambda *batch: tf.nest.map_structure(fill, batch))
     return dataset.prefetch(4)
 
 
@@ -428,8 +445,8 @@ def agreed_batches(
     Args:
         groups: as `training_groups` yields them.
         manifest: gives the largest L and P.
-        num_lengths: lengths, at most, that microbatches are padded to.
-        gather: begins to give every process the measures of all, as rows.
+        num_lengths: the maximum number of lengths that microbatches are padded to.
+        gather: starts the exchange of measures between processes, and returns the rows of all.
 
     Yields:
         inputs and targets, [rows, L', …] and [rows, P', …], with `LOSS_SHARES`.
@@ -439,14 +456,14 @@ def agreed_batches(
     if num_lengths > 1:
         lengths = length_buckets.bucket_lengths(lengths[0], num_lengths)
         widths = length_buckets.bucket_widths(widths[0])
-    waiting = None
-    # A group is yielded when the next one's gathering has begun: devices get to that while they
-    # still compute.
+    pending = None
+    # The exchange for the next group starts before a group is yielded. So the devices reach it
+    # while they still compute.
     for group in itertools.chain(groups, [None]):
-        begun = None if group is None else (*group[:2], gather(group[2]))
-        if waiting is not None:
-            yield from _microbatches(*waiting, lengths, widths)
-        waiting = begun
+        started = None if group is None else (*group[:2], gather(group[2]))
+        if pending is not None:
+            yield from _microbatches(*pending, lengths, widths)
+        pending = started
 
 
 def _microbatches(
@@ -456,17 +473,17 @@ def _microbatches(
     lengths: tuple[int, ...],
     widths: tuple[int, ...],
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Yields the microbatches of a group, trimmed to what all processes need."""
+    """Yields the microbatches of a group, trimmed to the largest sizes of all processes."""
     measures = np.asarray(gathered)
     sizes = measures[..., :2].max(axis=0)
     shares = _loss_shares(measures[..., 2:].sum(axis=0)).numpy()
     for number, (longest, most) in enumerate(sizes):
         length = lengths[np.searchsorted(lengths, longest)]
         width = widths[np.searchsorted(widths, most)]
-        ends = dict.fromkeys(_LENGTHS, length) | dict.fromkeys(_OF_EXAMPLES)
-        own, wanted = (
-            {name: value[number, :, : ends.get(name, width)] for name, value in part.items()}
-            for part in (inputs, targets)
+        ends = dict.fromkeys(_TOKEN_FEATURES, length) | dict.fromkeys(_EXAMPLE_FEATURES)
+        rows, row_targets = (
+            {name: value[number, :, : ends.get(name, width)] for name, value in features.items()}
+            for features in (inputs, targets)
         )
-        wanted[LOSS_SHARES] = np.tile(shares[number], (len(own[records.INPUT_IDS]), 1))
-        yield own, wanted
+        row_targets[LOSS_SHARES] = np.tile(shares[number], (len(rows[records.INPUT_IDS]), 1))
+        yield rows, row_targets

@@ -23,7 +23,7 @@ class CachedHead(keras.layers.Layer):
 
     def __init__(self, table: np.ndarray, bias: np.ndarray) -> None:
         super().__init__(name="cached_head", dtype="float32", trainable=False)
-        # In half the memory: the numbers of the file, not rounded again.
+        # float16 takes half the memory and holds the file's numbers without rounding.
         self.table = self._constant("table", table, "float16")
         self.bias = self._constant("bias", bias, "float32")
         self.built = True
@@ -50,15 +50,15 @@ class CachedHead(keras.layers.Layer):
 def open_head(cache: CacheInput, student_size: int) -> CachedHead:
     """Returns the output layer of a cache of head states, its tokens in the student's order.
 
-    Behind the tokens that the student knows stand the others, whose mass is the teacher's all
-    the same.
+    The tokens that the student lacks come after those that it has. They also have mass in the
+    teacher's distribution.
 
     Args:
-        cache: of head states.
+        cache: a cache of head states.
         student_size: V of the student.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: the output table's file is missing or invalid.
     """
     manifest = cache.manifest
     size = manifest.teacher_info.state_size
@@ -69,16 +69,16 @@ def open_head(cache: CacheInput, student_size: int) -> CachedHead:
 
 
 def _in_student_order(output: OutputTable, ids: np.ndarray, student_size: int) -> OutputTable:
-    """Moves the rows of a cache's tokens to a student's ids, int32 [V], or behind these.
+    """Moves the rows of a cache's tokens to a student's ids, int32 [V], or to rows after them.
 
     Example: with the ids [0, −1, 1] of three tokens, and 2 tokens of the student, the rows
     [a, b, c] become [a, c, b].
     """
     unknown = np.flatnonzero(ids == NO_ID)
-    places = ids.copy()
-    places[unknown] = student_size + np.arange(len(unknown))
-    # A student's row that stands for no token has no mass.
+    rows = ids.copy()
+    rows[unknown] = student_size + np.arange(len(unknown))
+    # A student's row without a token in the cache has no mass.
     table = np.zeros((student_size + len(unknown), output.table.shape[1]), output.table.dtype)
     bias = np.full(len(table), NO_ID_LOGIT, output.bias.dtype)
-    table[places], bias[places] = output.table, output.bias
+    table[rows], bias[rows] = output.table, output.bias
     return OutputTable(table, bias)

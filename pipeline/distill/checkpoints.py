@@ -1,10 +1,10 @@
-"""Checkpoints of a run: their files, and their contents.
+"""Checkpoints of a run: their files and their contents.
 
-Beside each `step-N.safetensors` lies `step-N.json`, written before it: the SHA-256 of its
-bytes, as safetensors has no checksum, and what is still due at its step. Either file
-appears whole or not at all.
+Each `step-N.safetensors` has a sidecar file `step-N.json`, which is written first. It holds
+the SHA-256 of the checkpoint's bytes, because safetensors has no checksum. It also holds
+whether the evaluation of this step is still due. Each file appears complete or not at all.
 
-A checkpoint holds everything the next step depends on: weights, the optimizer's slots,
+A checkpoint holds everything that the next step depends on: weights, the optimizer's slots,
 dropout's seed states, and the sums of the metrics since the last line of the log. The
 position in the data follows from the step. Between updates no gradient is accumulated.
 """
@@ -61,67 +61,70 @@ def _sidecar(path: Location) -> Location:
     return path.with_name(f"{path.stem}.json")
 
 
-def _described(path: Location) -> dict[str, Any]:
-    """Returns what stands beside a checkpoint; nothing beside one of an earlier version."""
+def _read_sidecar(path: Location) -> dict[str, Any]:
+    """Returns the values of a checkpoint's sidecar; none for a checkpoint without a sidecar."""
     sidecar = _sidecar(path)
     return sidecar.read_json() if sidecar.exists() else {}
 
 
 def find_defect(path: Location) -> str | None:
-    """Returns what is wrong with the content of a checkpoint's file, if anything is.
+    """Returns the defect in the content of a checkpoint's file; None for a valid file.
 
-    Without a checksum beside it, only the header and the number of bytes are checked.
+    Without a recorded checksum, only the header and the number of bytes are checked.
 
     Raises:
-        OSError: it cannot be read, which says nothing of its content.
+        OSError: the file cannot be read; its content may be valid.
     """
     copy = path.mirror()
     if not copy.is_file():
         return "expected a file"
     try:
-        described = _described(path)
+        sidecar = _read_sidecar(path)
         with safe_open(copy, framework="numpy"):
             pass
     except (SafetensorError, InputError) as error:
         return _in_one_line(error)
     received = copy.sha256()
-    expected = described.get(_CHECKSUM, None if described else received)
+    expected = sidecar.get(_CHECKSUM, None if sidecar else received)
     if received != expected:
         return f"expected SHA-256 {expected}, received {received}"
     return None
 
 
 def _in_one_line(error: Exception) -> str:
-    # A tensor may be called anything, also in several lines.
+    # The message holds names of tensors, and these may have several lines.
     return " ".join(str(error).split())[:200]
 
 
 class CheckpointFiles:
-    """Writes a run's checkpoints and finds the one to go on from.
+    """Writes a run's checkpoints and finds the one to resume from.
 
     Args:
         output_dir: the run's directory.
-        keep: so many of the newest are kept; a broken one counts for none, and stays.
+        keep: the number of newest checkpoints to keep. Damaged checkpoints are not counted
+            and are never removed.
     """
 
     def __init__(self, output_dir: Location, *, keep: int) -> None:
         self._output_dir = output_dir
         self._keep = keep
-        self._broken: set[int] = set()
-        # Read or written by this process: not read again, which in a bucket is a download.
-        self._whole: set[int] = set()
+        self._damaged: set[int] = set()
+        # Checkpoints that this process has verified or written. They are not read again, because
+        # a read from a bucket is a download.
+        self._valid: set[int] = set()
 
     def _path(self, step: int) -> Location:
         return checkpoint_path(self._output_dir, step)
 
     def find_newest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that verifies, None where there is none at all.
+        """Returns the newest valid checkpoint; None if the run has no checkpoint.
 
-        Those that do not are named on stderr. Of one in a bucket the copy stays.
+        Damaged checkpoints are named on stderr. The local copy of a valid one from a bucket
+        stays.
 
         Raises:
-            InputError: none verifies.
-            OSError: one cannot be read: it may be whole.
+            InputError: no checkpoint is valid.
+            OSError: a checkpoint cannot be read; it may be valid.
         """
         defects: list[str] = []
         for step in reversed(checkpoint_steps(self._output_dir)):
@@ -129,50 +132,50 @@ class CheckpointFiles:
             defect = find_defect(path)
             if defect is None:
                 if defects:
-                    print(f"going on from an older checkpoint, {path}", file=sys.stderr)
-                self._whole.add(step)
-                return Checkpoint(step, bool(_described(path).get(_EVALUATION_DUE)))
-            self._broken.add(step)
+                    print(f"resuming from an older checkpoint, {path}", file=sys.stderr)
+                self._valid.add(step)
+                return Checkpoint(step, bool(_read_sidecar(path).get(_EVALUATION_DUE)))
+            self._damaged.add(step)
             path.forget_mirror()
             defects.append(f"{path}: a damaged checkpoint ({defect})")
-            print(f"{defects[-1]}; it is left as it is", file=sys.stderr)
+            print(f"{defects[-1]}; the file is left unchanged", file=sys.stderr)
         if defects:
-            hint = f"to begin again, delete the folder {self._path(0).parent}"
-            raise InputError("; ".join(defects), "one that verifies", hint=hint)
+            hint = f"to train from the beginning, delete the folder {self._path(0).parent}"
+            raise InputError("; ".join(defects), "a valid checkpoint", hint=hint)
         return None
 
     def save(
         self, step: int, tensors: Mapping[str, np.ndarray], *, evaluation_due: bool = False
     ) -> None:
-        """Writes a `Checkpoint` of contiguous arrays by name, and removes those that are too old.
+        """Writes a checkpoint of contiguous arrays by name, and removes checkpoints beyond `keep`.
 
-        A file that has its name already is a broken one: it is set aside under a new name.
+        A file that already has the name is a damaged checkpoint. It is renamed, not overwritten.
         """
         path = self._path(step)
         path.parent.mkdir(exist_ok=True)
         if path.exists():
             _set_aside(path)
-            self._broken.discard(step)
-            self._whole.discard(step)
+            self._damaged.discard(step)
+            self._valid.discard(step)
 
-        def describe(written: Location) -> None:
-            described = {_CHECKSUM: written.sha256(), _EVALUATION_DUE: evaluation_due}
-            _sidecar(path).write_json(described)
+        def write_sidecar(written: Location) -> None:
+            values = {_CHECKSUM: written.sha256(), _EVALUATION_DUE: evaluation_due}
+            _sidecar(path).write_json(values)
 
-        model_directory.save_tensors(path, tensors, before_publishing=describe)
-        self._whole.add(step)
+        model_directory.save_tensors(path, tensors, before_publishing=write_sidecar)
+        self._valid.add(step)
         self._remove_old()
 
     def _remove_old(self) -> None:
-        steps = [step for step in checkpoint_steps(self._output_dir) if step not in self._broken]
+        steps = [step for step in checkpoint_steps(self._output_dir) if step not in self._damaged]
         for step in steps[: -self._keep]:
             path = self._path(step)
-            if step not in self._whole:
-                # Older than the one that this process went on from.
+            if step not in self._valid:
+                # It is older than the checkpoint that this process resumed from, so unverified.
                 defect = find_defect(path)
                 path.forget_mirror()
                 if defect is not None:
-                    self._broken.add(step)
+                    self._damaged.add(step)
                     continue
             path.unlink()
             _sidecar(path).unlink(missing_ok=True)
@@ -186,7 +189,9 @@ def _set_aside(path: Location) -> None:
     sidecar = _sidecar(path)
     if sidecar.exists():
         sidecar.publish(sidecar.with_name(f"{sidecar.name}.broken-{number}"))
-    print(f"{path}: a checkpoint of this step is there; it is now {aside.name}", file=sys.stderr)
+    print(
+        f"{path}: a damaged checkpoint has this name; renamed it to {aside.name}", file=sys.stderr
+    )
 
 
 def _numbered(group: str, variables: list[keras.Variable]) -> Iterator[tuple[str, keras.Variable]]:
@@ -195,29 +200,31 @@ def _numbered(group: str, variables: list[keras.Variable]) -> Iterator[tuple[str
 
 
 def _variables(model: Distiller) -> Iterator[tuple[str, keras.Variable]]:
-    """Yields every variable of the run but the metrics', under a name that is unique and stable.
+    """Yields every variable of the run except the metrics', under a unique and stable name.
 
-    Keras's names of seeds and slots count what else the process has made: they are numbered.
+    Seeds and slots get numbers, because their names in Keras depend on other objects of the
+    process.
     """
     for variable in model.trainable_variables:
         yield variable.path, variable
-    slots = [one for one in model.optimizer.variables if not one.name.endswith(_ACCUMULATED)]
+    slots = [slot for slot in model.optimizer.variables if not slot.name.endswith(_ACCUMULATED)]
     yield from _numbered("state", model.state_variables)
     yield from _numbered("optimizer", slots)
 
 
 def to_arrays(model: Distiller) -> dict[str, np.ndarray]:
-    """Returns what a checkpoint of a compiled model holds."""
+    """Returns the arrays of a compiled model's checkpoint, by name."""
     named = [*_variables(model), *_numbered(_METRICS, model.metrics_variables)]
     to_numpy = keras.ops.convert_to_numpy
     return {name: np.array(to_numpy(variable.value), order="C") for name, variable in named}
 
 
 def restore(output_dir: Location, model: Distiller, step: int) -> dict[str, np.ndarray]:
-    """Reads a checkpoint back, of a run whose updates may have been computed in other parts.
+    """Restores a checkpoint; the run may have used another number of microbatches.
 
     Returns:
-        what `restore_metrics` takes, once `fit` has begun; nothing from an earlier version.
+        sums of the metrics for `restore_metrics`, which is called after `fit` has begun; empty
+        if the checkpoint holds none.
 
     Raises:
         InputError: the file is damaged or of another model.
@@ -238,14 +245,14 @@ def restore(output_dir: Location, model: Distiller, step: int) -> dict[str, np.n
         model.set_updates(step)
     except SafetensorError as error:
         received = f"a damaged checkpoint ({_in_one_line(error)})"
-        raise InputError(path, received=received, hint="delete it") from error
+        raise InputError(path, received=received, hint="delete the file") from error
     return metrics
 
 
 def restore_metrics(model: Distiller, metrics: dict[str, np.ndarray]) -> None:
-    """Continues the sums of the metrics that `restore` returned.
+    """Sets the metrics to the sums that `restore` returned.
 
-    If the metrics differ from those, as after an update of this program, they begin anew.
+    If the model has other metrics, as after an update of this program, all start from zero.
     """
     named = dict(_numbered(_METRICS, model.metrics_variables))
     shapes = {name: tuple(variable.shape) for name, variable in named.items()}

@@ -1,4 +1,4 @@
-"""The two sides of every loss: what the student and the teacher give for a batch."""
+"""The two sides of every loss: the student's and the teacher's outputs for a batch."""
 
 import dataclasses
 import itertools
@@ -48,24 +48,25 @@ from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 # Activations by model, as `Distiller.call` returns them.
 STUDENT = "student"
 TEACHER = "teacher"
-# What evaluation measures besides losses, see `Distributions.guesses`.
+# Measurements of evaluation besides losses; see `Distributions.guesses`.
 GUESS = "guess"
 CONFIDENCE = "confidence"
 FIRST = "first"
-# What a cache holds of the teacher's distribution.
+# Targets of a cache that describe the teacher's distribution.
 _TOPK_TARGETS = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
-# Activations by what a loss needs; all but the hidden states are asked for by name.
+# Activations by the need of a loss. A model returns hidden states always, and the others only if
+# they are asked for by name.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     HIDDEN: (records.HIDDEN_STATES,),
     ATTENTION: (ATTENTIONS,),
     SCORES: (ATTENTION_SCORES,),
     RELATIONS: QUERIES_KEYS_VALUES,
 }
-# What makes a cache that gives any k, temperature and loss of distributions.
+# The setting of a cache that supports every k, every temperature and every loss on distributions.
 CAPTURE_STATES = "create_teacher_output_data `logit_encoding`=states"
-# Where to get what a loss needs: from the cache, or else from a live teacher.
-_WAYS = {
+# Sources of the target that a loss needs, for hints of errors.
+_SOURCES = {
     TOPK: f"a teacher cache (make one with create_teacher_output_data) or {_FROM_TEACHER}",
     HIDDEN: "a teacher cache of create_teacher_output_data `cache_hidden_states`=… or "
     f"{_FROM_TEACHER}",
@@ -79,24 +80,26 @@ _WAYS = {
 class Comparison:
     """Settings of the comparison with the teacher, and the sources of its targets.
 
-    A target comes from the cache where the cache holds it, else from a live teacher.
+    A target comes from the cache if the cache holds it, else from a live teacher.
 
     Attributes:
-        temperature: the distillation temperature, of losses that are `tempered`.
+        temperature: the distillation temperature, for losses that are `tempered`.
         tail: the tail policy; None for each loss's own default.
         truncation_factor: k, at most the cached one; None for the whole distribution of a live
             teacher or of cached head states.
-        cached_temperatures: those whose tail mass the cache holds; empty without a top-k.
-        states_cached: whether the cache holds head states, of which the teacher's logits are
+        cached_temperatures: the temperatures whose tail mass the cache holds; empty without a
+            top-k.
+        states_cached: whether the cache holds head states, from which the teacher's logits are
             rebuilt.
         sampled: whether the cache holds random draws instead of a top-k.
-        live: whether there is a live teacher.
-        loss_positions: where distributions are compared, one of `LOSS_POSITIONS`.
-        layer_groups: the layers that a loss compares, by its name.
+        live: whether the run has a live teacher.
+        loss_positions: the positions where distributions are compared, one of
+            `LOSS_POSITIONS`.
+        layer_groups: the layers that a loss compares, by the loss's name.
         cached_groups: the groups whose hidden states the cache holds, in its order.
-        relation_heads: R of losses that compare relations.
-        pooling: of the embeddings that are compared.
-        cached_pooling: of the embeddings that the cache holds; None where it holds none.
+        relation_heads: R, the number of relation heads of losses that compare relations.
+        pooling: the pooling of the embeddings that are compared.
+        cached_pooling: the pooling of the cache's embeddings; None if it holds none.
     """
 
     temperature: float = 1.0
@@ -121,13 +124,13 @@ class Comparison:
             return
         expected = None
         if self.sampled and self.temperature != 1.0:
-            expected = "1, the only one of a cache of `truncation`=sampled"
+            expected = "1, the only temperature of a cache of `truncation`=sampled"
         elif self.tail != "renormalize" and self.temperature not in self.cached_temperatures:
             cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
             expected = f"one with a cached tail mass ({cached}), or any with `tail`=renormalize"
             expected = f"{expected} or {_FROM_TEACHER} over masked examples"
         if expected is not None:
-            hint = f"a cache of {CAPTURE_STATES} gives any"
+            hint = f"a cache of {CAPTURE_STATES} supports all temperatures"
             raise InputError(Setting("temperature"), expected, f"{self.temperature:g}", hint)
 
     @property
@@ -163,7 +166,7 @@ class Comparison:
     def describe_groups(self, need: str) -> str:
         """Returns the layers compared by losses with a need, as text.
 
-        Losses that compare other layers than the others are separated by a semicolon.
+        If losses compare different layers, a semicolon separates their groups.
         """
         return ";".join(dict.fromkeys(map(layer_groups.describe, self._groups_of_losses(need))))
 
@@ -183,7 +186,8 @@ class Comparison:
     def losses(self, names: Iterable[str]) -> list[Loss]:
         """Returns the losses of these names in the order in which they are computed.
 
-        The order decides the last bits of gradients: distributions by temperature, then layers.
+        Losses on distributions come first, by temperature, then losses on layers. The order
+        decides the last bits of gradients.
         """
         names = set(names)
         settings = {"temperature": self.temperature, "tail": self.tail}
@@ -191,39 +195,39 @@ class Comparison:
         return sorted(losses, key=lambda loss: (loss.needs not in OF_POSITIONS, loss.temperature))
 
     def over(self, loss: Loss) -> str:
-        """Returns what a loss is averaged over, one of `losses.base.AVERAGES`."""
+        """Returns the elements that a loss is averaged over, one of `losses.base.AVERAGES`."""
         return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.over
 
     def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
         """Returns the losses that evaluation reports, in the order of `LOSSES`.
 
-        They are all losses of distributions and labels, and the losses of layers that are
-        `trained`: that have a weight.
+        They are all losses on distributions and labels whose targets are known, and the losses
+        on layers that are `trained`, that is, have a weight.
         """
-        free = {LABEL, TOPK} if self.has_teacher else {LABEL}
+        always_known = {LABEL, TOPK} if self.has_teacher else {LABEL}
         return tuple(
             loss.name
             for loss in map(load_loss, LOSSES)
-            if loss.name in trained or (loss.needs in free and not self._needs_topk(loss))
+            if loss.name in trained or (loss.needs in always_known and not self._needs_topk(loss))
         )
 
     def _needs_topk(self, loss: type[Loss]) -> bool:
-        """Returns whether a loss needs a top-k where the cache holds draws."""
+        """Returns whether a loss needs a top-k but the cache holds random draws."""
         return self.sampled and self.topk_cached and not loss.is_expectation
 
     def expect_target(self, name: str) -> None:
-        """Checks that the target of a loss comes from somewhere.
+        """Checks that the cache or a live teacher gives the target of a loss.
 
         Raises:
-            InputError: neither the cache nor a live teacher gives it.
+            InputError: neither of them gives it.
         """
         loss = load_loss(name)
         if self._needs_topk(loss):
             of_topk = [other for other in map(load_loss, LOSSES) if other.needs == TOPK]
             others = " or ".join(other.name for other in of_topk if other.is_expectation)
             hint = (
-                f"with a cache of `truncation`=sampled expected {others}; one of {CAPTURE_STATES} "
-                "gives any"
+                f"with a cache of `truncation`=sampled expected {others}; a cache of "
+                f"{CAPTURE_STATES} supports all losses on distributions"
             )
             raise InputError(Setting("losses"), received=f"{name} needs a top-k", hint=hint)
         cached = {
@@ -233,27 +237,27 @@ class Comparison:
             EMBEDDING: self.embedding_cached,
         }
         if not (self.live or cached.get(loss.needs, False)):
-            what, held = "top-k" if loss.needs == TOPK else loss.needs, ""
+            target, held = "top-k" if loss.needs == TOPK else loss.needs, "none"
             if loss.needs == HIDDEN and self.cached_groups:
-                held = f" except of layers {', '.join(map(str, self.cached_groups))}"
+                held = f"only those of layers {', '.join(map(str, self.cached_groups))}"
             if loss.needs == EMBEDDING and self.cached_pooling is not None:
-                held = f" except those of the pooling {self.cached_pooling}"
-            received = f"{name} needs the teacher's {what}, and nothing here holds any{held}"
-            wanted = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
-            wanted = self.pooling if loss.needs == EMBEDDING else wanted
-            hint = _WAYS[loss.needs].replace("…", wanted or "…")
+                held = f"only those of the pooling {self.cached_pooling}"
+            received = f"{name} needs the teacher's {target}, but the input holds {held}"
+            required = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
+            required = self.pooling if loss.needs == EMBEDDING else required
+            hint = _SOURCES[loss.needs].replace("…", required or "…")
             raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How the head states of a student and of a teacher become logits, block by block.
+    """Settings for mapping head states of the student and the teacher to logits in blocks.
 
     Attributes:
         student: the student.
         teacher: the live teacher, or the output layer of cached head states; None without one.
-        block_size: the most positions in a block.
-        recompute: whether blocks are computed once more for the gradient.
+        block_size: the maximum number of positions in a block.
+        recompute: whether blocks are computed a second time for the gradient.
     """
 
     student: MaskedLM
@@ -270,7 +274,7 @@ class Distributions:
     Args:
         comparison: the settings.
         logits: float32 [B, P, V], by `STUDENT` and, with a live teacher or head states,
-            `TEACHER`; of the teacher the student's tokens first, then others.
+            `TEACHER`. In the teacher's logits the student's tokens come first.
         labels: int [B, P].
         targets: from a cache `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses`
             [B, P, T].
@@ -290,16 +294,16 @@ class Distributions:
         self._sides: dict[float, tuple[StudentDistribution, TeacherDistribution | None]] = {}
 
     def value(self, loss: Loss) -> Any:
-        """Returns a loss of distributions or labels at each position, float32 [B, P]."""
+        """Returns a loss on distributions or labels at each position, float32 [B, P]."""
         return loss(*self._at(loss.temperature), self._targets)
 
     def guesses(self) -> dict[str, Any]:
         """Returns the most probable tokens.
 
         Returns:
-            `guess`, int [B, P], the student's; `confidence`, float32 [B, P], its
-            probability; with a teacher also `first`, int [B, P]: the teacher's most
-            probable token among those that the student knows.
+            `guess`, int [B, P], the student's most probable token; `confidence`, float32
+            [B, P], its probability; with a teacher also `first`, int [B, P], the teacher's
+            most probable token among those that the student has.
         """
         logits, dtype = self._logits[STUDENT], self._labels.dtype
         largest = ops.max(logits, axis=-1)
@@ -308,7 +312,7 @@ class Distributions:
             CONFIDENCE: ops.exp(largest - ops.logsumexp(logits, axis=-1)),
         }
         if self._comparison.topk_cached:
-            # Ids that the student lacks have moved behind the others.
+            # Ids that the student lacks come after the others.
             guesses[FIRST] = self._targets[records.TOPK_IDS][..., 0]
         elif self._comparison.has_teacher:
             known = self._logits[TEACHER][..., : self._vocab_size]
@@ -336,8 +340,8 @@ class Distributions:
         comparison, k = self._comparison, self._comparison.truncation_factor
         if comparison.topk_cached:
             ids, logits, tails = (self._targets[name] for name in _TOPK_TARGETS)
-            # A temperature that is not cached has the policy `renormalize`, in which the tail's
-            # mass cancels.
+            # A temperature that is not cached requires the policy `renormalize`, under which the
+            # tail's mass cancels out.
             cached = comparison.cached_temperatures
             index = cached.index(temperature) if temperature in cached else 0
         elif k is None:
@@ -345,11 +349,11 @@ class Distributions:
                 self._logits[TEACHER], temperature=temperature, vocab_size=self._vocab_size
             )
         else:
-            every, size = self._logits[TEACHER], self._vocab_size
-            top = topk.top_k(every[..., :size], k, temperatures=(temperature,))
+            all_logits, size = self._logits[TEACHER], self._vocab_size
+            top = topk.top_k(all_logits[..., :size], k, temperatures=(temperature,))
             ids, logits, tails, index = top.ids, top.logits, top.log_tail_masses, 0
-            if size < every.shape[-1]:
-                tails = join_tails(tails, every, temperature=temperature, vocab_size=size)
+            if size < all_logits.shape[-1]:
+                tails = join_tails(tails, all_logits, temperature=temperature, vocab_size=size)
         return teacher_distribution(
             ids, logits, tails[..., index], temperature=temperature, truncation_factor=k
         )
@@ -360,16 +364,17 @@ class BatchComparison:
 
     Args:
         comparison: the settings.
-        inputs: of the batch, by the names of `data_specs.records`.
-        targets: of the batch: `masked_lm_ids` and `masked_lm_weights` [B, P]; from a cache
-            `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses` [B, P, T], and
+        inputs: the batch's inputs, by the names of `data_specs.records`.
+        targets: the batch's targets: `masked_lm_ids` and `masked_lm_weights` [B, P]; from a
+            cache `topk_ids`, `topk_logits` [B, P, K] and `log_tail_masses` [B, P, T], and
             `hidden_states` [B, P, G, D].
         activations: by `STUDENT` and, with a live teacher or head states, `TEACHER`.
-        projections: of the student's hidden states to the teacher's size, by the student's
-            layer; empty where the sizes are equal.
-        vocabulary: makes the logits in blocks of positions; None to take those of the
-            activations.
-        embeddings: float32 [B, D] of both, of equal sizes; none where they are not compared.
+        projections: projections of the student's hidden states to the teacher's size, by the
+            student's layer; empty if the sizes are equal.
+        vocabulary: settings for computing the logits in blocks of positions; None to take the
+            logits of the activations.
+        embeddings: float32 [B, D] of both models, of equal sizes; None if no loss compares
+            them.
     """
 
     def __init__(
@@ -395,10 +400,10 @@ class BatchComparison:
             self.labels, self.weights = _spread_over_tokens(inputs, targets)
 
     def at_positions(self, losses: Sequence[Loss], *, with_guesses: bool = False) -> dict[str, Any]:
-        """Returns losses of distributions and labels at each position, by name, [B, P].
+        """Returns losses on distributions and labels at each position, by name, [B, P].
 
-        Values at padding are undefined. With `with_guesses` also what
-        `Distributions.guesses` returns.
+        Values at padding are undefined. `with_guesses` adds the values of
+        `Distributions.guesses`.
         """
 
         def measure(distributions: Distributions) -> dict[str, Any]:
@@ -411,7 +416,7 @@ class BatchComparison:
         return measure(Distributions(self._comparison, logits, self.labels, self._targets))
 
     def _in_blocks(self, measure: Callable[[Distributions], dict[str, Any]]) -> dict[str, Any]:
-        """Returns what `measure` makes of the distributions at each position, in blocks."""
+        """Applies `measure` to the distributions in blocks of positions and joins the results."""
         vocabulary, comparison = self._vocabulary, self._comparison
         arrays = {name: model[records.HEAD_STATES] for name, model in self._activations.items()}
         arrays[records.MASKED_LM_IDS] = self.labels
@@ -419,14 +424,15 @@ class BatchComparison:
         arrays |= {name: self._targets[name] for name in cached}
 
         student, teacher = vocabulary.student, vocabulary.teacher
-        # Copies: a gradient in a loop of TensorFlow cannot read a variable from outside.
+        # A gradient inside a TensorFlow loop cannot read a variable from outside the loop, so the
+        # loop gets copies.
         output = [ops.copy(tensor) for tensor in student.output_layer()]
-        fixed = () if teacher is None else [ops.copy(one) for one in teacher.output_layer()]
+        fixed = () if teacher is None else [ops.copy(tensor) for tensor in teacher.output_layer()]
 
         def function(output: Sequence[Any], block: Mapping[str, Any]) -> dict[str, Any]:
             logits = {STUDENT: student.vocabulary_logits(block[STUDENT], *output)}
             if teacher is not None:
-                # No gradient of its table is computed, as that is no argument.
+                # The teacher's table gets no gradient, because it is not an argument of `function`.
                 states = ops.stop_gradient(block[TEACHER])
                 logits[TEACHER] = teacher.vocabulary_logits(states, *fixed)
             labels = block[records.MASKED_LM_IDS]
@@ -443,11 +449,14 @@ class BatchComparison:
     def means(
         self, losses: Sequence[Loss], at_positions: Mapping[str, Any]
     ) -> dict[str, tuple[Any, Any]]:
-        """Returns each loss's mean over what it is averaged over, and the count of that.
+        """Returns each loss's mean over its elements, and the number of elements.
 
-        `at_positions` holds the values of those that it returns.
+        Args:
+            losses: the losses.
+            at_positions: the result of `at_positions`, which has some of the losses.
         """
-        # All values before the means: the order decides the last bits of gradients.
+        # All values are computed before the means, because the order decides the last bits of
+        # gradients.
         values = [
             [at_positions[loss.name]] if loss.name in at_positions else self._layer_values(loss)
             for loss in losses
@@ -460,9 +469,9 @@ class BatchComparison:
         return means
 
     def _layer_values(self, loss: Loss) -> list[Any]:
-        """Returns a loss of each element that it is averaged over, for each layer group.
+        """Returns the values of a loss at its elements, for each layer group.
 
-        Embeddings are compared once.
+        A loss on embeddings has no layer groups and gives one array.
         """
         if loss.needs == EMBEDDING:
             return [loss(self._embeddings[STUDENT], self._embeddings[TEACHER], self._targets)]
@@ -477,7 +486,7 @@ class BatchComparison:
         return [loss(*side(loss, group), batch) for group in groups]
 
     def _weights(self, loss: Loss) -> Any:
-        """Returns 1 for what counts and 0 for padding: [B, P], [B, L], [B, L, L] or [B]."""
+        """Returns 1 for real elements and 0 for padding: [B, P], [B, L], [B, L, L] or [B]."""
         over = self._comparison.over(loss)
         if over == MASKED:
             spread = loss.needs in (LABEL, TOPK)
@@ -520,7 +529,7 @@ class BatchComparison:
 
 
 def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Returns labels and weights of masked positions at their places among all tokens, [B, L].
+    """Moves labels and weights of masked positions to arrays over all tokens, [B, L].
 
     Example: labels [7, 9] at positions [1, 3] of 5 tokens become [0, 7, 0, 9, 0].
     """
@@ -534,7 +543,7 @@ def _spread_over_tokens(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -
 
 
 def mean_over_weights(values: Any, weights: Any) -> Any:
-    """Returns the mean of values over what has weight 1; padding has weight 0."""
-    # Not a product: values at padding may be infinite.
+    """Returns the mean of the values with weight 1; padding has weight 0."""
+    # Values at padding may be infinite, so a product with the weights would not be finite.
     real = ops.where(weights > 0, values, 0.0)
     return ops.sum(real) / ops.maximum(ops.sum(weights), 1.0)

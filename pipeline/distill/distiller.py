@@ -1,4 +1,4 @@
-"""The student with its objective, as a Keras model for `fit` and `evaluate`."""
+"""The Keras model that trains and evaluates a student with its objective."""
 
 import itertools
 import math
@@ -40,24 +40,24 @@ from pipeline.models.masked_lm import LOGITS, MaskedLM
 class CalibrationError(keras.metrics.Metric):
     """Expected calibration error of the student's first guess (Guo et al., 2017).
 
-    Positions are sorted into bins of equal width by the probability of the
-    first guess; in each the mean probability is compared with the share of
-    right guesses: ECE = Σ_bins (n_bin / n) · |accuracy − confidence|.
+    Positions are sorted into bins of equal width by the probability of the first guess.
+    In each bin the mean probability is compared with the share of correct guesses:
+    ECE = Σ_bins (n_bin / n) · |accuracy − confidence|.
     """
 
     def __init__(self, num_bins: int = 15, name: str = "calibration_error") -> None:
         super().__init__(name=name)
         self.num_bins = num_bins
-        # For each bin: positions, sum of confidences, right guesses.
+        # Columns of a bin: positions, sum of confidences, correct guesses.
         self.bins = self.add_variable((num_bins, 3), initializer="zeros", name="bins")
 
     def update_state(self, confidence: Any, correct: Any, sample_weight: Any) -> None:
-        """Adds positions: all arguments are float32 [B, P].
+        """Adds positions to their bins. All arguments are float32 [B, P].
 
         Args:
             confidence: the probability of the first guess.
-            correct: 1 where it is the label.
-            sample_weight: 0 at padding.
+            correct: 1 where the first guess is the label, else 0.
+            sample_weight: 1 at real positions, 0 at padding.
         """
         index = ops.cast(ops.floor(confidence * self.num_bins), "int32")
         index = ops.clip(index, 0, self.num_bins - 1)
@@ -77,25 +77,26 @@ def _make_means(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
 
 
 class Distiller(keras.Model):
-    """Trains a student by an objective; its masked-LM head stays where no loss depends on it.
+    """Trains a student by an objective.
 
-    Called with a batch's inputs it returns the activations of the student and of the live
-    teacher, if there is one; `compute_loss` compares these with each other and with the
-    targets. Training computes the losses that have a weight, evaluation all that it reports.
+    `call` maps a batch's inputs to the activations of the student and of the live teacher.
+    `compute_loss` compares these with each other and with the targets. Training computes the
+    losses that have a weight, evaluation all losses that it reports. The masked-LM head is
+    frozen if no loss depends on it.
 
     Args:
-        student: takes a batch's inputs.
+        student: the student, which takes a batch's inputs.
         objective: the weighted losses.
-        teacher: a live one, which stays as it is; None where the cache holds all.
-        cached_head: of a cache of head states.
-        teacher_hidden_size: of the states that are compared with the student's; a
-            student of another size gets a learned projection for each layer group.
-        teacher_embedding_size: of the embeddings, likewise.
-        num_steps: updates in all, over which weights of losses change.
-        steps_per_update: calls of the optimizer that make one update.
-        seed: of the projections' first weights.
-        block_size: the most positions whose logits are computed at once, see
-            `position_blocks`; None for all.
+        teacher: a live teacher, which is not trained; None if the cache holds all targets.
+        cached_head: the output layer of a cache of head states; None for another cache.
+        teacher_hidden_size: the size of the hidden states that the student's are compared
+            with. A student of another size gets a learned projection for each layer group.
+        teacher_embedding_size: the same for embeddings.
+        num_steps: the total number of updates, over which weights of losses change.
+        steps_per_update: the number of optimizer calls that make one update.
+        seed: the seed of the projections' initial weights.
+        block_size: the maximum number of positions whose logits are computed at once; see
+            `position_blocks`. None computes all at once.
     """
 
     def __init__(
@@ -120,11 +121,11 @@ class Distiller(keras.Model):
         if teacher is not None:
             teacher.trainable = False
         if not objective.trains_head:
-            # What has no gradient would still decay on JAX.
+            # On JAX, weight decay would change the head even without a gradient.
             student.head.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
-        of_teacher = ["teacher_agreement", "teacher_accuracy"]
-        guesses = ["masked_lm_accuracy", *of_teacher * objective.comparison.has_teacher]
+        teacher_metrics = ["teacher_agreement", "teacher_accuracy"]
+        guesses = ["masked_lm_accuracy", *teacher_metrics * objective.comparison.has_teacher]
         self._guesses = _make_means(guesses)
         self._calibration = CalibrationError()
         self._num_steps = num_steps
@@ -147,7 +148,7 @@ class Distiller(keras.Model):
         self.built = True
 
     def _make_projections(self, size: int | None, seed: int) -> dict[int, keras.layers.Layer]:
-        """Returns a projection by the student's layer, where hidden states differ in size."""
+        """Returns projections by the student's layer; none if hidden states have equal sizes."""
         own_size, comparison = self.student.config.hidden_size, self.objective.comparison
         if size is None or size == own_size:
             return {}
@@ -173,31 +174,32 @@ class Distiller(keras.Model):
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """The variables that change without being trained, and frozen weights."""
-        fixed = (one.variables for one in (self.teacher, self.cached_head) if one is not None)
-        ids = {id(variable) for variable in itertools.chain(*fixed)}
-        return [one for one in self.non_trainable_variables if id(one) not in ids]
+        """Variables that no gradient changes, except those of the teacher and the cached head."""
+        fixed_layers = [layer for layer in (self.teacher, self.cached_head) if layer is not None]
+        fixed = itertools.chain(*(layer.variables for layer in fixed_layers))
+        ids = {id(variable) for variable in fixed}
+        return [var for var in self.non_trainable_variables if id(var) not in ids]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
-        """Returns `student` and, with a live teacher, `teacher`: activations by name."""
+        """Returns activations by name, under `student` and, with a live teacher, `teacher`."""
         if self.objective.comparison.loss_positions == "all":
             inputs = {k: v for k, v in inputs.items() if k != records.MASKED_LM_POSITIONS}
-        activations = {STUDENT: self._compared(self.student, inputs, training)}
+        activations = {STUDENT: self._compared_activations(self.student, inputs, training)}
         if self.teacher is not None:
-            of_teacher = self._compared(self.teacher, inputs, False)
-            activations[TEACHER] = keras.tree.map_structure(ops.stop_gradient, of_teacher)
+            from_teacher = self._compared_activations(self.teacher, inputs, False)
+            activations[TEACHER] = keras.tree.map_structure(ops.stop_gradient, from_teacher)
         return activations
 
-    def _compared(
+    def _compared_activations(
         self, model: MaskedLM, inputs: Mapping[str, Any], training: bool | None
     ) -> dict[str, Any]:
-        """Returns a model's activations that losses compare."""
+        """Returns the activations of a model that losses compare."""
         needs = self.objective.needs
         wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
-        found = model.activations(inputs, training=training, wanted=wanted)
+        activations = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else records.HEAD_STATES
         names = [outputs, *(ACTIVATIONS[HIDDEN] if HIDDEN in needs else ()), *wanted]
-        return {name: found[name] for name in names}
+        return {name: activations[name] for name in names}
 
     def compute_loss(
         self,
@@ -209,8 +211,8 @@ class Distiller(keras.Model):
     ) -> Any:
         """Returns the weighted sum of the losses' means over the batch.
 
-        For a microbatch in training it is the microbatch's part of the mean over its group.
-        The metrics are means over what is in the batch in both cases.
+        In training with microbatches it returns the microbatch's part of the mean over its
+        group. The metrics are always means over the batch.
         """
         del sample_weight
         comparison = self.objective.comparison
@@ -231,7 +233,8 @@ class Distiller(keras.Model):
         measured, means = batch.means(losses, at_positions), {}
         for loss in losses:
             mean, count = measured[loss.name]
-            # Given [B, P], Keras weighs with the mean over P, which changes with the batch.
+            # Given values [B, P], Keras would weight each batch by its mean over P, not by its
+            # count.
             self._means[loss.name].update_state(mean, sample_weight=count)
             means[loss.name] = mean
             if shares is not None:
@@ -261,7 +264,7 @@ class Distiller(keras.Model):
     def _with_states(
         self, activations: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Any]
     ) -> dict[str, Mapping[str, Any]]:
-        """Returns activations with those of the teacher that its cached head states give."""
+        """Adds the teacher's activations that follow from its cached head states."""
         states = targets[records.HEAD_STATES]
         output = {records.HEAD_STATES: states}
         if self._block_size is None:
@@ -271,7 +274,7 @@ class Distiller(keras.Model):
         return {**activations, TEACHER: {**activations.get(TEACHER, {}), **output}}
 
     def _progress(self, training: bool) -> Any:
-        """Returns the fraction of all updates that is done, and counts a call in training."""
+        """Returns the fraction of updates that are done; in training it also counts the call."""
         if self._step is None:
             return 0.0
         updates = ops.floor_divide(self._step, self._steps_per_update)
@@ -294,15 +297,18 @@ class Distiller(keras.Model):
         self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes Keras's function of a step, in which `input_clock` runs while it waits."""
+        """Makes Keras's function of a training step, with its input timed by `input_clock`."""
         if self.train_function is None or force:
             super().make_train_function(force)
-            made = step_times.time_inputs(self.train_function, self.train_step, self.input_clock)
-            self.train_function = made
+            timed = step_times.time_inputs(self.train_function, self.train_step, self.input_clock)
+            self.train_function = timed
         return self.train_function
 
     def set_updates(self, updates: int) -> None:
-        """Sets the counters of calls; the number of calls in an update may have changed."""
+        """Sets the counters of calls from the number of updates.
+
+        The number of calls in an update may differ from that of the run's beginning.
+        """
         calls = updates * self._steps_per_update
         self.optimizer.variables[0].assign(calls)
         if self._step is not None:
@@ -311,26 +317,26 @@ class Distiller(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Returns one mean at each step; `training_report` reads all of them."""
+        """Returns the mean of one loss for Keras; `training_report` reads all means."""
         name = next(iter(self.objective.weights))
         return {name: self._means[name].result()}
 
     def _read(self, names: Iterable[str]) -> dict[str, float]:
-        """Returns the sum of the losses since the last reset, and each by name."""
+        """Returns the weighted sum of the losses since the last reset, and each loss by name."""
         means = {name: float(self._means[name].result()) for name in names}
         return {"loss": float(self.objective.total(means, self._progress(False))), **means}
 
     def training_report(self) -> dict[str, float]:
-        """Returns the losses since the last reset: their sum and each by name."""
+        """Returns the losses since the last reset: their weighted sum, and each by name."""
         return self._read(self.objective.weights)
 
     def evaluation_report(self) -> dict[str, float]:
         """Returns the metrics of the last `evaluate`.
 
-        `loss`, each reported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
-        (e to the mean −log q of the label), `calibration_error`, and with a
-        teacher `teacher_agreement` (same first guess) and `teacher_accuracy`; the
-        teacher's first guess is the first among the tokens that the student knows.
+        They are `loss`, each reported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
+        (e to the mean −log q of the label) and `calibration_error`. With a teacher they also
+        include `teacher_agreement` (same first guess) and `teacher_accuracy`. The teacher's
+        first guess is its most probable token among those that the student has.
         """
         report = self._read(self._means)
         report["masked_lm_perplexity"] = math.exp(min(report[MaskedLMLoss.name], 700.0))

@@ -30,9 +30,9 @@ class Objective:
     """A weighted sum of losses.
 
     Attributes:
-        weights: of the losses, by name; the first ones where a schedule changes them.
-        comparison: of the student with the teacher.
-        schedules: of the weights that change.
+        weights: the weights of losses, by name; their first values if a schedule changes them.
+        comparison: the comparison of the student with the teacher.
+        schedules: the schedules of weights that change, by loss.
     """
 
     weights: Mapping[str, float]
@@ -45,7 +45,7 @@ class Objective:
 
     @property
     def needs(self) -> set[str]:
-        """The needs of its losses."""
+        """The needs of all losses."""
         return {load_loss(name).needs for name in self.weights}
 
     @property
@@ -55,14 +55,14 @@ class Objective:
 
     @property
     def compares_embeddings(self) -> bool:
-        """Whether both models read each input once more, for its embedding."""
+        """Whether both models read each input a second time, for its embedding."""
         return EMBEDDING in self.needs
 
     def weight(self, name: str, progress: Any) -> Any:
-        """Returns a loss's weight.
+        """Returns a loss's weight at a fraction t of all updates (`progress`).
 
-        With w₀ its first weight and w₁ its last, at a fraction t of all updates (`progress`):
-        linear w₀ + (w₁ − w₀)·t, cosine w₁ + (w₀ − w₁)·(1 + cos πt) / 2.
+        With w₀ the first and w₁ the last weight, the shape `linear` is w₀ + (w₁ − w₀)·t, and
+        `cosine` is w₁ + (w₀ − w₁)·(1 + cos πt) / 2.
         """
         first, schedule = self.weights[name], self.schedules.get(name)
         if schedule is None or schedule.shape == "constant":
@@ -87,15 +87,16 @@ def choose_objective(
     """Returns the objective over a cache's targets and a live teacher's.
 
     Args:
-        config: of the run.
-        info: describes a teacher cache; None without one.
-        student: its configuration.
-        teacher: that of the live teacher, or of the one that made the cache, if known.
+        config: the run's settings.
+        info: the description of a teacher cache; None without one.
+        student: the student's configuration.
+        teacher: the configuration of the live teacher, or else of the teacher that made the
+            cache; None if unknown.
         truncation_factor: k, at most the cached one.
 
     Raises:
-        InputError: a loss whose target is nowhere, a temperature that the cache
-            does not hold, or layers that do not fit.
+        InputError: a loss has no target, the cache does not hold the temperature, or layers
+            do not fit.
     """
     live, cached = config.teacher is not None, ()
     if info is not None and info.hidden_groups:
@@ -129,12 +130,12 @@ def choose_objective(
     return Objective(weights, comparison, schedules)
 
 
-# Settings that change only the losses with a need.
+# Settings that apply only to losses with a certain need.
 _SETTINGS_OF_NEEDS = {"relation_heads": RELATIONS, "embedding_pooling": EMBEDDING}
 
 
 def _expect_used(config: DistillConfig, losses: Iterable[str]) -> None:
-    """Raises InputError where a setting is given that changes none of the losses."""
+    """Raises InputError if a given setting applies to none of the losses."""
     needs = {load_loss(name).needs for name in losses}
     for name, need in _SETTINGS_OF_NEEDS.items():
         if (value := getattr(config, name)) is not None and need not in needs:
@@ -149,10 +150,10 @@ def _relation_heads(
     student: EncoderConfig,
     teacher: EncoderConfig | None,
 ) -> int:
-    """Returns how many relation heads both models' vectors are split into.
+    """Returns the number of relation heads that both models' vectors are split into.
 
     Raises:
-        InputError: they do not divide a hidden size.
+        InputError: the number does not divide a hidden size.
     """
     if teacher is None or not any(load_loss(name).needs == RELATIONS for name in losses):
         return 1
@@ -174,7 +175,7 @@ def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
         computed = (from_cache and load_loss(name).from_cache) or name
         if computed in values and computed != name:
             received = f"without `teacher`, {name} is {computed}"
-            hint = "expected one of them, received both"
+            hint = "give only one of them"
             raise InputError(Setting("losses"), received=received, hint=hint)
         result[computed] = value
     return result
@@ -185,7 +186,7 @@ def _groups(
 ) -> tuple[LayerGroup, ...]:
     """Returns the layers that a loss compares, which both models must have."""
     if teacher is None:
-        # Without a cache either: the loss is refused for that.
+        # `Comparison.expect_target` refuses the loss, because no target is known.
         return ()
     text = loss.default_layer_groups if config.layer_groups is None else config.layer_groups
     with naming_setting("layer_groups"):
@@ -204,13 +205,13 @@ def _expect_attention(
     student: EncoderConfig,
     teacher: EncoderConfig,
 ) -> None:
-    """Raises InputError where the layers of a loss have no attention that can be compared."""
+    """Raises InputError if the layers of a loss have no attention that can be compared."""
     for group in groups:
         if 0 in (group.teacher.first, group.student):
             expected = (
-                f"made of layers from 1 on for {loss.name}, as embeddings have no {loss.needs}"
+                f"layers of at least 1 for {loss.name}, because embeddings have no {loss.needs}"
             )
-            hint = "without `layer_groups` each loss compares the layers of its recipe"
+            hint = "if `layer_groups` is unset, each loss compares its default layers"
             raise InputError(Setting("layer_groups"), expected, group, hint)
         if loss.needs == RELATIONS and group.teacher.first != group.teacher.last:
             expected = f"pairs of one teacher layer and one student layer for {loss.name}"

@@ -1,4 +1,4 @@
-"""AdamW as BERT is trained: warm-up, linear decay, no weight decay on biases and norms."""
+"""AdamW with BERT's settings: warm-up, linear decay, no weight decay on biases and norms."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipeline.distill.settings import DistillConfig
 
 
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that rises linearly to its peak and falls linearly to zero.
+    """A learning rate that rises linearly to its peak and falls linearly to zero.
 
     With u the updates done, w the warm-up and n the total, the next update's
     rate is peak · (u + 1) / w while u < w, then peak · (n − u) / (n − w).
@@ -19,7 +19,8 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         peak: the highest rate.
         warmup_steps: w.
         num_train_steps: n.
-        steps_per_update: calls of the optimizer, which Keras counts, that make one update.
+        steps_per_update: the number of optimizer calls that make one update. Keras counts
+            calls.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns AdamW for a model's variables.
 
-    Vectors, which are biases and the parameters of layer norms, have no weight
-    decay (Devlin et al., 2019). It is decoupled (Loshchilov and Hutter, 2019). Gradients
+    Weight decay is decoupled (Loshchilov and Hutter, 2019). It is not applied to vectors,
+    which are biases and the parameters of layer norms (Devlin et al., 2019). Gradients
     are clipped by their global norm; a `clip_norm` of 0 clips nothing.
     """
     count = schedule.steps_per_update
@@ -81,12 +82,12 @@ def build_optimizer(
 def compile_distiller(
     distiller: Distiller, config: DistillConfig, *, steps_per_update: int = 1
 ) -> None:
-    """Gives a distiller its optimizer, and says whether XLA compiles its steps."""
+    """Compiles a distiller with its optimizer, with XLA only on JAX."""
     optimizer = build_optimizer(
         distiller.trainable_variables,
         WarmupLinearDecay.of(config, steps_per_update=steps_per_update),
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
-    # XLA is JAX's only way. On a CPU, TensorFlow is faster without it.
+    # JAX always compiles with XLA. On a CPU, TensorFlow is faster without XLA.
     distiller.compile(optimizer=optimizer, jit_compile=keras.config.backend() == "jax")

@@ -29,23 +29,24 @@ from pipeline.storage import cache_input, cache_tokenizer, list_mass
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
-# The longest inputs whose attention maps are compared: at 1,024 tokens a model of 12 layers
-# and 12 heads has 0.6 GB of maps for an example, which grow with the square.
+# The longest inputs whose attention maps are compared. At 1,024 tokens the maps of a model of 12
+# layers and 12 heads take 0.6 GB for an example. The size grows with the square of the length.
 _MAX_MAP_LENGTH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """A run that may begin.
+    """A checked run that is ready to start.
 
     Attributes:
-        config: of the run.
-        cache: its input.
-        start: where the student comes from.
-        teacher: a live one; None without.
-        objective: of the training.
-        teacher_hidden_size: of the states that are compared with the student's; None if unknown.
-        teacher_embedding_size: of the embeddings, likewise.
+        config: the run's settings.
+        cache: the run's input.
+        start: the source of the student's initial weights.
+        teacher: the live teacher; None without one.
+        objective: the training objective.
+        teacher_hidden_size: the size of the hidden states that the student's are compared
+            with; None if unknown.
+        teacher_embedding_size: the same for embeddings.
     """
 
     config: DistillConfig
@@ -57,16 +58,19 @@ class Preparation:
     teacher_embedding_size: int | None
 
     def block_size(self, num_devices: int = 1) -> int | None:
-        """Returns the most positions whose logits are computed at once; None for all.
+        """Returns the maximum number of positions whose logits are computed at once.
+
+        None means all at once.
 
         Args:
-            num_devices: that share a batch, each of which has the logits of its part.
+            num_devices: the number of devices that share a batch. Each has the logits of its
+                part.
         """
         config, manifest = self.config, self.cache.manifest
         over_all = self.objective.comparison.loss_positions == "all"
         vocab_size = self.start.config.vocab_size
         if self.objective.comparison.from_states:
-            # Of a student that knows only some of the tokens, the teacher's logits are more.
+            # With a reduced-vocabulary student, the teacher has more logits than the student.
             vocab_size = max(vocab_size, manifest.vocab.size)
         return position_blocks.block_size(
             batch_size=max(config.train_batch_size, config.eval_batch_size) // num_devices,
@@ -75,7 +79,7 @@ class Preparation:
         )
 
     def temperature_warnings(self) -> Iterator[str]:
-        """Yields a line where a cached top-k holds little of the teacher at the temperature."""
+        """Yields warnings about a cached top-k that holds little mass at the temperature."""
         comparison, cache = self.objective.comparison, self.cache
         temperatures = {
             loss.temperature
@@ -87,7 +91,7 @@ class Preparation:
             yield from list_mass.warnings(fits, cache.manifest.teacher_info.truncation_factor)
 
     def request(self) -> dict[str, Any]:
-        """Returns the settings that decide the student, as JSON values."""
+        """Returns the run configuration: the settings that decide the student, as JSON values."""
         settings = self.config.decisive()
         if self.config.num_data_streams == 1:
             # The default without `distribution`.
@@ -97,7 +101,7 @@ class Preparation:
             "kind": "student",
             "cache": self.cache.manifest.sha256(),
             "student": self.start.describe(),
-            # A part of the cache's vocabulary; None where it is all of it.
+            # A reduced vocabulary; None if the student has the whole vocabulary of the cache.
             "vocab": subset and subset.vocab.sha256,
             "teacher": None if self.teacher is None else self.teacher.sha256(),
             "backend": keras.config.backend(),
@@ -119,10 +123,10 @@ class Preparation:
 
 
 def prepare(config: DistillConfig) -> Preparation:
-    """Finds and checks everything that the flags name.
+    """Finds and checks everything that the settings name.
 
     Raises:
-        InputError: something is missing or does not fit.
+        InputError: an input is missing, or inputs do not fit together.
     """
     start = find_student(config.student)
     cache, start = _open(config, start)
@@ -145,7 +149,7 @@ def prepare(config: DistillConfig) -> Preparation:
 
 
 def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
-    """Raises InputError where a loss depends on nothing that is trained."""
+    """Raises InputError if a loss depends only on frozen weights."""
     if ENCODER not in config.freeze:
         return
     for name in objective.weights:
@@ -155,19 +159,22 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
-    """Refuses losses of attention maps over inputs for which maps need too much memory."""
+    """Refuses losses on attention for inputs so long that the maps need too much memory."""
     names = [name for name in objective.weights if load_loss(name).needs in OF_ATTENTION]
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
         received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
-        hint = "they take the square of that for each head and layer; compare hidden states instead"
+        hint = (
+            "memory grows with the square of the length for each head and layer; compare hidden "
+            "states instead"
+        )
         needs = load_loss(names[0]).needs
         expected = f"losses without {needs} above {_MAX_MAP_LENGTH} tokens"
         raise InputError(Setting("losses"), expected, received, hint)
 
 
 def _open(config: DistillConfig, start: StudentStart) -> tuple[CacheInput, StudentStart]:
-    """Opens the cache and refuses what does not fit it; the student gets its vocabulary."""
+    """Opens the cache, fits the student to its vocabulary, and refuses what does not fit."""
     cache = cache_input.open_cache(config.input_dir, config.input_file)
     length, positions = config.max_seq_length, config.max_predictions_per_seq
     cache_input.expect_settings(cache, max_seq_length=length, max_predictions_per_seq=positions)
@@ -195,7 +202,7 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
     source = model_directory.find_model(config.teacher)
     source.expect_head()
     if cache.vocab_subset is not None:
-        expected = "unset with a student of a part of the vocabulary, as both read the same inputs"
+        expected = "unset with a reduced-vocabulary student, because both read the same token ids"
         hint = "train from a teacher cache instead"
         raise InputError(Setting("teacher"), expected, config.teacher, hint)
     with naming_setting("teacher"):
@@ -205,38 +212,40 @@ def _find_teacher(config: DistillConfig, cache: CacheInput) -> model_directory.M
 
 
 def _known_teacher(info: TeacherInfo | None) -> EncoderConfig | None:
-    """Returns the configuration of the teacher that a cache was made with, if it says so."""
+    """Returns the configuration of the teacher that made a cache; None if not recorded."""
     settings = None if info is None else info.teacher.get("config")
     if not isinstance(settings, Mapping):
         return None
     try:
         return EncoderConfig(**settings)
     except (TypeError, InputError):
-        # Of a family that came later, or several teachers': only layers need it.
+        # It describes several teachers or a family of a later version. Only losses on layers need
+        # it.
         return None
 
 
 def _truncation_factor(
     config: DistillConfig, cache: CacheInput, info: TeacherInfo | None, vocab_size: int
 ) -> int | None:
-    """Returns k: the cached one, or the smaller one given; None for the whole distribution.
+    """Returns k: the cached value, or the setting if it is smaller.
 
-    That is of a live teacher or of head states; `vocab_size` is the student's.
+    None means the whole distribution, which a live teacher and head states give. `vocab_size`
+    is the student's.
     """
     setting, given = Setting("truncation_factor"), config.truncation_factor
-    wanted = None if given is None else min(given, cache.manifest.vocab.size)
+    requested = None if given is None else min(given, cache.manifest.vocab.size)
     if info is not None and info.holds_states:
         return None if given is None else min(given, vocab_size)
     if info is None or config.loss_positions == "all":
-        if wanted is not None and config.teacher is None:
+        if requested is not None and config.teacher is None:
             received = f"{cache.manifest.kind}, which hold no top-k"
             raise InputError(setting, f"a teacher cache in {cache.directory}", received)
-        return wanted
+        return requested
     cached = info.truncation_factor
-    if wanted is not None and wanted > cached:
-        hint = f"a cache of {CAPTURE_STATES} gives any"
+    if requested is not None and requested > cached:
+        hint = f"a cache of {CAPTURE_STATES} supports any k"
         raise InputError(setting, f"at most {cached}, as in {cache.directory}", given, hint)
     if info.truncation == SAMPLED and (given or cached) < cached:
         expected = f"{cached}, all draws of a cache of `truncation`=sampled"
         raise InputError(setting, expected, given)
-    return wanted or cached
+    return requested or cached

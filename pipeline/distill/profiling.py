@@ -12,14 +12,14 @@ FOLDER = "profile"
 
 
 class Profiler:
-    """Writes the trace of some steps.
+    """Writes a trace of a range of steps.
 
-    On JAX the file `perfetto_trace.json.gz` opens in ui.perfetto.dev; the others are for
-    TensorBoard's profiler on both backends.
+    TensorBoard's profiler reads the files of both backends. On JAX the file
+    `perfetto_trace.json.gz` also opens in ui.perfetto.dev.
 
     Args:
-        steps: those of the trace.
-        folder: a new folder for it.
+        steps: the steps to trace.
+        folder: a new folder for the trace.
     """
 
     def __init__(self, steps: StepRange, folder: LocalLocation) -> None:
@@ -27,7 +27,7 @@ class Profiler:
         self._is_running = False
 
     def before(self, step: int) -> None:
-        """Begins the trace where the step is the first."""
+        """Starts the trace if the step is the first one."""
         if step != self._steps.first:
             return
         self._is_running = True
@@ -41,11 +41,11 @@ class Profiler:
             tf.profiler.experimental.start(str(self._folder))
 
     def after(self, step: int, wait: Callable[[], object]) -> None:
-        """Ends the trace where the step is the last.
+        """Ends the trace if the step is the last one.
 
         Args:
-            step: that is done, or on JAX has begun.
-            wait: called to wait until it is done.
+            step: the step that is done; on JAX it may still be running.
+            wait: called to wait until the step is done.
         """
         if self._is_running and step >= self._steps.last:
             wait()
@@ -53,7 +53,7 @@ class Profiler:
             print(f"trace of steps {self._steps}: {self._folder}", file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the trace where it is still running."""
+        """Ends the trace if it is still running."""
         if not self._is_running:
             return
         self._is_running = False

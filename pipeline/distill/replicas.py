@@ -1,9 +1,9 @@
-"""Devices, and processes of several machines, that train one student together.
+"""Devices and processes that train one student together, also on several machines.
 
 Each device computes its part of every batch with all weights (data parallelism). On JAX
-each process runs the same program, and all must come to every computation that they share
-in the same order. Keras and JAX are imported only where they are needed: a process must
-have joined the others before anything asks for its devices.
+each process runs the same program. All processes must reach every shared computation in the
+same order. Keras and JAX are imported late, because a process must join the others before
+any code asks for its devices.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
 from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
-# In what JAX says when another process does not answer: on CPUs, on GPUs, and everywhere.
+# Words in JAX's errors when another process does not answer: on CPUs, on GPUs, and on all devices.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """The devices and processes that compute.
+    """The devices and processes that train together.
 
     Attributes:
-        num_devices: of all processes, which share each batch.
-        num_processes: those that take part.
-        process: which of them this is; 0 is the one that writes.
-        distributed: whether variables and batches are laid out over the devices.
+        num_devices: the number of devices of all processes, which share each batch.
+        num_processes: the number of processes.
+        process: the index of this process; process 0 writes the output.
+        distributed: whether variables and batches are distributed over the devices.
     """
 
     num_devices: int = 1
@@ -41,17 +41,17 @@ class Replicas:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes what the run leaves."""
+        """Whether this process writes the run's output."""
         return self.process == 0
 
     def streams(self, count: int) -> DataStreams:
-        """Returns the data streams that this process reads, of so many."""
+        """Returns the data streams that this process reads, out of `count`."""
         own = count // self.num_processes
         return DataStreams(count, first=self.process * own, own=own)
 
 
 def find_replicas(distribution: str) -> Replicas:
-    """Returns what computes.
+    """Returns the devices and processes of a distribution.
 
     Raises:
         InputError: the backend cannot distribute.
@@ -70,25 +70,25 @@ def find_replicas(distribution: str) -> Replicas:
 
 @contextlib.contextmanager
 def scope(replicas: Replicas) -> Iterator[None]:
-    """Lays out what is made inside the block over the devices: weights whole, batches in parts.
+    """Replicates variables made in the block over the devices, and divides its batches.
 
     Raises:
-        InterruptedRunError: another process does not answer any more.
+        InterruptedRunError: another process stopped answering.
     """
     if not replicas.distributed:
         yield
         return
     import keras
 
-    # Its own way to divide data reads all of it in each process.
+    # Keras would divide a dataset by reading all of it in each process.
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
-    with _loss_told(replicas), parallel.scope():
+    with _explain_lost_process(replicas), parallel.scope():
         yield
 
 
 @contextlib.contextmanager
-def _loss_told(replicas: Replicas) -> Iterator[None]:
-    """Raises, in place of what JAX does when another process is silent, what a user can read."""
+def _explain_lost_process(replicas: Replicas) -> Iterator[None]:
+    """Replaces JAX's errors about a process that does not answer by a readable error."""
     try:
         yield
     except InputError:
@@ -96,69 +96,72 @@ def _loss_told(replicas: Replicas) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if replicas.num_processes > 1 and any(word in str(error) for word in _LOST):
             lost = f"another of the {replicas.num_processes} processes was lost"
-            received = f"{lost}, see what it says ({error})"
-            hint = "the same commands continue from the last checkpoint"
+            received = f"{lost}; see its messages ({error})"
+            hint = "re-run the commands of all processes to resume from the last checkpoint"
             setting = Setting("num_processes")
             raise InterruptedRunError(setting, received=received, hint=hint) from error
         raise
 
 
 def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
-    """Returns the number of data streams: what is given, or the run began with, or one a process.
+    """Returns the number of data streams.
 
-    Process 0 decides: it may write the request before another one looks for it.
+    It is the given number, else the recorded number of a resumed run, else one per process.
+    Process 0 reads the record for all, because it may write the record before another
+    process looks for it.
 
     Raises:
-        InputError: processes cannot share so many equally.
+        InputError: the number is not a multiple of the number of processes.
     """
 
     def find() -> tuple[int, bool]:
         if config.num_data_streams is None and config.output_dir is not None:
             path = config.output_dir / REQUEST_FILE
             if path.is_file():
-                begun = path.read_json().get(NUM_DATA_STREAMS, 1)
-                return begun if isinstance(begun, int) and begun > 0 else 1, True
+                recorded = path.read_json().get(NUM_DATA_STREAMS, 1)
+                return recorded if isinstance(recorded, int) and recorded > 0 else 1, True
         return config.num_data_streams or replicas.num_processes, False
 
-    (count, is_begun), processes = broadcast_from_primary(replicas, find), replicas.num_processes
+    (count, is_recorded), processes = broadcast_from_primary(replicas, find), replicas.num_processes
     if count % processes:
-        expected = f"a multiple of the {processes} processes, as each reads its own streams"
-        why = f", with which {config.output_dir} began" if is_begun else ""
-        raise InputError(Setting("num_data_streams"), expected, f"{count}{why}")
+        expected = f"a multiple of {processes}, the number of processes"
+        source = f", as recorded in {config.output_dir}" if is_recorded else ""
+        raise InputError(Setting("num_data_streams"), expected, f"{count}{source}")
     return count
 
 
 def expect_equal_parts(config: DistillConfig, replicas: Replicas, manifest: Manifest) -> None:
-    """Checks that devices and data streams get equal parts of each batch that is computed.
+    """Checks that devices and data streams get equal parts of each batch.
 
     Raises:
-        InputError: they cannot, or there are fewer shards than streams.
+        InputError: the parts are not equal, or the cache has fewer shards than streams.
     """
     devices, streams = replicas.num_devices, config.num_data_streams
     evaluates = config.do_eval and manifest.num_examples(EVAL)
-    parts = [("eval_batch_size", devices, "devices")] * bool(evaluates)
+    divisions = [("eval_batch_size", devices, "devices")] * bool(evaluates)
     if config.do_train:
-        parts.append(("train_batch_size", devices, "devices"))
-        parts.append(("train_batch_size", streams, "data streams"))
-    for name, count, what in parts:
+        divisions.append(("train_batch_size", devices, "devices"))
+        divisions.append(("train_batch_size", streams, "data streams"))
+    for name, count, unit in divisions:
         if getattr(config, name) % count:
-            expected = f"a multiple of {count}, the {count} {what}, as each gets an equal part"
+            expected = f"a multiple of {count}, the number of {unit}"
             raise InputError(Setting(name), expected, getattr(config, name))
     num_shards = sum(shard.num_examples > 0 for shard in manifest.splits.get(TRAIN, ()))
     if config.do_train and num_shards < streams:
-        expected = f"at most {num_shards}, the cache's train shards, as each stream reads its own"
-        hint = f"create_pretraining_data `num_shards`={streams} makes more"
+        expected = f"at most {num_shards}, the number of the cache's train shards"
+        hint = f"run create_pretraining_data with `num_shards`={streams} to make more shards"
         raise InputError(Setting("num_data_streams"), expected, streams, hint)
 
 
 @contextlib.contextmanager
 def barrier(replicas: Replicas) -> Iterator[None]:
-    """A barrier: all processes continue after the block, or none where one fails in it.
+    """A barrier after a block: all processes continue, or none if the block fails in one.
 
-    All of them come to the block. A process that waits long for another one is killed by JAX.
+    All processes must enter the block. JAX kills a process that waits too long for another.
 
     Raises:
-        InterruptedRunError: the block failed in another process, or that does not answer.
+        InterruptedRunError: the block failed in another process, or that process does not
+            answer.
     """
     if replicas.num_processes == 1:
         yield
@@ -170,22 +173,24 @@ def barrier(replicas: Replicas) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    with _loss_told(replicas):
+    with _explain_lost_process(replicas):
         failed = multihost_utils.process_allgather(np.array(failure is not None, np.int32))
     if failure is not None:
         raise failure
     for process in np.flatnonzero(failed):
-        received = f"process {process} cannot go on"
-        raise InterruptedRunError(None, received=received, hint="see what it says")
+        received = f"process {process} failed"
+        raise InterruptedRunError(None, received=received, hint="see its messages")
 
 
 def broadcast_from_primary(
     replicas: Replicas, find: Callable[[], tuple[int, int]]
 ) -> tuple[int, int]:
-    """Returns in all processes the two integers that `find` returns in process 0 alone.
+    """Returns in all processes the two integers that `find` returns in process 0.
+
+    `find` is called only in process 0.
 
     Raises:
-        InterruptedRunError: process 0 has raised what `find` did.
+        InterruptedRunError: `find` raised an error in process 0.
     """
     with barrier(replicas):
         values = find() if replicas.writes else (0, 0)
@@ -197,11 +202,12 @@ def broadcast_from_primary(
 
 
 def make_gather() -> Callable[[np.ndarray], Any]:
-    """Returns what begins to give every process the values of all, and waits for nothing.
+    """Returns a function that starts an exchange of values between all processes.
 
-    It takes float32 of equal shape in all processes, and returns a row for each device,
-    [devices, …], once `numpy.asarray` is called: a process's values in the row of its first
-    device, zeros in those of its others. Call it inside `scope`.
+    The function takes float32 values of equal shape in all processes, and does not wait. Its
+    result, [devices, …], has one row for each device; `numpy.asarray` waits for it. A process's
+    values are in the row of its first device, and its other rows are zeros. Call `make_gather`
+    inside `scope`.
     """
     import jax
     import keras

@@ -16,16 +16,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends what was measured.
+    """Appends measurements to the log.
 
-    Objects cannot be appended to: for a directory in a bucket, lines and events are
-    collected on this machine and uploaded whole, before each checkpoint and at the end.
+    Objects of a bucket cannot be appended to. For a directory in a bucket, lines and events
+    are therefore collected on this machine. The complete files are uploaded before each
+    checkpoint and at the end.
 
-    Lines of updates after `start`, from a run that was killed after its last checkpoint, are
-    removed.
+    Lines of steps after `start` are removed. A run that was killed after its last checkpoint
+    leaves such lines.
 
     Attributes:
-        directory: of this machine, in which files are written or collected.
+        directory: the local directory in which files are written or collected.
     """
 
     def __init__(self, output_dir: Location, *, start: int) -> None:
@@ -41,17 +42,17 @@ class RunLog:
         before = output_dir / METRICS_FILE
         if before.is_file():
             lines = before.read_bytes().split(b"\n")
-            kept = [line for line in lines if _step(line) <= start]
-            self._path.write_whole(b"".join(line + b"\n" for line in kept))
-            evaluated = [line for line in kept if json_text.load(line).get("split") == EVAL]
+            earlier = [line for line in lines if _step(line) <= start]
+            self._path.write_whole(b"".join(line + b"\n" for line in earlier))
+            evaluated = [line for line in earlier if json_text.load(line).get("split") == EVAL]
             self._evaluated = {_step(line) for line in evaluated}
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether there is a line of this step's evaluation."""
+        """Whether the log has a line of this step's evaluation."""
         return step in self._evaluated
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Adds a line of a split's values after so many updates, also as TensorBoard scalars."""
+        """Appends a line of a split's values at a step, and writes them as TensorBoard scalars."""
         if split == EVAL:
             self._evaluated.add(step)
         line = json.dumps({"step": step, "split": split, **values})
@@ -64,7 +65,7 @@ class RunLog:
         self._writers[split].flush()
 
     def publish(self) -> None:
-        """Uploads what was collected for a directory in a bucket."""
+        """Uploads the files that were collected for a directory in a bucket."""
         if self._collected is None:
             return
         for path in sorted(path for path in self.directory.rglob("*") if path.is_file()):
@@ -72,7 +73,7 @@ class RunLog:
             (self._output_dir / name).take(path)
 
     def close(self) -> None:
-        """Closes the event files, and uploads what was collected."""
+        """Closes the event files, and uploads the collected files."""
         try:
             for writer in self._writers.values():
                 writer.close()
@@ -83,7 +84,7 @@ class RunLog:
 
 
 def _step(line: bytes) -> float:
-    """Returns a line's step; infinity for what a run left that was killed while it wrote."""
+    """Returns a line's step; infinity for an incomplete line of a run that was killed."""
     try:
         step = json_text.load(line)["step"]
     except (ValueError, KeyError, TypeError):

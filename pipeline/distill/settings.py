@@ -16,16 +16,16 @@ from pipeline.distill.losses import LOSSES
 from pipeline.distill.losses.base import LOSS_POSITIONS, TAIL_POLICIES
 from pipeline.distill.losses.weights import WeightSchedule, parse_loss_schedules, parse_losses
 
-# Its name in a run's request, where there are several.
+# The setting's name in the run configuration, which holds it only if it is above 1.
 NUM_DATA_STREAMS = "num_data_streams"
-# What `--freeze` takes: all but the masked-LM head, and tables by their variables' names.
+# Values of `--freeze`: everything except the masked-LM head, and tables by their variables' names.
 ENCODER = "encoder"
 FREEZABLE = (ENCODER, "word_embeddings", "position_embeddings", "segment_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig(Settings):
-    """The model that training starts from: settings of `run_distill`."""
+    """The settings of `run_distill` for the model that training starts from."""
 
     student: Location | None = setting(
         None,
@@ -34,8 +34,8 @@ class StudentConfig(Settings):
     )
     bert_config_file: Location | None = setting(
         None,
-        "In place of `student`: a bert_config.json. Weights are random unless `init_checkpoint` "
-        "is given.",
+        "Replaces `student`: a bert_config.json. Weights are random unless `init_checkpoint` is "
+        "given.",
     )
     init_checkpoint: Location | None = setting(
         None,
@@ -43,8 +43,8 @@ class StudentConfig(Settings):
     )
     init_from: Location | None = setting(
         None,
-        "In place of `student`: the teacher, a model directory or a model of the hub, whose "
-        "layers are copied.",
+        "Replaces `student`: the teacher, a model directory or a model of the hub, whose layers "
+        "are copied.",
         hub_files=hub_id.MODEL,
     )
     student_layers: int | None = setting(
@@ -77,7 +77,7 @@ class StudentConfig(Settings):
         sources = ("student", "bert_config_file", "init_from")
         given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            expected = "the only one set of `student`, `bert_config_file` and `init_from`"
+            expected = "the only one given of `student`, `bert_config_file` and `init_from`"
             raise InputError(Setting("student"), expected, " and ".join(given) or "none")
         if self.init_checkpoint is not None and self.bert_config_file is None:
             expected = "used together with `bert_config_file`"
@@ -97,11 +97,11 @@ _RANGE = re.compile(r"([1-9][0-9]{0,11})(?:-([1-9][0-9]{0,11}))?")
 
 @dataclasses.dataclass(frozen=True)
 class StepRange:
-    """Consecutive steps.
+    """A range of consecutive steps.
 
     Attributes:
-        first: from 1.
-        last: inclusive.
+        first: the first step, at least 1.
+        last: the last step, inclusive.
     """
 
     first: int
@@ -114,7 +114,7 @@ class StepRange:
         Example: `10-15` is (10, 15), and `10` is (10, 10).
 
         Raises:
-            InputError: it is no range.
+            InputError: the text is not a range.
         """
         match = _RANGE.fullmatch(text.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -130,9 +130,9 @@ class StepRange:
 class DistillConfig(Settings):
     """The settings of `run_distill`; its flags are generated from them and `StudentConfig`.
 
-    Settings that a manifest holds are None unless given, and must agree with it;
-    `truncation_factor` may be smaller. At most `train_batch_size` examples are computed at
-    once, and `gradient_accumulation_steps` times as many make a step.
+    Settings that the cache's manifest also holds are None by default. If given, they must equal
+    the manifest's values; only `truncation_factor` may be smaller. At most `train_batch_size`
+    examples are computed at once. A step has `gradient_accumulation_steps` batches of this size.
     """
 
     student: StudentConfig
@@ -143,15 +143,15 @@ class DistillConfig(Settings):
     )
     loss_schedules: Mapping[str, WeightSchedule] = setting(
         {},
-        "Changes of weights over the steps, from those of `losses` to a last weight; constant by "
-        "default. For example masked_lm=linear:0,hidden_cosine=cosine:0.1.",
+        "Changes of weights over the steps, from the weights in `losses` to a last weight; "
+        "constant by default. For example masked_lm=linear:0,hidden_cosine=cosine:0.1.",
         parse=parse_loss_schedules,
     )
-    # The run configuration holds the SHA-256 of its weights.
+    # The run configuration holds the SHA-256 of the teacher's weights instead.
     teacher: Location | None = unrecorded(
         None,
-        "A live teacher, a model directory or a model of the hub, which computes in the same step "
-        "what the cache does not hold.",
+        "A live teacher, a model directory or a model of the hub, which computes the targets that "
+        "the cache does not hold.",
         hub_files=hub_id.MODEL,
     )
     loss_positions: str = setting(
@@ -159,31 +159,32 @@ class DistillConfig(Settings):
         "Positions where distributions are compared: masked, or, with `teacher`, all tokens.",
         choices=LOSS_POSITIONS,
     )
-    # The run configuration holds the layers that it names.
+    # The run configuration holds the parsed layers instead.
     layer_groups: str | None = unrecorded(
         None,
-        "Layers that the losses on layers compare: last, mean, skip, uniform, or a list of teacher "
+        "Layers that losses on layers compare: last, mean, skip, uniform, or a list of teacher "
         "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
         "loss has its own default.",
     )
     relation_heads: int | None = setting(
         None,
-        "Heads that relation_kl splits queries, keys and values into; it divides the hidden sizes "
-        "of both models. The teacher's attention heads by default.",
+        "Number of heads that relation_kl splits queries, keys and values into. It must divide the "
+        "hidden sizes of both models. The teacher's number of attention heads by default.",
         low=1,
         omit_default=True,
     )
     embedding_pooling: str | None = setting(
         None,
         "Pooling of the last hidden states to the embeddings that embedding_cosine and "
-        "embedding_mse compare: cls, or mean over all tokens. The cache's by default, else mean.",
+        "embedding_mse compare: cls, or mean over all tokens. By default the cache's pooling, else "
+        "mean.",
         choices=POOLINGS,
         omit_default=True,
     )
     freeze: tuple[str, ...] = setting(
         (),
         f"Parts that are not trained, of {', '.join(FREEZABLE)}. With encoder only the masked-LM "
-        "head is trained: several times as fast, without dropout.",
+        "head is trained, which is several times as fast and uses no dropout.",
         choices=FREEZABLE,
         parse=parse_words,
     )
@@ -195,7 +196,7 @@ class DistillConfig(Settings):
         "A teacher cache. With `teacher`, or for `losses`=masked_lm=1, also masked examples or "
         "unmasked windows.",
     )
-    input_file: Location | None = unrecorded(None, "In place of `input_dir`: a glob of its shards.")
+    input_file: Location | None = unrecorded(None, "Replaces `input_dir`: a glob of its shards.")
     do_train: bool = setting(True, "Whether to train.")
     do_eval: bool = unrecorded(True, "Whether to evaluate at every checkpoint and at the end.")
     temperature: float = setting(
@@ -208,11 +209,11 @@ class DistillConfig(Settings):
     )
     truncation_factor: int | None = setting(
         None,
-        "k, the number of the teacher's tokens used at a position: at most the number in the "
-        "cache, the default.",
+        "k, the number of the teacher's tokens used at a position. The default, and the maximum, "
+        "is the number in the cache.",
         low=1,
     )
-    # The cache holds them, and the run configuration holds its checksum.
+    # The run configuration holds the cache's checksum, which covers these two settings.
     max_seq_length: int | None = unrecorded(None, "Must equal the value of the cache.", low=1)
     max_predictions_per_seq: int | None = unrecorded(
         None, "Must equal the value of the cache.", low=1
@@ -254,8 +255,8 @@ class DistillConfig(Settings):
     length_buckets: int | None = setting(
         None,
         "Number of lengths that the inputs of a step, sorted by length, are padded to. 1 pads "
-        "all to `max_seq_length`. By default as the run began, else 8, or 4 on TPUs, where "
-        "programs take long to compile.",
+        "all to `max_seq_length`. A resumed run keeps its number. The default is 8, or 4 on "
+        "TPUs, where programs take long to compile.",
         low=1,
     )
     save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)
@@ -272,19 +273,19 @@ class DistillConfig(Settings):
         "TensorBoard and, with `backend`=jax, for ui.perfetto.dev; for example 10-15.",
         parse=StepRange.parse,
     )
-    max_eval_steps: int = unrecorded(100, "Most batches of an evaluation.", low=1)
+    max_eval_steps: int = unrecorded(100, "Maximum number of batches of an evaluation.", low=1)
     deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
-    # The same numbers within float error.
+    # Results are the same within float error.
     distribution: str = unrecorded(
         ALONE,
-        "data_parallel divides each batch among all devices of this process and of those that it "
-        "joins. Requires `backend`=jax.",
+        "data_parallel divides each batch among all devices of all processes. Requires "
+        "`backend`=jax.",
         choices=DISTRIBUTIONS,
     )
     num_data_streams: int | None = setting(
         None,
-        "Number of groups of shards, each read by one process, that give every step equally many "
-        "examples. By default as the run began, else one a process.",
+        "Number of shard groups, each read by one process. Every step has equally many examples of "
+        "each group. A resumed run keeps its number. The default is one per process.",
         low=1,
         omit_default=True,
     )
@@ -298,7 +299,7 @@ class DistillConfig(Settings):
         super().__post_init__()
         self._fill_schedules()
         if not (self.do_train or self.do_eval):
-            raise InputError(Setting("do_train"), "set unless `do_eval` is", "neither")
+            raise InputError(Setting("do_train"), "set unless `do_eval` is set", "neither")
         if self.do_train and not self.output_dir:
             raise InputError(
                 Setting("output_dir"), "the student's directory where `do_train` is set", "none"
@@ -311,7 +312,7 @@ class DistillConfig(Settings):
             raise InputError(Setting("profile_steps"), expected, self.profile_steps)
 
     def _fill_schedules(self) -> None:
-        """Refuses schedules of other losses, and gives constant ones their weight."""
+        """Refuses schedules of losses that are not trained, and fills in the last weights."""
         schedules = {}
         for name, schedule in self.loss_schedules.items():
             if name not in self.losses:
@@ -323,18 +324,18 @@ class DistillConfig(Settings):
 
     @property
     def warmup_steps(self) -> int:
-        """Updates over which the learning rate rises: a tenth of all unless given."""
+        """Number of updates over which the learning rate rises, by default a tenth of all."""
         if self.num_warmup_steps is None:
             return self.num_train_steps // 10
         return self.num_warmup_steps
 
     @property
     def examples_per_step(self) -> int:
-        """Examples of one update."""
+        """Number of examples of one update."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
-# What `--run_local` leaves at most of each setting.
+# Maximum values of settings with `--run_local`.
 _LOCAL_LIMITS: Mapping[str, int] = {
     "train_batch_size": 8,
     "gradient_accumulation_steps": 2,
@@ -344,21 +345,21 @@ _LOCAL_LIMITS: Mapping[str, int] = {
     "save_checkpoints_steps": 30,
     "log_steps": 10,
 }
-# A published rate is for months of steps and models of their size.
+# Published learning rates suit long runs and large models, not a run of minutes.
 _LOCAL_LEARNING_RATE = 1e-3
 
 
 def shrink(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns what changes for a run of minutes, by the names of `DistillConfig`.
+    """Returns the settings to change for a run of minutes, by the names of `DistillConfig`.
 
-    It shows that a recipe runs and that its losses fall; it claims no quality.
+    Such a run shows that a recipe works and that its losses fall. It says nothing about quality.
 
     Args:
         given: the settings by name.
     """
     changes = {name: limit for name, limit in _LOCAL_LIMITS.items() if given[name] > limit}
     if given["num_warmup_steps"] is not None:
-        # A tenth, as for a run that says nothing.
+        # The default, a tenth.
         changes["num_warmup_steps"] = (given | changes)["num_train_steps"] // 10
     if given["learning_rate"] < _LOCAL_LEARNING_RATE:
         changes["learning_rate"] = _LOCAL_LEARNING_RATE

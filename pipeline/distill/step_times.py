@@ -9,32 +9,32 @@ import keras
 
 from pipeline.base.accelerators import find_accelerator
 
-# Their fields in metrics.jsonl, which differ between repeated runs.
+# Fields of metrics.jsonl that differ between repeated runs.
 EXAMPLES, TOKENS = "examples_per_second", "tokens_per_second"
 PEAK_SHARE, WAITED = "peak_share", "input_wait_seconds"
 CLOCK_FIELDS = (EXAMPLES, TOKENS, PEAK_SHARE, WAITED)
 
 
 class InputClock:
-    """Seconds in which training waited for its next batch.
+    """A clock of the seconds that training waits for its next batch.
 
     Attributes:
-        seconds: since the last reset.
+        seconds: the time waited since the last reset.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def next(self, iterator: Iterator[Any]) -> Any:
-        """Returns the next batch, and adds the time until it came."""
-        begun = time.perf_counter()
+        """Returns the next batch, and adds the time that it took."""
+        start = time.perf_counter()
         try:
             return next(iterator)
         finally:
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - start
 
     def timed(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Yields batches, and adds the time until each came."""
+        """Yields batches, and adds the time that each took."""
         while True:
             try:
                 yield self.next(iterator)
@@ -45,12 +45,13 @@ class InputClock:
 def time_inputs(
     train_function: Callable[..., Any], train_step: Callable[[Any], Any], clock: InputClock
 ) -> Callable[..., Any]:
-    """Returns Keras's function of a training step with its wait for the batch timed.
+    """Returns Keras's function of a training step, with the time of its input measured.
 
     Args:
-        train_function: as `make_train_function` leaves it: on JAX from the state and an iterator
-            to logs and the new state; on TensorFlow from an iterator to logs.
-        train_step: the model's, which TensorFlow computes of a batch that has come.
+        train_function: the function that `make_train_function` has made. On JAX it maps the
+            state and an iterator to logs and the new state; on TensorFlow it maps an iterator
+            to logs.
+        train_step: the model's step on one batch, which TensorFlow compiles.
         clock: adds up the time.
     """
     if keras.config.backend() == "jax":
@@ -61,10 +62,10 @@ def time_inputs(
 
     def step(iterator: Any) -> Any:
         if not isinstance(iterator, tf.data.Iterator):
-            # The one batch of `train_on_batch`.
+            # `train_on_batch` gives an iterator of a single batch.
             return train_function(iterator)
         if not compiled:
-            # One program for all shapes, as for Keras's own step, which takes the batch inside.
+            # One program serves all shapes, as in Keras, whose step takes the batch inside.
             compiled.append(tf.function(train_step, input_signature=[iterator.element_spec]))
         return compiled[0](clock.next(iterator))
 
@@ -73,12 +74,12 @@ def time_inputs(
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What an example costs, from which rates follow.
+    """The cost of an example, from which rates are computed.
 
     Attributes:
         tokens: the mean length of an example.
-        flops: operations of the step for one example.
-        peak_flops: operations a second of all devices together; None where it is not known.
+        flops: floating-point operations of a training step for one example.
+        peak_flops: peak operations per second, summed over all devices; None if unknown.
     """
 
     tokens: float
@@ -89,9 +90,9 @@ class Rates:
         """Returns the fields of a line of metrics.jsonl.
 
         Args:
-            examples: trained since the line before.
-            seconds: that this took.
-            waited: of these, in which the step waited for its batch.
+            examples: the number of examples since the previous line.
+            seconds: the time that they took.
+            waited: the part of this time in which training waited for a batch.
         """
         rate = examples / seconds
         fields = {EXAMPLES: rate, TOKENS: rate * self.tokens, WAITED: waited}
@@ -101,10 +102,10 @@ class Rates:
 
 
 def peak_flops(num_devices: int) -> float | None:
-    """Returns the operations a second of so many devices of this machine's kind; None if unknown.
+    """Returns the peak operations per second of devices of this machine's kind; None if unknown.
 
     Args:
-        num_devices: of all processes that train together.
+        num_devices: the number of devices of all processes that train together.
     """
     if keras.config.backend() == "jax":
         import jax

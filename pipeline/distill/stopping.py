@@ -1,6 +1,6 @@
-"""Stops a run on a signal, after the current update.
+"""Stops a run on a signal, after the current step.
 
-A preempted machine sends SIGTERM some 30 seconds before it ends; Ctrl-C is SIGINT.
+A preempted machine sends SIGTERM about 30 seconds before it stops. Ctrl-C sends SIGINT.
 """
 
 import os
@@ -14,15 +14,16 @@ from pipeline.base.errors import StoppedRunError
 
 
 class StopRequest:
-    """Whether a signal asked to stop; it takes the signals while a `with` block runs.
+    """A request to stop, made by a signal; signals are handled while a `with` block runs.
 
-    A second SIGINT interrupts at once. Outside the main thread nothing is taken, as
-    Python gives signals to that one alone. Where processes have joined, be it a single
-    one, JAX has taken SIGTERM since then, and lets all of them stop at one moment.
+    A second SIGINT interrupts at once. Outside the main thread no signal is handled, because
+    Python delivers signals only to the main thread. After `jax.distributed` is initialized,
+    also with a single process, JAX handles SIGTERM and makes all processes stop at the same
+    step.
     """
 
     def __init__(self) -> None:
-        self._together = _have_joined()
+        self._is_distributed = _is_distributed()
         self._checks = 0
         self._interrupted = False
         self._received: signal.Signals | None = None
@@ -30,7 +31,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT,) if self._together else (signal.SIGTERM, signal.SIGINT):
+            numbers = [signal.SIGINT] if self._is_distributed else [signal.SIGTERM, signal.SIGINT]
+            for number in numbers:
                 self._handlers[number] = signal.signal(number, self._receive)
         return self
 
@@ -44,18 +46,18 @@ class StopRequest:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-        if self._together:
+        if self._is_distributed:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self._received = signal.Signals(number)
 
     def check(self) -> bool:
-        """Returns whether to stop now, when the last update or batch is complete.
+        """Returns whether to stop now, after the last step or batch is complete.
 
-        Processes that train together call it equally often, and are told the same.
+        Processes that train together call it equally often and get the same answer.
         """
         self._checks += 1
-        if self._together and self._received is None:
+        if self._is_distributed and self._received is None:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(self._checks):
@@ -63,18 +65,18 @@ class StopRequest:
         return self._received is not None
 
     def stopped(self, step: int) -> StoppedRunError:
-        """Returns what to raise once a checkpoint of `step` is written."""
-        return self._stopped(f"at step {step}; the same command continues from there")
+        """Returns the error to raise after a checkpoint of `step` is written."""
+        return self._stopped(f"at step {step}; re-run the command to resume")
 
     def stopped_evaluation(self) -> StoppedRunError:
-        """Returns what to raise in an evaluation that no checkpoint remembers."""
-        return self._stopped("in the evaluation; the same command makes it again")
+        """Returns the error to raise in an evaluation that no checkpoint records."""
+        return self._stopped("in the evaluation; re-run the command to repeat it")
 
     def _stopped(self, where: str) -> StoppedRunError:
         return StoppedRunError(f"stopped by {self._received.name} {where}", self._received)
 
 
-def _have_joined() -> bool:
-    # Without JAX there is nothing to join.
+def _is_distributed() -> bool:
+    # If JAX is not imported, this process cannot have joined others.
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""The student before training: its dimensions, its first weights, and what is not trained."""
+"""The student before training: its dimensions, initial weights and frozen parts."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StudentStart:
-    """Where training begins.
+    """The source of a student's initial weights.
 
     Attributes:
         source: the model that weights are taken from.
         config: the student's dimensions.
-        layer_map: the source's layers; None for the source as it is.
+        layer_map: the layers taken from the source; None for the unchanged source.
         setting: the setting that names the source.
     """
 
@@ -37,12 +37,12 @@ class StudentStart:
     setting: str
 
     def with_source(self, source: model_directory.ModelSource) -> "StudentStart":
-        """Returns the start from the same source with fewer tokens."""
+        """Returns the same start with a source that has another vocabulary."""
         config = dataclasses.replace(self.config, vocab_size=source.config.vocab_size)
         return dataclasses.replace(self, source=source, config=config)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what decides the first weights, for the request."""
+        """Returns the part of the run configuration that decides the initial weights."""
         return {
             "sha256": self.source.sha256(),
             "config": self.config.to_dict(),
@@ -50,16 +50,16 @@ class StudentStart:
         }
 
     def describe_new_head(self) -> str | None:
-        """Returns a line on the head of a student whose source has none; None for another."""
+        """Returns a line about the new head of a student; None if the source has a head."""
         if not self.source.is_bare:
             return None
         return (
-            f"{self.source.location}: no masked-LM head; the student begins with a new one, "
-            "the identity and the labels' frequencies"
+            f"{self.source.location}: no masked-LM head; the student starts with a new one, made "
+            "of the identity and the labels' frequencies"
         )
 
     def build(self, config: DistillConfig, cache: CacheInput) -> "MaskedLM":
-        """Returns the student with its first weights, prepared for training on a cache."""
+        """Returns the student with its initial weights, prepared for training on a cache."""
         settings = {"dtype": config.compute_dtype, "seed": config.random_seed}
         if self.layer_map is None and not self.source.is_bare:
             model = model_directory.load_masked_lm(self.source, **settings)
@@ -75,7 +75,7 @@ class StudentStart:
         return model
 
     def _source_weights(self, cache: CacheInput) -> from_teacher.Weights:
-        """Reads the source; where it has no head, a new one is added."""
+        """Reads the source's weights, and adds a new head if it has none."""
         if not self.source.is_bare:
             return self.source.read_weights()
         config = self.source.config
@@ -85,7 +85,7 @@ class StudentStart:
     def _derive_weights(
         self, weights: from_teacher.Weights, config: StudentConfig
     ) -> from_teacher.Weights:
-        """Takes layers, then leaves out segments, then cuts."""
+        """Copies layers, then removes segments, then narrows the sizes."""
         source = self.source.config
         whole, weights = from_teacher.student_weights(weights, source, layer_map=self.layer_map)
         if config.drop_segments:
@@ -102,7 +102,7 @@ def _count_labels(cache: CacheInput, vocab_size: int) -> np.ndarray:
 
 
 def find_student(config: StudentConfig) -> StudentStart:
-    """Finds what the flags name.
+    """Finds the model that the settings name.
 
     Raises:
         InputError: a file is missing, or layers or sizes do not fit.
@@ -127,7 +127,7 @@ def find_student(config: StudentConfig) -> StudentStart:
 def derive_config(
     teacher: EncoderConfig, config: StudentConfig
 ) -> tuple[EncoderConfig, tuple[int, ...]]:
-    """Returns the dimensions of a student that takes a teacher's layers, and which layers.
+    """Returns the dimensions of a student made from a teacher, and the layers to copy.
 
     Raises:
         InputError: layers or sizes do not fit.
@@ -146,7 +146,9 @@ def derive_config(
 
 
 def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
-    """Sets which parts of a student, not yet called, are frozen and what gradients recompute.
+    """Freezes parts of a student and sets the recomputation of activations.
+
+    Call it before the student's first call.
 
     Raises:
         InputError: the student has no such table to freeze.

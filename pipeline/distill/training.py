@@ -45,16 +45,16 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.length_buckets import Chunking
 from pipeline.storage.manifest import EVAL, TRAIN
 
-_UNTRAINED = "do not train the masked-LM head, which stays as it is; masked_lm trains it"
-# Inputs whose lengths decide how batches are cut.
+_UNTRAINED = "do not train the masked-LM head, which stays unchanged; add masked_lm to train it"
+# Number of inputs whose lengths decide the sizes of microbatches.
 _SAMPLE_SIZE = 1024
-# What a microbatch costs whatever is in it, in tokens: gradients are added up, kernels begin. On
-# two cores 77 of inputs of 512 tokens (2 layers x 256), 430 of 64 tokens (4 x 192).
+# The fixed cost of a microbatch, in tokens: adding up gradients and starting kernels. On two cores
+# it is 77 tokens for inputs of 512 tokens (2 layers x 256), and 430 for 64 tokens (4 x 192).
 _MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
 
 
-class _EndsEarly(keras.callbacks.Callback):
-    """Ends an evaluation early where the run is asked to stop."""
+class _EvaluationStop(keras.callbacks.Callback):
+    """Ends an evaluation early if the run is asked to stop."""
 
     def __init__(self, stop: StopRequest) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _EndsEarly(keras.callbacks.Callback):
 
 
 class _Evaluation:
-    """Evaluation on the eval split, or its first `max_eval_steps` batches."""
+    """Evaluation on the first `max_eval_steps` batches of the eval split."""
 
     def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
@@ -84,20 +84,24 @@ class _Evaluation:
         )
 
     def run(self, distiller: Distiller, stop: StopRequest) -> dict[str, float] | None:
-        """Returns the report of a student, None if it was stopped before it was complete."""
-        begun = time.perf_counter()
-        ends = _EndsEarly(stop)
+        """Returns the report of a student; None if the evaluation was stopped."""
+        start = time.perf_counter()
+        callback = _EvaluationStop(stop)
         distiller.evaluate(
-            self._batches, steps=self._steps, callbacks=[ends], verbose=0, return_dict=True
+            self._batches, steps=self._steps, callbacks=[callback], verbose=0, return_dict=True
         )
-        if ends.stopped:
+        if callback.stopped:
             return None
         report = distiller.evaluation_report()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         return {**report, step_times.EXAMPLES: self._count / seconds}
 
     def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
-        """Returns the report of an evaluation that is the whole run, or its end."""
+        """Returns the report of an evaluation without training, or after its end.
+
+        Raises:
+            StoppedRunError: a signal asked to stop.
+        """
         report = self.run(distiller, stop)
         if report is None:
             raise stop.stopped_evaluation()
@@ -107,11 +111,11 @@ class _Evaluation:
 class _TrainingCallback(keras.callbacks.Callback):
     """Logs, evaluates and writes checkpoints while `fit` runs, and ends it when asked to stop.
 
-    The log and checkpoints are None in a process that writes nothing.
+    Only process 0 has a log and checkpoints.
 
     Attributes:
         start: the checkpoint that the run resumes from.
-        last_report: of the last evaluation; empty before one.
+        last_report: the report of the last evaluation; empty before the first one.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._metrics: dict[str, np.ndarray] = {}
         self._logged, self._clock = step, 0.0
         if 0 < step < config.num_train_steps:
-            print(f"continuing from step {step}", file=sys.stderr)
+            print(f"resuming from step {step}", file=sys.stderr)
         self._profiler: Profiler | None = None
         if self._log is not None and config.profile_steps is not None:
             self._profiler = self._open_profiler(config.profile_steps, self._log)
@@ -154,29 +158,33 @@ class _TrainingCallback(keras.callbacks.Callback):
     def _open_profiler(self, steps: StepRange, log: RunLog) -> Profiler | None:
         if steps.first > self.start.step:
             return Profiler(steps, log.directory / profiling.FOLDER)
-        line = f"no trace of steps {steps}: the run continues from step {self.start.step}"
+        line = f"no trace of steps {steps}: the run resumes from step {self.start.step}"
         print(line, file=sys.stderr)
         return None
 
     def _find_start(self) -> tuple[int, bool]:
-        """Opens checkpoints and log; returns the step and whether its evaluation is due."""
+        """Opens checkpoints and log.
+
+        Returns:
+            the step of the newest checkpoint, 0 without one, and whether its evaluation is due.
+        """
         config = self._config
         self._checkpoints = CheckpointFiles(config.output_dir, keep=config.keep_checkpoints)
-        found = self._checkpoints.find_newest() or Checkpoint(0)
-        self._log = RunLog(config.output_dir, start=found.step)
-        return found.step, found.evaluation_due and not self._log.has_evaluation(found.step)
+        newest = self._checkpoints.find_newest() or Checkpoint(0)
+        self._log = RunLog(config.output_dir, start=newest.step)
+        return newest.step, newest.evaluation_due and not self._log.has_evaluation(newest.step)
 
     def restore(self, distiller: Distiller) -> None:
-        """Restores the checkpoint, if there is one, and makes the evaluation that is due.
+        """Restores the checkpoint, if any, and runs the evaluation that is due.
 
         Raises:
-            StoppedRunError: it was asked to stop again.
+            StoppedRunError: a signal asked to stop in the evaluation.
         """
         step, output_dir = self.start.step, self._config.output_dir
         if step:
             with barrier(self._replicas):
                 self._metrics = checkpoints.restore(output_dir, distiller, step)
-            # Processes of one machine have read the same copy.
+            # Processes of one machine share the copy, so it is removed only after the barrier.
             checkpoints.checkpoint_path(output_dir, step).forget_mirror()
         due = self.start.evaluation_due and self._evaluation is not None
         if due and not self._evaluate(distiller, step):
@@ -184,20 +192,20 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._clock = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Puts back what `fit` has just set to zero."""
+        """Restores the sums of the metrics, which `fit` has just set to zero."""
         checkpoints.restore_metrics(self.model, self._metrics)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Begins the trace that is asked for."""
+        """Starts the requested trace at its first step."""
         if self._profiler is not None and batch % self._steps_per_update == 0:
             self._profiler.before(self.start.step + batch // self._steps_per_update + 1)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts updates and does what is due."""
-        done, rest = divmod(batch + 1, self._steps_per_update)
-        if rest:
+        """Counts updates; logs, evaluates and saves when each is due."""
+        updates, remainder = divmod(batch + 1, self._steps_per_update)
+        if remainder:
             return
-        step, config = self.start.step + done, self._config
+        step, config = self.start.step + updates, self._config
         self._bar.update()
         if self._profiler is not None:
             self._profiler.after(step, self._synchronize)
@@ -205,12 +213,12 @@ class _TrainingCallback(keras.callbacks.Callback):
         due = step == config.num_train_steps or step % config.save_checkpoints_steps == 0
         logging = due or step % config.log_steps == 0
         if (logging or stopping) and keras.config.backend() == "jax":
-            # Variables are up to date only when asked.
+            # On JAX, Keras updates the variables only on this call.
             self.model.jax_state_sync()
         if logging:
             self._write_training_line(step)
         elif stopping:
-            # No checkpoint is of a run that has diverged.
+            # This raises if the run has diverged, so that no checkpoint of it is written.
             self._read_losses(step)
         evaluation_due = due and self._evaluation is not None
         if evaluation_due and not stopping:
@@ -223,15 +231,16 @@ class _TrainingCallback(keras.callbacks.Callback):
             raise self._stop.stopped(step)
 
     def _synchronize(self) -> dict[str, float]:
-        """Brings variables up to date, and waits until the device has done what has begun."""
+        """Updates the variables and waits until the device has finished its work."""
         if keras.config.backend() == "jax":
             self.model.jax_state_sync()
         return self.model.training_report()
 
     def _save(self, step: int, evaluation_due: bool) -> None:
-        # A process that stops now must not end while another one still writes.
+        # The barrier keeps all processes alive until process 0 has written.
         with barrier(self._replicas):
-            # The checkpoint last: what is measured up to it is never lost.
+            # The log is uploaded before the checkpoint. So a resumed run never lacks lines of
+            # steps before the checkpoint.
             if self._log is not None:
                 self._log.publish()
             if self._checkpoints is not None:
@@ -243,7 +252,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         if not math.isfinite(report["loss"]):
             received = f"expected a finite loss, received {report['loss']}"
             received = f"training diverged by step {step}: {received}"
-            hint = "the last checkpoint is from before"
+            hint = "the last checkpoint is from before the divergence"
             raise InputError(Setting("learning_rate"), received=received, hint=hint)
         return report
 
@@ -263,7 +272,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._logged, self._clock = step, time.perf_counter()
 
     def _evaluate(self, distiller: Distiller, step: int) -> bool:
-        """Evaluates and writes the line; returns False where the run is asked to stop in it."""
+        """Evaluates and logs the report; returns False if the evaluation was stopped."""
         report = self._evaluation.run(distiller, self._stop)
         distiller.reset_metrics()
         if report is None:
@@ -274,7 +283,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         return True
 
     def close(self) -> None:
-        """Ends the bar, the trace and the log."""
+        """Closes the progress bar, the trace and the log."""
         self._bar.close()
         if self._profiler is not None:
             self._profiler.close()
@@ -282,22 +291,22 @@ class _TrainingCallback(keras.callbacks.Callback):
             self._log.close()
 
     def close_after_error(self) -> None:
-        """Closes as `close` does, but only prints an error, which must not hide the first one."""
+        """Closes as `close` does, but prints errors, because raising would hide the first one."""
         try:
             self.close()
         except OSError as error:
-            print(f"the last lines of the log are not written: {error}", file=sys.stderr)
+            print(f"the last lines of the log were not written: {error}", file=sys.stderr)
 
 
 def sample_lengths(cache: CacheInput) -> np.ndarray:
-    """Returns how many tokens some of the inputs have, int32 [N]."""
+    """Returns the numbers of tokens of a sample of the inputs, int32 [N]."""
     return reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
 
 
 def find_chunking(
     config: DistillConfig, cache: CacheInput, replicas: Replicas, lengths: np.ndarray
 ) -> Chunking:
-    """Returns how to cut the examples of an update, by the lengths of some of the inputs."""
+    """Returns the sizes of groups and microbatches, given the lengths of a sample of inputs."""
     on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
     return length_buckets.plan_chunks(
         lengths,
@@ -305,20 +314,20 @@ def find_chunking(
         num_batches=config.gradient_accumulation_steps,
         max_seq_length=cache.manifest.max_seq_length,
         num_lengths=config.length_buckets,
-        # Devices compute their tokens side by side, but each begins the microbatch.
+        # Devices compute tokens in parallel, but each device has the fixed cost.
         chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * replicas.num_devices,
-        # Devices and data streams have equal parts of a microbatch.
+        # Each device and each data stream has an equal part of a microbatch.
         multiple=math.lcm(replicas.num_devices, config.num_data_streams),
     )
 
 
 def steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
-    """Returns how many microbatches make an update."""
+    """Returns the number of microbatches in an update."""
     return config.examples_per_step * chunking.num_chunks // chunking.group_size
 
 
 def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Rates:
-    """Returns what an example costs, by the lengths of some of the inputs."""
+    """Returns the cost of an example, given the lengths of a sample of inputs."""
     config, manifest = run.config, run.cache.manifest
     length = float(lengths.mean())
     positions = length
@@ -367,23 +376,23 @@ def build_distiller(
 
 
 @contextlib.contextmanager
-def _broken_records_told(cache: CacheInput) -> Iterator[None]:
-    """Raises, in place of TensorFlow's errors, an `InputError` that says where to look."""
+def _explain_damaged_records(cache: CacheInput) -> Iterator[None]:
+    """Replaces TensorFlow's errors about records by an `InputError` that names the file."""
     try:
         yield
     except tf.errors.DataLossError as error:
-        # A record's own checksum failed: this names the shard.
+        # A record's own checksum failed. The verification raises an error that names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
         raise InputError(cache.directory, received=error.message) from error
     except tf.errors.InvalidArgumentError as error:
-        # The checksum matches but the content is malformed, so that the writer was at fault.
+        # The checksum matches but the content is malformed, so the writer was at fault.
         expected = f"records as {manifests.MANIFEST_FILE} describes them"
         hint = "run offline_distill verify_cache"
-        raise InputError(cache.directory, expected, "another", hint) from error
+        raise InputError(cache.directory, expected, "malformed records", hint) from error
 
 
 def choose_for_devices(config: DistillConfig, replicas: Replicas) -> DistillConfig:
-    """Returns the settings of a run with those that are left to its devices and processes."""
+    """Returns the settings of a run, with defaults that depend on its devices and processes."""
     return dataclasses.replace(
         config,
         num_data_streams=choose_streams(config, replicas),
@@ -392,23 +401,23 @@ def choose_for_devices(config: DistillConfig, replicas: Replicas) -> DistillConf
 
 
 def _choose_length_buckets(output_dir: Location | None) -> int:
-    """Returns the number of lengths: as the run began, else the one that suits the devices."""
+    """Returns the number of lengths: the recorded one of a resumed run, else by the devices."""
     if output_dir is not None and (output_dir / manifests.REQUEST_FILE).is_file():
-        begun = (output_dir / manifests.REQUEST_FILE).read_json().get("length_buckets")
-        if isinstance(begun, int) and begun > 0:
-            return begun
+        recorded = (output_dir / manifests.REQUEST_FILE).read_json().get("length_buckets")
+        if isinstance(recorded, int) and recorded > 0:
+            return recorded
     return length_buckets.choose_num_lengths(keras.distribution.list_devices())
 
 
 def distill(config: DistillConfig) -> Mapping[str, float]:
-    """Trains a student, or finishes a run that was killed, and evaluates it.
+    """Trains and evaluates a student; resumes an interrupted run.
 
     Returns:
-        what the last evaluation measured; empty without one.
+        the metrics of the last evaluation; empty without one.
 
     Raises:
-        InputError: the cache, the student or the directory is invalid. Checkpoints that are
-            whole stay.
+        InputError: the cache, the student or the directory is invalid. Valid checkpoints
+            stay.
         StoppedRunError: a signal asked to stop; a checkpoint is written.
     """
     replicas = find_replicas(config.distribution)
@@ -431,7 +440,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.request())
     with barrier(replicas):
-        # Once for each shard, shared out among the processes.
+        # The processes divide the shards, so that each shard is verified once.
         splits = {
             split: shards[replicas.process :: replicas.num_processes]
             for split, shards in cache.manifest.splits.items()
@@ -441,12 +450,12 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     for line in run.temperature_warnings():
         print(line, file=sys.stderr)
     if keras.config.backend() == "jax":
-        # TensorFlow only reads records here; it would take the GPU's memory from JAX.
+        # TensorFlow only reads records here, and must not take the GPU's memory from JAX.
         tf.config.set_visible_devices([], "GPU")
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    with _broken_records_told(cache), reader.copy_errors_raised(cache), scope(replicas):
+    with _explain_damaged_records(cache), reader.copy_errors_raised(cache), scope(replicas):
         return _run(run, replicas)
 
 
@@ -485,7 +494,7 @@ def _train(
     evaluation: _Evaluation | None,
     rates: Rates,
 ) -> Mapping[str, float]:
-    """Makes all updates that are not made yet and returns the last report."""
+    """Trains until all updates are done and returns the last report."""
     stop, steps = StopRequest(), steps_per_update(run.config, chunking)
     progress = _TrainingCallback(
         run.config, replicas, evaluation, stop, steps_per_update=steps, rates=rates
@@ -512,7 +521,7 @@ def _fit(
     distiller: Distiller,
     progress: _TrainingCallback,
 ) -> None:
-    """Makes the updates that are left, of microbatches of which this process has its rows."""
+    """Fits the remaining updates on this process's rows of each microbatch."""
     config, start = run.config, progress.start.step
     updates = config.num_train_steps - start
     calls = updates * steps_per_update(config, chunking)
@@ -522,7 +531,7 @@ def _fit(
         "shuffle_buffer_size": config.shuffle_buffer_size,
         "streams": replicas.streams(config.num_data_streams),
     }
-    # An endless stream would still be read ahead while the process ends.
+    # `take` ends the dataset. Otherwise it would prefetch while the process ends.
     if replicas.num_processes == 1:
         microbatches = batches.training_batches(run.cache, chunking, **order).take(calls)
     else:
@@ -537,13 +546,13 @@ def _fit(
     fitting = {"steps_per_epoch": calls, "callbacks": [progress], "verbose": 0, "shuffle": False}
     try:
         with warnings.catch_warnings():
-            # Losses of layers depend on nothing behind these layers.
+            # A loss on a layer gives no gradient for the layers after it.
             warnings.filterwarnings("ignore", "Gradients do not exist for variables")
             distiller.fit(microbatches, **fitting)
     except KeyboardInterrupt as interrupt:
         saved = checkpoints.checkpoint_steps(config.output_dir)[-1:] or [0]
         raise KeyboardInterrupt(
-            f"interrupted; the same command continues from step {saved[0]}, the last "
+            f"interrupted; re-run the command to resume from step {saved[0]}, the last "
             f"checkpoint (--save_checkpoints_steps={config.save_checkpoints_steps})"
         ) from interrupt
 

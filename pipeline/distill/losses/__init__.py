@@ -1,7 +1,7 @@
 """The losses of distillation, and the table of their names.
 
-A new loss is a module in this package and a line in `LOSSES`. Classes are imported when a
-loss is used, so that flags are read without Keras.
+A new loss is a module in this package and a line in `LOSSES`. A class is imported when its
+loss is first used, so that flags can be read without Keras.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pipeline.base.tables import load_entry
 from pipeline.distill.losses.base import Loss
 
-# The names that `--losses` takes, in the order of reports, and each one's module and class.
+# Module and class of each loss that `--losses` accepts, in the order of reports.
 LOSSES: Mapping[str, str] = {
     "soft_cross_entropy": "soft_cross_entropy:SoftCrossEntropy",
     "kl_divergence": "kl_divergence:KLDivergence",

@@ -11,8 +11,8 @@ from pipeline.distill.losses.base import AttentionLoss
 class AttentionMSE(AttentionLoss):
     """Squared difference of two maps, averaged over heads: DistilRuBERT's fourth loss.
 
-    Padding is ignored both as query and as key, as by `MSELoss` on the elements that
-    belong to real tokens.
+    Padding is ignored both as query and as key. This equals PyTorch's `MSELoss` on the elements
+    that belong to real tokens.
     """
 
     name = "attention_mse"

@@ -8,8 +8,8 @@ class AttentionScoreMSE(AttentionMSE):
     """Squared difference of scores, averaged over heads: a loss of TinyBERT (Jiao et al., 2020).
 
     Scores are the scaled products of queries and keys, before the softmax and before any mask or
-    bias. TinyBERT sums the loss over the layers and counts padding as 0; this is the mean over
-    layers and real tokens.
+    bias. This loss is the mean over layers and real tokens. TinyBERT instead sums over the layers
+    and counts padding as 0.
     """
 
     name = "attention_score_mse"

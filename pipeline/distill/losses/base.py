@@ -1,12 +1,12 @@
-"""The interface of a loss, and the kinds of losses by what they compare."""
+"""The interface of a loss, and a base class for each kind of compared output."""
 
 import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-# What a loss needs of the teacher: its output distribution, nothing but the true token, its
-# hidden states, its attention maps, the scores that they are made of, the queries, keys
-# and values of its attention, or its embeddings of the inputs before masking.
+# Needs of a loss: the teacher's output distribution, only the true token, or the teacher's hidden
+# states, attention maps, attention scores before the softmax, queries, keys and values, or
+# embeddings of the inputs before masking.
 TOPK = "topk"
 LABEL = "label"
 HIDDEN = "hidden states"
@@ -14,26 +14,26 @@ ATTENTION = "attention maps"
 SCORES = "attention scores"
 RELATIONS = "queries, keys and values"
 EMBEDDING = "embeddings"
-# What is compared position by position, which logits are made for.
+# Needs of losses that compare logits at each position.
 OF_POSITIONS = (TOPK, LABEL)
-# What attention makes: layers from 1 on have it, no cache holds it, and comparing it takes memory
-# that grows with the square of the length.
+# Needs of losses on attention. Layers from 1 on have attention, no cache holds it, and its memory
+# grows with the square of the length.
 OF_ATTENTION = (ATTENTION, SCORES, RELATIONS)
 
-# What a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
+# The elements that a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
 AVERAGES = MASKED, TOKENS, PAIRS, EXAMPLES = (
     "masked positions",
     "tokens",
     "pairs of tokens",
     "examples",
 )
-# A target where an update is computed in microbatches, float32 [B, 4], all rows alike: the
+# A target of updates that are computed in microbatches, float32 [B, 4], with equal rows. It is the
 # microbatch's count of each of `AVERAGES`, divided by the mean count of the microbatches.
 LOSS_SHARES = "loss_shares"
 
-# What happens to the teacher's probability mass outside its top-k; see `distributions`.
+# Treatments of the teacher's probability mass outside its top-k; see `distributions`.
 TAIL_POLICIES = ("drop", "renormalize", "bucket", "label")
-# Where distributions are compared: at the masked positions or at all tokens.
+# Positions where distributions are compared: the masked positions or all tokens.
 LOSS_POSITIONS = ("masked", "all")
 
 
@@ -41,19 +41,18 @@ class Loss(abc.ABC):
     """A term of the training objective.
 
     Attributes:
-        name: in `--losses` and in metrics.jsonl.
+        name: the name in `--losses` and in metrics.jsonl.
         needs: `TOPK`, `LABEL`, `HIDDEN`, `EMBEDDING` or one of `OF_ATTENTION`.
-        over: what it is averaged over, one of `AVERAGES`.
+        over: the elements that it is averaged over, one of `AVERAGES`.
         tempered: whether it compares distributions at the distillation temperature
             instead of at 1.
-        default_tail: the tail policy unless a setting names another; None for a loss
-            without one.
+        default_tail: the default tail policy; None for a loss without one.
         is_expectation: whether it is an expectation under the teacher, which random draws
-            from the teacher estimate.
-        default_layer_groups: the layers that it compares unless a setting names others;
-            None for a loss that compares no layers.
-        from_cache: the loss that takes its place where hidden states come from a cache,
-            which holds those of masked positions only.
+            from the teacher can estimate.
+        default_layer_groups: the layers that it compares by default; None for a loss that
+            compares no layers.
+        from_cache: the name of the loss that replaces it if hidden states come from a cache,
+            which holds only those of masked positions.
     """
 
     name: ClassVar[str]
@@ -75,7 +74,7 @@ class Loss(abc.ABC):
         """Returns the loss of each element that it is averaged over.
 
         Args:
-            student: the student's side of the comparison; see the kinds of losses.
+            student: the student's side of the comparison; see the subclasses.
             teacher: the teacher's side.
             batch: the inputs and targets, by the names of `data_specs.records`.
 
@@ -100,11 +99,11 @@ class DistributionLoss(Loss):
 class HiddenLoss(Loss):
     """Compares hidden states, float32 [..., D] on both sides.
 
-    The teacher's is the mean over a group of layers, the student's is projected to the
-    teacher's size where the sizes differ.
+    The teacher's state is the mean over a group of layers. The student's state is projected to
+    the teacher's size if the sizes differ.
 
     Attributes:
-        projects_with_bias: whether that projection has a bias.
+        projects_with_bias: whether this projection has a bias.
     """
 
     projects_with_bias: ClassVar[bool] = False
@@ -117,7 +116,7 @@ class HiddenLoss(Loss):
 class AttentionLoss(Loss):
     """Compares attention maps, float32 [B, H, L, L] on both sides.
 
-    The teacher's is the mean over a group of layers.
+    The teacher's map is the mean over a group of layers.
     """
 
     needs = ATTENTION
@@ -128,8 +127,8 @@ class AttentionLoss(Loss):
 class RelationLoss(Loss):
     """Compares queries, keys and values of one layer of each model, in relation heads.
 
-    Both sides are sequences of these three, [B, R, L, d] with R relation heads of a size d of the
-    model's own.
+    Both sides are sequences of these three, [B, R, L, d], with R relation heads. Each model has
+    its own head size d.
     """
 
     needs = RELATIONS
@@ -140,7 +139,7 @@ class RelationLoss(Loss):
 class EmbeddingLoss(Loss):
     """Compares embeddings of inputs before masking, float32 [B, D] on both sides.
 
-    The student's is projected to the teacher's size where the sizes differ.
+    The student's embedding is projected to the teacher's size if the sizes differ.
     """
 
     needs = EMBEDDING

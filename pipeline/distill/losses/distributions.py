@@ -1,14 +1,14 @@
-"""Distributions of teacher p and student q, and what a tail policy makes of them.
+"""Distributions of teacher p and student q under the tail policies.
 
 K are the teacher's top-k ids, V is the vocabulary; `...` stands for [B, P], the masked
 positions, or [B, L], all tokens. The teacher's mass outside the top-k, the tail, is 1 − Σ_K p.
 Tail policies:
     drop         the tail is ignored: sums run over K and p does not sum to 1
     renormalize  both sides are rescaled to sum to 1 over K
-    bucket       the tail is one more class, with the student's own rest as its q
+    bucket       the tail is one more class, whose q is the student's mass outside K
     label        the tail is added to the true token's p
-Where K are all tokens of a student that knows fewer than the teacher, the student has no rest to
-be compared with the tail: `bucket` is then `renormalize`.
+If K are all tokens of a reduced-vocabulary student, the student has no mass outside K to compare
+with the tail. `bucket` then means `renormalize`.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from typing import Any
 
 from keras import ops
 
-# Smallest distance of the student's top-k mass from 1, in its logarithm; float32 does not
-# resolve smaller ones.
+# Smallest distance of the logarithm of the student's top-k mass from 0. float32 does not resolve
+# smaller distances.
 _SMALLEST_LOG_REST = 1e-7
-# Of a token that the student knows, where the teacher's mass is on others: what is squared and
-# summed is more than 0 in float32.
+# Smallest probability of the student's tokens if the teacher's mass is on other tokens. Sums of
+# its squares are still above 0 in float32.
 _SMALLEST_PROBABILITY = 1e-18
 _LARGEST_LOG_TAIL = -1e-6
-# The log-probability at an id below 0, which is no token: finite, and its exponential is 0.
+# The log-probability at an id below 0, which stands for no token. It is finite, and its
+# exponential is 0.
 _NO_ID_LOG_PROB = -1e4
 
 
@@ -32,9 +33,9 @@ class TeacherDistribution:
     """The teacher's distribution at one temperature.
 
     Attributes:
-        ids: int [..., K], −1 where there is none; None where K is the student's whole
-            vocabulary in its order.
-        probabilities: float32 [..., K], 0 where there is no id.
+        ids: int [..., K], −1 for no token; None if K is the student's whole vocabulary in its
+            order.
+        probabilities: float32 [..., K], 0 where the id is −1.
         tail: float32 [...], the mass outside K.
         has_tail: whether the tail may be more than 0.
     """
@@ -74,34 +75,34 @@ def teacher_distribution(
     """
     tail = ops.exp(log_tail)
     probabilities = ops.expand_dims(1.0 - tail, -1) * ops.softmax(logits / temperature, axis=-1)
-    kept = probabilities[..., :truncation_factor]
+    top = probabilities[..., :truncation_factor]
     dropped = ops.sum(probabilities[..., truncation_factor:], axis=-1)
-    return TeacherDistribution(ids[..., :truncation_factor], kept, tail + dropped)
+    return TeacherDistribution(ids[..., :truncation_factor], top, tail + dropped)
 
 
 def dense_distribution(
     logits: Any, *, temperature: float, vocab_size: int | None = None
 ) -> TeacherDistribution:
-    """Returns the distribution softmax(logits / T) of all of a teacher's logits.
+    """Returns the distribution softmax(logits / T) over all logits of a teacher.
 
     Args:
         logits: [..., V of the teacher], the student's tokens first, in their order.
         temperature: T.
-        vocab_size: V of the student, where it is smaller: the mass of the teacher's other
-            tokens is the tail. Without it there is none.
+        vocab_size: V of the student if it is smaller; the mass of the teacher's other tokens
+            is then the tail. None if the vocabularies are equal; there is then no tail.
     """
     probabilities = ops.softmax(logits / temperature, axis=-1)
     if vocab_size in (None, logits.shape[-1]):
         tail = ops.zeros_like(probabilities[..., 0])
         return TeacherDistribution(None, probabilities, tail, has_tail=False)
     tail = ops.sum(probabilities[..., vocab_size:], axis=-1)
-    # Where the student knows nothing of what the teacher says, all of it is equally likely.
+    # If the student has none of the teacher's likely tokens, all its tokens are equally likely.
     known = ops.maximum(probabilities[..., :vocab_size], _SMALLEST_PROBABILITY)
     return TeacherDistribution(None, known, tail)
 
 
 def join_tails(log_tail: Any, logits: Any, *, temperature: float, vocab_size: int) -> Any:
-    """Returns the log of the tail among the student's tokens, and of all tokens that it lacks.
+    """Returns the log mass of the student's tokens outside the top-k and of all tokens it lacks.
 
     Args:
         log_tail: float32 [..., 1], of the distribution over the student's tokens alone.
@@ -114,7 +115,7 @@ def join_tails(log_tail: Any, logits: Any, *, temperature: float, vocab_size: in
     log_others = ops.logsumexp(scaled[..., vocab_size:], axis=-1, keepdims=True)
     log_total = ops.logaddexp(log_known, log_others)
     joined = ops.logaddexp(log_tail + log_known - log_total, log_others - log_total)
-    # So that the rest can be divided by its sum.
+    # Below 0, so that the mass inside the top-k is above 0 and can be divided by its sum.
     return ops.minimum(joined, _LARGEST_LOG_TAIL)
 
 
@@ -125,9 +126,8 @@ def student_log_probs(
 
     Args:
         logits: float32 [..., V].
-        ids: int [..., K]; one below 0 is no id (the teacher's is a token that the
-            student lacks) and has no probability and no gradient. None for the
-            whole vocabulary.
+        ids: int [..., K]; an id below 0 stands for a token that the student lacks, and has
+            probability 0 and no gradient. None for the whole vocabulary.
         labels: int [...].
         temperature: T.
     """
@@ -144,12 +144,12 @@ def student_log_probs(
 
 
 def _xlogx(x: Any) -> Any:
-    """x · log x, 0 at 0."""
+    """Returns x · log x, which is 0 at 0."""
     return x * ops.log(ops.maximum(x, 1e-30))
 
 
 def _log_rest(log_probs: Any) -> Any:
-    """log(1 − Σ_K q), the student's own tail, in float32's reach."""
+    """Returns log(1 − Σ_K q), the student's own tail, limited to the range of float32."""
     log_mass = ops.logsumexp(log_probs, axis=-1)
     return ops.log(-ops.expm1(ops.minimum(log_mass, -_SMALLEST_LOG_REST)))
 
@@ -161,7 +161,7 @@ def _renormalized(teacher: TeacherDistribution, student: StudentDistribution) ->
 
 
 def _effective(tail: str, teacher: TeacherDistribution) -> str:
-    """Returns the tail policy for a teacher's distribution; see above."""
+    """Returns the tail policy that applies to a teacher's distribution; see the module."""
     has_no_rest = teacher.ids is None and teacher.has_tail
     return "renormalize" if tail == "bucket" and has_no_rest else tail
 
@@ -181,9 +181,12 @@ def cross_entropy(teacher: TeacherDistribution, student: StudentDistribution, *,
 
 
 def negative_entropy(teacher: TeacherDistribution, labels: Any, *, tail: str) -> Any:
-    """Returns Σ p log p of the distribution that a tail policy makes of the teacher's.
+    """Returns Σ p log p of the teacher's distribution under a tail policy.
 
-    The true tokens, int [...], are for the policy `label`.
+    Args:
+        teacher: the distribution.
+        labels: the true tokens, int [...], which the policy `label` uses.
+        tail: the tail policy.
     """
     p = teacher.probabilities
     tail = _effective(tail, teacher)

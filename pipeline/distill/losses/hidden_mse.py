@@ -24,7 +24,7 @@ class HiddenMSE(HiddenMSEMasked):
     """Squared difference of two hidden states over tokens, averaged over dimensions.
 
     A loss of TinyBERT (Jiao et al., 2020) and MiniRBT (Yao et al., 2023). Both sum it over the
-    layers, from the embeddings' output on; this is the mean over them.
+    embeddings' output and the layers; this loss is the mean over them.
     """
 
     name = "hidden_mse"

@@ -15,8 +15,8 @@ from pipeline.distill.losses.distributions import (
 class KLDivergence(DistributionLoss):
     """T² · Σ p log(p / q): Hinton et al., 2015, with their factor T².
 
-    Zero where the student equals the teacher, whatever the tail policy. Never negative
-    except with `drop`, where p and q do not sum to the same.
+    It is zero if the student equals the teacher, under every tail policy. It can be negative
+    only with `drop`, where p and q have different sums.
     """
 
     name = "kl_divergence"

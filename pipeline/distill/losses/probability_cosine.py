@@ -12,8 +12,8 @@ from pipeline.distill.losses.distributions import StudentDistribution, TeacherDi
 class ProbabilityCosine(DistributionLoss):
     """1 − cos(p_K, q_K): the second loss of the Chinese RoBERTa-wwm distillation.
 
-    The cosine does not depend on the scale of either side, so that each is divided by its
-    largest value first.
+    The cosine does not depend on the scale of either side, so each is first divided by its
+    largest value.
     """
 
     name = "probability_cosine"

@@ -1,4 +1,4 @@
-"""Weights of losses, and how they change during training."""
+"""Weights of losses, and their schedules during training."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class WeightSchedule:
-    """How a loss's weight changes over the steps, from its first value to its last.
+    """The change of a loss's weight over the steps.
 
     Attributes:
         shape: one of `SCHEDULES`.
-        last: the weight at the last step; None for the first one.
+        last: the weight at the last step; None for the weight at the first step.
     """
 
     shape: str
@@ -30,14 +30,15 @@ def parse_loss_schedules(text: str) -> dict[str, WeightSchedule]:
     """Parses the text of `loss_schedules`, for example "masked_lm=linear:0,hidden_cosine=cosine:1".
 
     Raises:
-        InputError: a loss twice, an unknown shape, or a last weight that is no number from 0 on.
+        InputError: a loss is named twice, a shape is unknown, or a last weight is not a number of
+            at least 0.
     """
     schedules: dict[str, WeightSchedule] = {}
     for entry in parse_words(text):
         name, _, value = entry.partition("=")
         shape, _, last = value.partition(":")
         if name in schedules:
-            raise InputError(None, "a list in which each loss stands once", f"{name} twice")
+            raise InputError(None, "a list that names each loss once", f"{name} twice")
         try:
             weight = None if shape == "constant" and not last else float(last)
         except ValueError:
@@ -55,7 +56,7 @@ def parse_losses(text: str) -> dict[str, float]:
     A name without a weight has weight 1.
 
     Raises:
-        InputError: an unknown loss, a loss twice, a weight that is not a number above 0.
+        InputError: a loss is unknown or named twice, or a weight is not a number above 0.
     """
     losses: dict[str, float] = {}
     for entry in parse_words(text):
@@ -63,7 +64,7 @@ def parse_losses(text: str) -> dict[str, float]:
         if name not in LOSSES:
             raise InputError(None, f"a list of {', '.join(LOSSES)}", f"{name!r}")
         if name in losses:
-            raise InputError(None, "a list in which each loss stands once", f"{name} twice")
+            raise InputError(None, "a list that names each loss once", f"{name} twice")
         try:
             losses[name] = float(weight or 1.0)
         except ValueError as error:
