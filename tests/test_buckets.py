@@ -275,7 +275,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFiles, "save", killed)
-        with pytest.raises(KeyboardInterrupt, match="continues from step 3, the last checkpoint"):
+        with pytest.raises(KeyboardInterrupt, match="resume from step 3, the last checkpoint"):
             training.distill(config)
     there = read_objects(config.output_dir)
     assert "model.safetensors" not in there and "checkpoints/step-00000003.safetensors" in there

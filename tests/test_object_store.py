@@ -253,7 +253,7 @@ def test_stage_2_killed_and_finished(place, teacher_dir, cache_dir, tmp_path) ->
     process = _start("run_distill", *flags, *settings)
     _kill_when_there(process, place / "student" / "checkpoints" / "step-00000005.safetensors")
     assert not (place / "student" / "model.safetensors").exists()
-    assert "continuing from step " in _run("run_distill", *flags, *settings)
+    assert "resuming from step " in _run("run_distill", *flags, *settings)
     made, expected = read_objects(place / "student"), read_folder(tmp_path / "here")
     for name in expected:
         if not name.startswith("tensorboard/") and name != "metrics.jsonl":

@@ -59,7 +59,7 @@ def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
         (
             "mean",
             "explicit groups such as 1-6:1,7-12:2",
-            "mean for 12 teacher layers, which 5 student layers cannot share equally",
+            "mean for 12 teacher layers, not a multiple of the 5 student layers",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_safetensors_file_of_tensorflow_is_read(directory, config, weights) ->
     save_file(tensors, directory / "model.safetensors", metadata={"format": "flax"})
     with pytest.raises(InputError) as error:
         find_model(directory).read_weights()
-    assert error.value.received == "those of Flax"
+    assert error.value.received == "tensors of Flax"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -238,7 +238,7 @@ def _two_shapes(file: h5py.File, other: pathlib.Path) -> None:
         (_references, "object"),
         (_integers, "int64"),
         (_long_floats, "float"),
-        (_compressed, "not compressed"),
+        (_compressed, "uncompressed"),
         (_never_written, "bytes"),
         (_raw_data_elsewhere, "in the file itself"),
         (_virtual, "in the file itself"),

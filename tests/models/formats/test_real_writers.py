@@ -77,8 +77,8 @@ def test_outputs_equal_the_writers(
 @pytest.mark.parametrize(
     ("name", "received", "hint"),
     [
-        ("legacy", "no zip archive", "weights_only=True"),
-        ("module", "BertForMaskedLM", "nothing of it was run"),
+        ("legacy", "a file of torch before 1.6", "weights_only=True"),
+        ("module", "BertForMaskedLM", "no code of it was run"),
         ("script", "a TorchScript archive", "torch.jit.load"),
         ("nested", "'state_dict'", "['state_dict']"),
     ],

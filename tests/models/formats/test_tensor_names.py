@@ -112,7 +112,7 @@ def test_half_a_head_is_no_head(directory, tensors) -> None:
     kept = {name: value for name, value in tensors.items() if "transform" not in name}
     source = write(directory, kept)
     assert not source.has_head
-    assert refusal(source).received.startswith("1 of its 5 tensors: they lack")
+    assert refusal(source).received.startswith("1 of its 5 tensors, without")
 
 
 def test_a_model_of_a_task_is_named_by_its_head(directory, tensors) -> None:
@@ -136,7 +136,7 @@ def test_the_surplus_of_an_encoder_without_prefix_is_refused(directory, tensors,
     ("prefix", "received", "hint"),
     [
         ("roberta.", "an encoder named roberta.…", '"roberta" or "xlm-roberta"'),
-        ("teacher.bert.", "an encoder named teacher.bert.…", "families that open: bert"),
+        ("teacher.bert.", "an encoder named teacher.bert.…", "supported families: bert"),
         ("electra.", "an encoder named electra.…", '"electra"'),
     ],
 )
@@ -260,4 +260,4 @@ def test_a_head_without_its_output_layer_is_incomplete(directory, tensors) -> No
     set_key(directory, tie_word_embeddings=False)
     source = write(directory, tensors)
     assert not source.has_head
-    assert refusal(source).received.startswith(f"5 of its 6 tensors: they lack {DECODER}")
+    assert refusal(source).received.startswith(f"5 of its 6 tensors, without {DECODER}")
