@@ -1,7 +1,7 @@
-"""Known tasks to fine-tune on: typed declarations, one YAML file each in `tasks/`.
+"""Declared fine-tuning tasks: typed declarations, one YAML file each in `tasks/`.
 
-A declaration says what a task's own files look like, what is predicted, how the
-predictions are scored and how they are handed in.
+A declaration describes the layout of a task's files, the kind of prediction, the metrics
+and the submission format.
 """
 
 import pathlib
@@ -16,30 +16,31 @@ from data_specs.declarations import Words
 
 FOLDER = pathlib.Path(__file__).with_name("tasks")
 
-# What is predicted: one of several classes, a number, a span of the second text, or a tag of
-# each word.
+# The kinds of prediction: one of several classes, a number, a span of the second text, or a
+# tag for each word.
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
 SPAN = "span"
 TOKEN_CLASSIFICATION = "token_classification"
-# Whether a quotation mark in a TSV or CSV file is a character like any other, or
-# encloses a field, which then may hold separators and line breaks.
+# The meaning of quotation marks in a TSV or CSV file. With "none" they are ordinary characters.
+# With "double" they enclose a field, which may then contain separators and line breaks.
 QUOTING = ("none", "double")
-# The prefixes of tags by scheme: B begins an entity, I is inside, E ends one, S is a whole one.
+# The prefixes of tags by scheme: B begins an entity, I continues it, E ends it, and S marks an
+# entity of a single word.
 SCHEMES = {"bio": "BI", "bioes": "BIES"}
 # The tag of words outside every entity.
 OUTSIDE_TAG = "O"
-# What a metric of spans gives; each other metric gives itself.
+# The scores of each span metric. Every other metric has one score with its own name.
 SPAN_SCORES = ("f1", "exact_match")
 
 
 class KindRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The values that declarations of a kind of task may have.
+    """The valid values in declarations of a kind of task.
 
     Attributes:
-        metrics: the names of its scores.
-        readers: how its files may be read.
-        submissions: the forms in which its predictions may be handed in.
+        metrics: the names of its metrics.
+        readers: the readers of its files.
+        submissions: its submission formats.
     """
 
     metrics: tuple[str, ...]
@@ -68,13 +69,13 @@ KINDS: Mapping[str, KindRules] = {
 }
 
 _METADATA = ("title", "url", "licence", "language", "submission")
-# Settings that came later than others: left out at their defaults, so that a run of an older
-# task keeps its configuration.
+# Fields that were added later. They are left out at their defaults, so that the run
+# configuration of an older task does not change.
 _LATER = {"scheme": "bio", "word_pattern": ""}
 
 
 def _all_values(field: str) -> tuple[str, ...]:
-    """Returns the values of a field of all kinds, each once."""
+    """Returns the distinct values of a field over all kinds."""
     values = (value for rules in KINDS.values() for value in getattr(rules, field))
     return tuple(dict.fromkeys(values))
 
@@ -85,14 +86,15 @@ SUBMISSIONS = _all_values("submissions")
 
 
 class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How predictions are handed in.
+    """The submission file of a benchmark.
 
     Attributes:
-        file: the name that the benchmark expects.
-        format: one of `SUBMISSIONS`: JSON lines of `id` and `label`; a TSV with
-            the header `index`, `prediction`; one JSON object of answers by id; lines of
-            a word, a tab and its tag; JSON lines of `id` and entities by their types.
-        split_files: the names of splits that have another one.
+        file: the file name that the benchmark expects.
+        format: one of `SUBMISSIONS`. `clue` is JSON lines of `id` and `label`; `glue` a TSV
+            with the header `index`, `prediction`; `squad` one JSON object of answers by id;
+            `conll` lines of a word, a tab and its tag; `cluener` JSON lines of `id` and
+            entities by type.
+        split_files: the file names of splits that use a different one.
     """
 
     file: str
@@ -106,42 +108,43 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         declarations.expect_one_of("format", self.format, SUBMISSIONS)
 
     def file_of(self, split: str) -> str:
-        """Returns the name of a split's file."""
+        """Returns the file name of a split."""
         return self.split_files.get(split, self.file)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a task's files hold, and how predictions are scored.
+    """The declaration of a task: its files, its kind of prediction and its metrics.
 
     Attributes:
-        name: its name for `task`.
-        title: a description, for people.
-        url: its source.
-        licence: its licence.
-        language: a code such as `zh`.
+        name: the value of the setting `task`.
+        title: a description for readers.
+        url: the source of the data.
+        licence: the licence of the data.
+        language: a language code, for example `zh`.
         kind: one of `KINDS`.
-        text_fields: one or two fields of a row; of a `squad` file always question and context, of
-            a `conll` file the column of words.
-        files: for each split the names or globs of its files, the first that match taken; several
-            matches are read one after another. Splits whose name begins with `test` need no labels.
-        metrics: of `METRICS`, the main one first.
-        submission: how predictions are handed in.
-        label_field: the field of a row that is its label.
-        labels: the labels as in the file; their order is that of the classes.
-            The second is the positive one of `f1` and `matthews`. Of a token
-            classification all tags; without them those of the training file count.
-        skip_labels: rows with these are left out.
-        score_range: of a regression; predictions are cut to it where they are handed in.
-        id_field: the field that names a row, where it has one; elsewhere its number, from 0.
-        reader: one of `READERS`; `squad` is SQuAD's JSON, `conll` columns of tabs or spaces, a
-            word in each line and a blank line after each sentence.
+        text_fields: one or two fields of a row. In a `squad` file, always question and
+            context; in a `conll` file, the column of words.
+        files: for each split, the names or globs of its files. The first that matches is
+            taken; several matches are read one after another. Splits whose name begins with
+            `test` need no labels.
+        metrics: names in `METRICS`, the main one first.
+        submission: the submission file.
+        label_field: the field of a row that contains its label.
+        labels: the labels as in the file, in the order of the classes. The second is the
+            positive one of `f1` and `matthews`. For token classification, all tags; without
+            them, the tags of the training file are used.
+        skip_labels: labels whose rows are left out.
+        score_range: range of a regression; predictions are clipped to it in a submission.
+        id_field: the field with the id of a row; a row without it has its number, from 0.
+        reader: one of `READERS`. `squad` is SQuAD's JSON; `conll` has columns separated by
+            tabs or spaces, one word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
-        columns: their names where it does not; a first row that holds the names
-            of all texts is nevertheless a header, as in CoLA's test file.
+        columns: the names of columns for files without a header. A first row that contains
+            the names of all texts is nevertheless a header, as in CoLA's test file.
         quoting: one of `QUOTING`.
         scheme: the prefixes of tags, one of `SCHEMES`.
-        word_pattern: a regular expression of the whole cell of a word, whose only group is the
-            word; empty where the cell is the word.
+        word_pattern: a regular expression that matches the whole cell of a word, and whose
+            only group is the word; empty if the cell is the word.
     """
 
     name: str
@@ -242,25 +245,25 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def main_metric(self) -> str:
-        """The score that decides: a key of what `tools.finetuning.scoring.evaluate` gives."""
+        """The score that compares models: a key of `tools.finetuning.scoring.evaluate`."""
         return SPAN_SCORES[0] if self.kind == SPAN else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:
-        """Returns the settings that decide the examples and the scores."""
+        """Returns the fields that decide the examples and the scores."""
         values = msgspec.structs.asdict(self)
         left_out = [name for name, default in _LATER.items() if values[name] == default]
         return {name: values[name] for name in values if name not in (*_METADATA, *left_out)}
 
 
 def is_tag(tag: str, scheme: str) -> bool:
-    """Returns whether a tag is `O`, or a prefix of the scheme, a hyphen and a type."""
+    """Returns whether a tag is valid: `O`, or a prefix of the scheme, a hyphen and a type."""
     prefix, hyphen, entity_type = tag.partition("-")
     is_typed = prefix in tuple(SCHEMES[scheme]) and hyphen and entity_type
     return tag == OUTSIDE_TAG or bool(is_typed)
 
 
 def describe_tags(scheme: str) -> str:
-    """Returns a scheme's tags in words, for messages."""
+    """Returns a phrase for the tags of a scheme, for messages."""
     prefixed = ", ".join(f"{prefix}-TYPE" for prefix in SCHEMES[scheme])
     return f"{OUTSIDE_TAG}, {prefixed}"
 
@@ -269,10 +272,10 @@ def load_task(name_or_path: str) -> TaskSpec:
     """Loads a declaration.
 
     Args:
-        name_or_path: the name of a file in `tasks/`, or the path of a `.yaml` file like them.
+        name_or_path: the name of a file in `tasks/`, or the path of another `.yaml` file.
 
     Raises:
-        ValueError: it does not exist, or is invalid; names the key.
+        ValueError: the declaration is missing or invalid; names the key.
     """
     path = declarations.find_declaration(FOLDER, name_or_path)
     values = declarations.load_mapping(path) | {"name": path.stem}
@@ -280,7 +283,7 @@ def load_task(name_or_path: str) -> TaskSpec:
 
 
 def _expect_plain_name(key: str, name: str) -> None:
-    """Checks the name of a file or folder: it must not lead out of where it is written."""
+    """Checks the name of a file or directory, which must not contain a path."""
     declarations.expect_path(key, name)
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
         raise ValueError(f"{key}: expected a plain name, received {declarations.shown(name)}")

@@ -1,4 +1,4 @@
-"""What the heads of tasks are called in a model directory, as `transformers` lays them out."""
+"""The layout of task heads in a model directory, as `transformers` writes them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from tools.finetuning.kinds import KINDS
 _LABELS_KEY = "id2label"
 _COUNT_KEY = "num_labels"
 _PROBLEM_KEY = "problem_type"
-# What `transformers` calls labels that nobody named.
+# The prefix of labels to which `transformers` gave no other name.
 _UNNAMED = "LABEL_"
-# More classes than any task here has: a larger number is no head of ours.
+# Above the class count of every declared task: a head with more labels is not one of ours.
 _MAX_LABELS = 10_000
 
 _DENSE, _NORM, _OUTPUT = "head/dense", "head/layer_norm", "head/output"
@@ -25,12 +25,12 @@ _DENSE, _NORM, _OUTPUT = "head/dense", "head/layer_norm", "head/output"
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What a head tells apart.
+    """The kind and the labels of a task head.
 
     Attributes:
         kind: a key of `kinds.KINDS`.
-        labels: of a classification, of inputs or of tokens, in the order of its outputs;
-            else empty.
+        labels: the labels of a sequence or token classification, in the order of the
+            outputs; empty for other kinds.
     """
 
     kind: str
@@ -38,11 +38,11 @@ class Head:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers for an input, or for a token where the head computes something of each."""
+        """The number of outputs per input, or per token for a head over tokens."""
         return KINDS[self.kind].num_outputs(self.labels)
 
     def fits(self, other: "Head") -> bool:
-        """Returns whether a head on disk answers a task: its labels are the same or unnamed."""
+        """Returns whether a stored head fits this task: its labels are the same or unnamed."""
         unnamed = tuple(f"{_UNNAMED}{index}" for index in range(len(self.labels)))
         return other.kind == self.kind and other.labels in (self.labels, unnamed)
 
@@ -50,17 +50,17 @@ class Head:
         kind = self.kind.replace("_", " ")
         if not self.labels:
             return f"a {kind} head"
-        # In one line, whatever a file calls them.
+        # A label from a file may contain line breaks; the message is one line.
         names = ", ".join(shown(label).strip("'\"") for label in self.labels[:5])
         names += ", …" if len(self.labels) > 5 else ""
         return f"a {kind} head with {len(self.labels)} labels ({names})"
 
 
 def read_head(source: ModelSource) -> Head | None:
-    """Returns the head of a model directory; None where it is another one, or none.
+    """Returns the head of a model directory; None if it has no head or one of an unknown kind.
 
     Raises:
-        InputError: its configuration names labels that cannot be such.
+        InputError: the label names in its configuration are invalid.
     """
     path = source.directory / HF_CONFIG
     if source.layout != HF or not path.is_file():
@@ -74,12 +74,12 @@ def read_head(source: ModelSource) -> Head | None:
     has_names = any(kind.names_labels for kind in kinds)
     labels = _read_labels(settings, path) if has_names else ()
     kind = next(kind for kind in kinds if kind.is_meant_by(settings, labels))
-    # One that predicts a number has a name for it.
+    # A regression has one label, which only names its number.
     return Head(kind.name, () if kind.predicts_number else labels)
 
 
 def _read_labels(settings: Mapping[str, Any], path: Location) -> tuple[str, ...]:
-    # `transformers` leaves unnamed labels out where there are two; `num_labels` is an older key.
+    # `transformers` omits two unnamed labels from the file. `num_labels` is an older key.
     count = settings.get(_COUNT_KEY, 2)
     unnamed = range(min(count, _MAX_LABELS) if isinstance(count, int) else 0)
     labels = settings.get(_LABELS_KEY) or {str(index): f"{_UNNAMED}{index}" for index in unnamed}
@@ -95,8 +95,8 @@ def _read_labels(settings: Mapping[str, Any], path: Location) -> tuple[str, ...]
 def head_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
     """Returns the weights of a head.
 
-    A pooler in Google's checkpoints is BERT's first layer here; nothing else of a
-    head is ever in one.
+    The pooler of Google's checkpoints is the first layer of BERT's head. Those checkpoints
+    hold no other layer of a head.
     """
     size, family = config.hidden_size, config.family
     if is_one_layer(config, head.kind):
@@ -119,7 +119,7 @@ def is_one_layer(config: EncoderConfig, kind: str) -> bool:
 
 
 def pooler_table(config: EncoderConfig, head: Head) -> tuple[WeightName, ...]:
-    """Returns the weights of a head that a pre-trained model may hold."""
+    """Returns the weights of a head that a pre-trained model may contain."""
     if is_one_layer(config, head.kind) or not config.family.sequence_head.is_pretrained:
         return ()
     return tuple(row for row in head_table(config, head) if not row.ours.startswith(_OUTPUT))

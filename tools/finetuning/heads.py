@@ -1,8 +1,7 @@
-"""The encoder with a task's head, in the families' own layouts.
+"""The encoder with a task head, in the layout of each model family.
 
-Devlin et al. (2019) for BERT's heads; RoBERTa's, DistilBERT's and ALBERT's as
-their authors' models in `transformers` have them. Shapes: B batch, L length, D
-hidden size, C outputs.
+BERT's heads follow Devlin et al. (2019). Those of RoBERTa, DistilBERT and ALBERT follow
+their authors' models in `transformers`. Shapes: B batch, L length, D hidden size, C outputs.
 """
 
 from collections.abc import Mapping
@@ -30,26 +29,26 @@ from tools.finetuning.head_layout import (
 )
 from tools.finetuning.kinds import KINDS
 
-# The layers of a head are small: they compute in float32 whatever the encoder does.
+# The layers of a head are small, so they compute in float32 at any dtype of the encoder.
 _HEAD_DTYPE = "float32"
 _SCOPE = "head"
 
 
 class SequenceHead(keras.layers.Layer):
-    """A dense layer, in some families normalised, dropout, and the outputs."""
+    """A dense layer, in some families a layer norm, then dropout and the output layer."""
 
     def __init__(self, config: EncoderConfig, head: Head, *, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         layout = config.family.sequence_head
         self.activation = {"tanh": ops.tanh, **ACTIVATION_FUNCTIONS}[layout.activation]
-        parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
+        layers = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, head.kind)
-        self.input_dropout = parts.dropout(rate, "input_dropout") if layout.drops_input else None
-        self.dense = parts.dense(config.hidden_size, "dense")
-        self.layer_norm = None if layout.norm is None else parts.layer_norm()
-        self.projection = parts.dense(head.num_outputs, "output", use_bias=True)
-        self.dropout = parts.dropout(rate)
+        self.input_dropout = layers.dropout(rate, "input_dropout") if layout.drops_input else None
+        self.dense = layers.dense(config.hidden_size, "dense")
+        self.layer_norm = None if layout.norm is None else layers.layer_norm()
+        self.projection = layers.dense(head.num_outputs, "output", use_bias=True)
+        self.dropout = layers.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -68,15 +67,15 @@ class SequenceHead(keras.layers.Layer):
 
 
 class TokenHead(keras.layers.Layer):
-    """Dropout and one dense layer over each token."""
+    """Dropout and one dense layer, applied to each token."""
 
     def __init__(self, config: EncoderConfig, head: Head, *, seed: int) -> None:
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         rate = dropout_rate(config, head.kind)
-        parts = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
-        self.dropout = parts.dropout(rate) if rate else None
-        self.projection = parts.dense(head.num_outputs, "output")
+        layers = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
+        self.dropout = layers.dropout(rate) if rate else None
+        self.projection = layers.dense(head.num_outputs, "output")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -90,18 +89,18 @@ class TokenHead(keras.layers.Layer):
 
 
 class TaskModel(keras.Model):
-    """An encoder with a task's head; all variables exist at once.
+    """An encoder with a task head; the constructor creates all variables.
 
     Args:
-        config: shapes and rates.
+        config: shapes and dropout rates.
         task: the head.
         dtype: name of the encoder's dtype policy; None for the global one.
-        seed: of the initial weights and of dropout.
+        seed: seed of the initial weights and of dropout.
 
     Example:
-        `TaskModel(config, Head("classification", ("no", "yes")))(batch)` is float32 [B, 2]. Of
-        a span head it is [B, 2, L]: the logits of starts, then of ends, at every token, padding
-        included; of a head that classifies tokens it is [B, L, C].
+        `TaskModel(config, Head("classification", ("no", "yes")))(batch)` is float32 [B, 2].
+        A span head returns [B, 2, L]: the start logits, then the end logits, of every token
+        including padding. A head that classifies tokens returns [B, L, C].
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class TaskModel(keras.Model):
         self.head.build()
 
     def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> Tensor:
-        """Returns the logits, float32, for what `Encoder.call` takes."""
+        """Returns the float32 logits for the inputs of `Encoder.call`."""
         hidden = self.encoder(inputs, training=training)[HIDDEN_STATES][-1]
         kind = KINDS[self.task.kind]
         if kind.is_over_tokens:
@@ -142,20 +141,22 @@ def build_head(
     seed: int = 0,
     keep_head: bool = False,
 ) -> TaskModel:
-    """Makes a task's model with a source's encoder.
+    """Builds a task model with the encoder of a model directory.
 
-    The head starts at random; layers of it that a pre-trained model holds, such as BERT's
-    pooler, from those. A pooler of zeros, which some conversions write, counts as none.
+    The head starts from random weights, except for layers that the pre-trained model
+    contains, such as BERT's pooler. A pooler of zeros, which some conversions write, is
+    treated as absent.
 
     Args:
-        source: any model directory, random weights where it has none.
-        head: the task's.
+        source: a model directory; without weights, the encoder starts from random ones.
+        head: the head of the task.
         dtype: name of the encoder's dtype policy, None for the global one.
-        seed: of random weights and of dropout.
-        keep_head: whether the source's own head is taken, which must be there.
+        seed: seed of random weights and of dropout.
+        keep_head: whether to load the head that is stored in the directory, which must
+            have one.
 
     Raises:
-        InputError: the weights are not those of the configuration.
+        InputError: the weights do not match the configuration.
     """
     config = source.config
     weights: dict[str, np.ndarray] = {}
@@ -177,10 +178,10 @@ def _stored_pooler(source: ModelSource, head: Head) -> tuple[WeightName, ...]:
 
 
 def save_head(directory: Location, model: TaskModel) -> None:
-    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
+    """Writes the weights to `model.safetensors`, then `config.json`, each atomically.
 
-    `transformers` loads the directory, which must exist, as the family's model for
-    sequence classification, token classification or question answering.
+    The directory must exist. `transformers` loads it as the family's model for sequence
+    classification, token classification or question answering.
     """
     model_directory.save_hf_weights(
         directory,

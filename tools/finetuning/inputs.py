@@ -1,4 +1,4 @@
-"""The inputs of a model: features of examples, their identity, and padded batches."""
+"""Model inputs: the features of examples, their digests, and padded batches."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from pipeline.tokenizers.tokens import Tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feature:
-    """What a model reads at once, unpadded; L is its own length.
+    """One unpadded input of a model; L is its number of tokens.
 
     Attributes:
         example: the index of its example.
         input_ids: int32 [L].
-        segment_ids: int32 [L]; all 0 where the model has one segment.
-        token_axis: the axis of its logits that goes over tokens; None where there is none.
+        segment_ids: int32 [L]; all 0 if the input has one text.
+        token_axis: the axis of its logits that indexes tokens; None if the logits have none.
     """
 
     token_axis: ClassVar[int | None] = None
@@ -33,7 +33,7 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where texts and special tokens stand; see `kinds.build_features` for the settings."""
+    """The arrangement of texts and special tokens; `kinds.build_features` explains the fields."""
 
     tokenizer: Tokenizer
     max_seq_length: int
@@ -46,7 +46,7 @@ class Layout:
             raise InputError(Setting("doc_stride"), "a number above 0", self.doc_stride)
 
     def room(self, num_texts: int, *, used: int = 0) -> int:
-        """Returns how many tokens of text fit beside `used` others."""
+        """Returns the number of text tokens that fit, if `used` tokens are already taken."""
         taken = 1 + num_texts + (num_texts == 2 and self.double_separator) + used
         least = 1 if used else num_texts
         if self.max_seq_length < taken + least:
@@ -56,7 +56,7 @@ class Layout:
         return self.max_seq_length - taken
 
     def join(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns input_ids, segment_ids, and the place of the last text's first token."""
+        """Returns input_ids, segment_ids, and the position of the last text's first token."""
         special = self.tokenizer.special_ids
         cls, sep = [special["cls"]], [special["sep"]]
         first = np.concatenate([cls, texts[0], sep]).astype(np.int32)
@@ -69,11 +69,12 @@ class Layout:
 
 
 def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """Returns how many tokens two texts keep: the longer one loses its last, one by one.
+    """Returns the lengths of two texts after truncation to `room` tokens together.
 
-    Of two equally long texts the second loses first (BERT's `_truncate_seq_pair`).
+    The longer text loses its last token, one at a time. Of two equally long texts, the
+    second loses a token first (BERT's `_truncate_seq_pair`).
 
-    Example: lengths 7 and 4 with room for 6 become 3 and 3, with room for 5 3 and 2.
+    Example: lengths 7 and 4 become 3 and 3 with room for 6, and 3 and 2 with room for 5.
     """
     excess = max(0, first + second - room)
     from_first = min(excess, max(0, first - second))
@@ -83,18 +84,18 @@ def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def input_digest(feature: Feature) -> bytes:
-    """Returns 16 bytes that depend on an input's tokens and segments."""
+    """Returns a digest of 16 bytes of an input's tokens and segments."""
     arrays = (feature.input_ids, feature.segment_ids)
     return seeding.digest(*(array.astype("<i4").tobytes() for array in arrays))
 
 
-# Names that a batch has beside BERT's own: what is to be said, and whether a row counts.
+# Keys of a batch in addition to BERT's inputs: the targets, and the weight of each row.
 TARGETS = "targets"
 WEIGHTS = "weights"
-# Stands in the targets of tokens at tokens of which nothing is to be said.
+# The target of a token that has none.
 NO_TARGET = -1
 
-# Batches of an epoch that are sorted by length together.
+# The number of batches whose inputs are sorted by length together.
 _GROUP_BATCHES = 16
 
 Arrays = dict[str, np.ndarray]
@@ -102,12 +103,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """The shapes that batches have.
+    """The shapes of batches.
 
     Attributes:
         batch_size: B; rows beyond the inputs are empty.
-        max_seq_length: tokens of the longest input.
-        type_vocab_size: segments that the model knows; later ones become its last.
+        max_seq_length: maximum number of tokens of an input.
+        type_vocab_size: number of segments of the model; higher segment ids become the last.
     """
 
     batch_size: int
@@ -130,20 +131,20 @@ class Padding:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBatches:
-    """The batches of training, epoch after epoch.
+    """The training batches of all epochs.
 
-    An epoch is a permutation of all inputs. Of each group of batches in it, the
-    inputs are sorted by length and cut; then the epoch's batches are shuffled, so
-    that no step tells how long its inputs are. Only an epoch's last batch has rows
-    that do not count.
+    An epoch is a permutation of all inputs. Within each group of batches, the inputs are
+    sorted by length and split into batches. The batches of the epoch are then shuffled, so
+    that the length of inputs does not depend on the step. An epoch has padding rows, with
+    weight 0, in one batch only.
 
     Attributes:
-        features: the inputs, N.
-        targets: [N, …], what is to be said of each; or N arrays [L] of each token, where -1
-            stands at tokens of which nothing is to be said.
-        padding: the shapes.
-        seed: decides the order.
-        teacher_logits: of each input, float32 [C], or [2, L] or [L, C] without padding;
+        features: the N inputs.
+        targets: one array [N, …]; or N arrays [L] of targets per token, -1 at tokens
+            without a target.
+        padding: the shapes of batches.
+        seed: seed of the order.
+        teacher_logits: the unpadded logits of each input, float32 [C], [2, L] or [L, C];
             None without a teacher.
     """
 
@@ -155,14 +156,15 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches of an epoch."""
         return -(-len(self.features) // self.padding.batch_size)
 
     def take(self, num_steps: int) -> Iterator[Arrays]:
-        """Yields the first so many batches.
+        """Yields the first `num_steps` batches.
 
-        Each is what `Padding.batch` returns with `targets` [B, …]; `weights` float32 [B], 1 at
-        real rows; and `teacher_logits` float32, padded, where there are any.
+        Each is a batch of `Padding.batch` with three more keys: `targets` [B, …]; `weights`
+        float32 [B], 1 at real rows and 0 at padding; and `teacher_logits`, float32 and
+        padded, if there is a teacher.
         """
         epoch = 0
         while num_steps > 0:
@@ -172,17 +174,17 @@ class TrainingBatches:
             epoch += 1
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """Returns the indices of an epoch's batches, each of at most `batch_size`."""
-        random = seeding.stream(self.seed, "order of fine-tuning", number)
-        order = random.permutation(len(self.features))
+        """Returns the input indices of each batch of an epoch, at most `batch_size` each."""
+        rng = seeding.stream(self.seed, "order of fine-tuning", number)
+        order = rng.permutation(len(self.features))
         lengths = np.array([len(feature.input_ids) for feature in self.features])
         size = self.padding.batch_size
         batches = []
         for begin in range(0, len(order), _GROUP_BATCHES * size):
             group = order[begin : begin + _GROUP_BATCHES * size]
             group = group[np.argsort(lengths[group], kind="stable")]
-            batches += [group[at : at + size] for at in range(0, len(group), size)]
-        return [batches[index] for index in random.permutation(len(batches))]
+            batches += [group[start : start + size] for start in range(0, len(group), size)]
+        return [batches[index] for index in rng.permutation(len(batches))]
 
     def _batch(self, indices: np.ndarray) -> Arrays:
         batch = self.padding.batch([self.features[index] for index in indices])
@@ -209,9 +211,9 @@ class TrainingBatches:
 def pad_logits(
     logits: Sequence[np.ndarray], batch_size: int, length: int, *, token_axis: int | None
 ) -> np.ndarray:
-    """Pads the logits of inputs with zeros, to `batch_size` rows and `length` tokens.
+    """Pads the logits of inputs with zeros to `batch_size` rows and `length` tokens.
 
-    Example: inputs' [2, tokens] with `token_axis=1` become [B, 2, L].
+    Example: logits [2, tokens] of each input become [B, 2, L] with `token_axis=1`.
     """
     shape = [length if axis == token_axis else count for axis, count in enumerate(logits[0].shape)]
     padded = np.zeros((batch_size, *shape), np.float32)
@@ -223,9 +225,9 @@ def pad_logits(
 def prediction_batches(
     features: Sequence[Feature], padding: Padding
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
-    """Yields batches of similar length that together hold every input once.
+    """Yields batches of inputs of similar length, so that each input occurs once.
 
-    Each comes with the indices of its inputs, as `Padding.batch` makes it.
+    Each item is the indices of the batch's inputs, and the batch of `Padding.batch`.
     """
     order = np.argsort([len(feature.input_ids) for feature in features], kind="stable")
     for begin in range(0, len(order), padding.batch_size):

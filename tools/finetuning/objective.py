@@ -1,10 +1,10 @@
-"""What fine-tuning makes small: cross-entropy with labels, and with a teacher's logits.
+"""The fine-tuning objective: cross-entropy with labels, and divergence from a teacher.
 
 Task distillation is weight · T² · KL(p_T ‖ q_T) + (1 − weight) · cross-entropy with
-the labels (Hinton et al., 2015), where p_T and q_T are the teacher's and the
-student's distributions at temperature T; over starts and ends the mean of both
-(Sanh et al., 2019, for SQuAD), over the tags of words the mean of all words of a
-batch. A regression has squares of differences instead.
+the labels (Hinton et al., 2015). Here p_T and q_T are the distributions of the teacher
+and of the student at temperature T. Span tasks take the mean over the start and the end
+(Sanh et al., 2019, for SQuAD). Token classification takes the mean over all words of a
+batch. Regression uses squared differences instead.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class TaskObjective:
     """The loss of a task.
 
     Attributes:
-        name: of the task's kind.
-        distill_weight: how much the teacher's logits count, from 0 to 1; 0 without.
+        name: the name of the task's kind.
+        distill_weight: weight of the teacher's logits, from 0 to 1; 0 without a teacher.
         distill_temperature: T.
     """
 
@@ -42,8 +42,9 @@ class TaskObjective:
         """Returns the mean loss of a batch, float32 [].
 
         Args:
-            logits: the student's, float32 [B, C], [B, 2, L] or [B, L, C].
-            batch: from `batches`; with `teacher_logits` where they count.
+            logits: the student's logits, float32 [B, C], [B, 2, L] or [B, L, C].
+            batch: a batch of `TrainingBatches`, with `teacher_logits` if `distill_weight` is
+                above 0.
         """
         terms = [(1.0 - self.distill_weight) * self._label_losses(logits, batch)]
         if self.distill_weight:

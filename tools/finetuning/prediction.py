@@ -1,4 +1,4 @@
-"""The logits of a task's model, and predictions made of them: scored and written."""
+"""Prediction with a task model: logits, predictions, and the files that contain them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ Forward = Callable[[Arrays], np.ndarray]
 
 
 def compile_forward(model: TaskModel) -> Forward:
-    """Compiles a model's forward pass: from a batch to its logits, float32 [B, …]."""
+    """Compiles a model's forward pass, which maps a batch to its logits, float32 [B, …]."""
     names = (INPUT_IDS, INPUT_MASK, SEGMENT_IDS)
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
 
-    # One graph for all lengths, without XLA, which is slower on a CPU.
+    # One graph serves all lengths. XLA is off because it is slower on a CPU.
     @tf.function(input_signature=[signature], jit_compile=False)
     def forward(batch):
         return model(batch, training=False)
@@ -43,29 +43,31 @@ def predict_logits(
         forward: from `compile_forward`.
         features: the inputs.
         padding: the shapes of batches.
-        bar: told of inputs that are done.
+        bar: progress bar that counts the inputs done.
 
     Returns:
-        for each input float32 [C], or without padding [2, L] or [L, C].
+        the unpadded logits of each input: float32 [C], [2, L] or [L, C].
 
     Raises:
         InputError: the model returns NaN or infinity.
     """
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(features)
+    unpadded_logits: list[np.ndarray] = [np.zeros(0, np.float32)] * len(features)
     for indices, batch in inputs.prediction_batches(features, padding):
         logits = forward(batch)
         for row, index in enumerate(indices):
             feature = features[index]
             length = {feature.token_axis: slice(len(feature.input_ids))}
-            value = logits[row]
-            value = value[tuple(length.get(axis, slice(None)) for axis in range(value.ndim))]
-            found[index] = np.ascontiguousarray(value)
-            if not np.isfinite(value).all():
+            input_logits = logits[row]
+            input_logits = input_logits[
+                tuple(length.get(axis, slice(None)) for axis in range(input_logits.ndim))
+            ]
+            unpadded_logits[index] = np.ascontiguousarray(input_logits)
+            if not np.isfinite(input_logits).all():
                 hint = "is the model damaged, or does `compute_dtype` not suit it?"
                 raise InputError(None, "finite logits", "NaN or infinity", hint)
         if bar is not None:
             bar.update(len(indices))
-    return found
+    return unpadded_logits
 
 
 PREDICTIONS_FOLDER = "predictions"
@@ -74,7 +76,7 @@ PREDICTIONS_FOLDER = "predictions"
 def predict(
     run: Preparation, config: FinetuneConfig, split: Split, forward: Forward
 ) -> tuple[Predictions, float]:
-    """Returns what a model predicts of a split of the run, and how many inputs a second it read.
+    """Returns a model's predictions of a split, and its speed in inputs per second.
 
     Raises:
         InputError: the model returns NaN or infinity.
@@ -84,16 +86,16 @@ def predict(
     begun = time.perf_counter()
     logits = predict_logits(forward, split.features, padding)
     speed = len(split.features) / (time.perf_counter() - begun)
-    found = KINDS[run.head.kind].predict(
+    predictions = KINDS[run.head.kind].predict(
         split.examples, split.features, logits, max_answer_length=config.max_answer_length
     )
-    return found, speed
+    return predictions, speed
 
 
 def write_predictions(
     run: Preparation, split: Split, predictions: Predictions, directory: Location
 ) -> Location:
-    """Writes a split's predictions in the form that the benchmark expects; returns the file."""
+    """Writes a split's predictions in the benchmark's format; returns the path of the file."""
     folder = (directory / PREDICTIONS_FOLDER / split.name).make_directory()
     path = folder / run.spec.submission.file_of(split.name)
     scoring.write_submission(run.spec, split.examples, predictions, path)

@@ -1,4 +1,7 @@
-"""Everything that fine-tuning finds, checks and reads first; the runs of a grid share it."""
+"""Preparation of fine-tuning: the checked model, tokenizer, data and teacher of a run.
+
+The runs of a grid share one preparation.
+"""
 
 import dataclasses
 import hashlib
@@ -30,13 +33,13 @@ TRAIN_SPLIT = "train"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split's examples and what a model reads of them: of a long one several windows.
+    """The examples of a split and their features; a long example has several windows.
 
     Attributes:
-        name: such as `dev`.
-        examples: as read.
-        features: at least one of each example.
-        notes: lines on what was odd in its files.
+        name: the split's name, for example `dev`.
+        examples: the examples of the files.
+        features: at least one for each example.
+        notes: lines about irregular rows of its files.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """Returns a digest of all that is read and of all that is right."""
+        """Returns a digest of all inputs, labels and right answers."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(repr((example.key, example.label, example.answers)).encode())
@@ -54,27 +57,27 @@ class Split:
         return digest.hexdigest()
 
     def targets(self, head: Head) -> Sequence[np.ndarray]:
-        """Returns what a head has to say of each input; see `TaskKind.targets`."""
+        """Returns the targets of each input for a head; see `TaskKind.targets`."""
         return KINDS[head.kind].targets(self.examples, self.features, head.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """Runs that may begin.
+    """The checked inputs of fine-tuning runs.
 
     Attributes:
         spec: the task, with the labels of its head.
         source: the model.
-        head: what the task needs.
-        own_head: the model's own head; None where it has none for a task.
-        tokenizer: the model's.
-        max_seq_length: tokens of the longest input.
-        train: the training split; None where nothing is trained.
-        evaluation: what is scored.
-        handed_in: what is predicted beside; None for nothing.
-        teacher: fine-tuned on the task; None without.
-        cached_teacher: what a complete cache says of the teacher that it was made by,
-            where the cache alone was named; else empty.
+        head: the head that the task needs.
+        own_head: the head in the model directory; None if it has no task head.
+        tokenizer: the model's tokenizer.
+        max_seq_length: maximum number of tokens of an input.
+        train: the training split; None if nothing is trained.
+        evaluation: the split that is scored.
+        handed_in: the split that is predicted for submission; None for none.
+        teacher: a teacher that was fine-tuned on the task; None without one.
+        cached_teacher: the run configuration of a complete teacher cache, if only the
+            cache is given; otherwise empty.
     """
 
     spec: TaskSpec
@@ -91,23 +94,21 @@ class Preparation:
 
     @property
     def keep_head(self) -> bool:
-        """Whether the model's own head is one that fits."""
+        """Whether the model directory has a head that fits the task."""
         return self.own_head is not None and self.head.fits(self.own_head)
 
     def _describe_head(self) -> str:
         if not self.source.has_weights:
-            return "head and encoder: new, as the model has no weights"
+            return "head and encoder: new, because the model has no weights"
         if not self.keep_head:
             return f"head: new, {self.head}; the model has {self.own_head or 'none for a task'}"
         if self.own_head.labels != self.head.labels:
             names = ", ".join(self.head.labels)
-            return (
-                f"head: the model's, whose labels have no names; taken for {names}, in this order"
-            )
+            return f"head: the model's; its unnamed labels are taken as {names}, in this order"
         return f"head: the model's, {self.head}"
 
     def inputs(self, split: Split, config: FinetuneConfig) -> TaskInputs:
-        """Returns what a model reads of a split."""
+        """Returns the inputs of a split."""
         return TaskInputs(
             task=self.spec.name,
             head=self.head,
@@ -123,7 +124,7 @@ class Preparation:
         return [split for split in splits if split is not None]
 
     def describe(self) -> Iterator[str]:
-        """Yields lines on what was read."""
+        """Yields lines that summarise what was read."""
         yield from self.tokenizer.notes
         yield self._describe_head()
         for split in self._splits():
@@ -133,10 +134,10 @@ class Preparation:
             yield from split.notes
 
     def request(self, config: FinetuneConfig) -> dict[str, Any]:
-        """Returns what decides a run's model and scores, as JSON values."""
+        """Returns the run configuration: JSON values that decide its model and scores."""
         request = {
             "kind": "finetuned",
-            # A declaration's place is no part of it.
+            # The path of the declaration is not part of the configuration, only its content.
             "task": self.spec.reading(),
             "model": self.source.sha256(),
             "vocab": self.tokenizer.info.sha256,
@@ -150,7 +151,7 @@ class Preparation:
         return json.loads(json.dumps(request))
 
     def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:
-        """Returns whose word is learned from: the same where the teacher or its cache is named."""
+        """Returns the identity of the teacher, equal for the teacher and for its cache."""
         if self.teacher is not None:
             return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
         cached = self.cached_teacher
@@ -158,23 +159,23 @@ class Preparation:
 
 
 def prepare(config: FinetuneConfig) -> Preparation:
-    """Finds and checks everything that the settings name, and reads the data.
+    """Finds and checks the model, the data and the teacher of the settings, and reads the data.
 
-    Of the configuration, the rate, the seed and the output directory are left alone.
+    The learning rate, the seed and the output directory are not used.
 
     Raises:
-        InputError: something is missing or does not fit.
+        InputError: an input is missing or does not match the others.
     """
     try:
         spec = load_task(config.task)
     except ValueError as error:
         raise InputError(Setting("task"), received=error) from error
     source = model_directory.find_model(config.model)
-    own = read_head(source)
-    spec = _name_labels(config, spec, own)
+    model_head = read_head(source)
+    spec = _name_labels(config, spec, model_head)
     head = Head(spec.kind, spec.labels)
-    if not (config.do_train or (own is not None and head.fits(own))):
-        received = f"{config.model} with {own or 'none'}"
+    if not (config.do_train or (model_head is not None and head.fits(model_head))):
+        received = f"{config.model} with {model_head or 'none'}"
         raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
     max_seq_length = _find_length(config, spec, source)
     tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
@@ -182,7 +183,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
         spec=spec,
         source=source,
         head=head,
-        own_head=own,
+        own_head=model_head,
         tokenizer=tokenizer,
         max_seq_length=max_seq_length,
         train=None,
@@ -201,19 +202,19 @@ def prepare(config: FinetuneConfig) -> Preparation:
     return _read_splits(run, config)
 
 
-def _name_labels(config: FinetuneConfig, spec: TaskSpec, own: Head | None) -> TaskSpec:
-    """Returns the task with the labels of its head, where names alone tell what they mean.
+def _name_labels(config: FinetuneConfig, spec: TaskSpec, model_head: Head | None) -> TaskSpec:
+    """Returns the task with the labels of its head, for kinds whose labels come from the data.
 
-    They are those of the declaration, else of the training file. Where nothing is trained they
-    are the model's, in its order, unless the declaration has others.
+    The labels are those of the declaration, otherwise of the training file. Without training,
+    they are the model's labels in its order, unless the declaration has different ones.
     """
     kind = KINDS[spec.kind]
     if not kind.finds_labels:
         return spec
-    is_own = not config.do_train and own is not None and own.kind == spec.kind
-    if is_own and (not spec.labels or set(spec.labels) == set(own.labels)):
+    is_own = not config.do_train and model_head is not None and model_head.kind == spec.kind
+    if is_own and (not spec.labels or set(spec.labels) == set(model_head.labels)):
         try:
-            return msgspec.structs.replace(spec, labels=own.labels)
+            return msgspec.structs.replace(spec, labels=model_head.labels)
         except ValueError as error:
             raise InputError(Setting("model"), received=error) from error
     if spec.labels:
@@ -236,7 +237,9 @@ def _read_splits(run: Preparation, config: FinetuneConfig) -> Preparation:
     names = {config.eval_split, config.predict_split} - {None}
     splits = {name: _read_split(run, config, name) for name in sorted(names)}
     examples = splits[config.eval_split].examples
-    unlabelled = [one.key for one in examples if one.label is None and not one.answers]
+    unlabelled = [
+        example.key for example in examples if example.label is None and not example.answers
+    ]
     if unlabelled:
         expected = f"a split of `task`={run.spec.name} with labels"
         received = f"{config.eval_split}, whose example {unlabelled[0]} has none"
@@ -272,7 +275,7 @@ def _notes(name: str, data: SplitData) -> Iterator[str]:
     if data.num_left_out:
         yield f"{name}: {data.num_left_out} rows without a label to learn are left out"
     if data.num_relocated:
-        yield f"{name}: {data.num_relocated} answers stood elsewhere than the file says"
+        yield f"{name}: {data.num_relocated} answers begin elsewhere than the file says"
     for remark, count in data.remarks.items():
         yield f"{name}: {count:,} {remark}"
     if data.bad_rows:

@@ -1,4 +1,4 @@
-"""The scores of a task's benchmark, and files to hand in."""
+"""Benchmark scores of predictions, and submission files."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ def evaluate(
 
     Args:
         spec: the task.
-        examples: one at least, all with labels or answers.
-        predictions: class indices int [examples], numbers float [examples], the answers by
-            the questions' keys, or of each example the indices of its words' tags.
+        examples: at least one; all have labels or answers.
+        predictions: class indices int [examples], numbers float [examples], answers by
+            question key, or for each example the tag indices of its words.
 
     Returns:
-        for each of the task's metrics its value by its name; for questions `f1`
-        and `exact_match`.
+        the value of each of the task's metrics, by name; `f1` and `exact_match` for
+        span tasks.
 
     Raises:
         ValueError: the predictions do not fit the examples.
@@ -33,7 +33,7 @@ def evaluate(
 def write_submission(
     spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions, path: Location
 ) -> None:
-    """Writes predictions, atomically, in a form that the task's kind has.
+    """Writes predictions atomically in the task's submission format.
 
     Args:
         spec: the task.
@@ -44,5 +44,5 @@ def write_submission(
     Raises:
         ValueError: the predictions do not fit the examples.
     """
-    form = KINDS[spec.kind].submissions[spec.submission.format]
-    path.write_whole(form(spec, examples, predictions))
+    write_submission_content = KINDS[spec.kind].submissions[spec.submission.format]
+    path.write_whole(write_submission_content(spec, examples, predictions))

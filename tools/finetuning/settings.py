@@ -15,87 +15,91 @@ class FinetuneConfig(Settings):
 
     task: str = setting(
         dataclasses.MISSING,
-        "A known task, or the path of a declaration (.yaml) of your own.",
+        "Name of a declared task, or path of your own declaration (.yaml).",
         decides_output=False,
     )
     data_dir: Location = setting(
-        dataclasses.MISSING, "Folder of the task's files.", decides_output=False
+        dataclasses.MISSING, "Directory of the task's files.", decides_output=False
     )
     model: Location = setting(
         dataclasses.MISSING,
-        "Model directory with its tokenizer, or a model of the hub.",
+        "Model directory with its tokenizer, or a model on the hub.",
         decides_output=False,
         hub_files=hub_id.MODEL,
     )
     output_dir: Location = setting(
         dataclasses.MISSING,
-        "Directory for the runs: empty, or that of an earlier run of the same settings.",
+        "Directory for the runs: empty, or that of an earlier run with the same settings.",
         decides_output=False,
     )
-    learning_rate: float = setting(3e-5, "Peak; from there the rate falls linearly to 0.")
-    random_seed: int = setting(1, "Decides order, dropout and new weights.")
-    do_train: bool = setting(True, "Whether to train; otherwise the model's own head is scored.")
-    train_batch_size: int = setting(32, "Inputs of a step.", low=1)
+    learning_rate: float = setting(
+        3e-5, "Peak learning rate; after the peak it falls linearly to 0."
+    )
+    random_seed: int = setting(1, "Seed of the order, dropout and new weights.")
+    do_train: bool = setting(True, "Whether to train; otherwise the stored head is scored.")
+    train_batch_size: int = setting(32, "Inputs per step.", low=1)
     predict_batch_size: int = setting(
-        64, "Inputs of a batch of evaluation.", low=1, decides_output=False
+        64, "Inputs per batch in evaluation.", low=1, decides_output=False
     )
     num_train_epochs: float = setting(
         3.0, "Passes over the training inputs; 0 scores a random head.", low=0.0
     )
     warmup_proportion: float = setting(
-        0.1, "Share of the steps over which the rate rises.", low=0.0, high=1.0
+        0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0
     )
     weight_decay: float = setting(
         0.01, "Decoupled weight decay; none on biases and layer norms.", low=0.0
     )
     clip_norm: float = setting(
-        1.0, "Global norm that gradients are clipped to; 0 for no clipping.", low=0.0
+        1.0, "Global norm to which gradients are clipped; 0 for no clipping.", low=0.0
     )
     max_seq_length: int | None = setting(
         None,
-        "Tokens of an input at most. By default 128, or 384 for questions, or the model's "
-        "positions if it has fewer.",
+        "Maximum number of tokens of an input. By default 128, or 384 for span tasks, or the "
+        "model's number of positions if that is lower.",
         low=4,
         decides_output=False,
     )
     doc_stride: int = setting(
         128,
-        "Tokens between the windows of a long context; those of a tagged sentence overlap by half "
-        "or more.",
+        "Tokens between the starts of windows of a long context. Windows of a tagged sentence "
+        "overlap by at least half.",
         low=1,
     )
-    max_query_length: int = setting(64, "Tokens of a question at most.", low=1)
-    max_answer_length: int = setting(30, "Tokens of an answer at most.", low=1)
+    max_query_length: int = setting(64, "Maximum number of tokens of a question.", low=1)
+    max_answer_length: int = setting(30, "Maximum number of tokens of an answer.", low=1)
     compute_dtype: str = setting(
         compute_dtype.FLOAT32,
-        "Precision of the encoder. auto is mixed_bfloat16 where the hardware supports it, else "
+        "Precision of the encoder. auto is mixed_bfloat16 if the hardware supports it, otherwise "
         "float32.",
         choices=compute_dtype.CHOICES,
     )
     finetune_teacher: Location | None = setting(
         None,
-        "Model, in a directory or of the hub, fine-tuned on the task, to learn from.",
+        "Teacher that was fine-tuned on the task: a model directory, or a model on the hub.",
         decides_output=False,
         hub_files=hub_id.MODEL,
     )
     teacher_cache: Location | None = setting(
         None,
-        "Directory for the teacher's logits over the training inputs, which other students can "
-        "read; teacher_cache in `output_dir` by default. A complete one needs no "
+        "Directory for the teacher's logits of the training inputs, which other students can "
+        "read; by default teacher_cache in `output_dir`. A complete cache needs no "
         "`finetune_teacher`.",
         decides_output=False,
     )
-    distill_temperature: float = setting(2.0, "Temperature of both distributions.", low=0.01)
+    distill_temperature: float = setting(
+        2.0, "Temperature of the teacher's and the student's distribution.", low=0.01
+    )
     distill_weight: float = setting(
-        0.5, "Weight of the teacher's logits; the labels have the rest.", low=0.0, high=1.0
+        0.5, "Weight of the teacher's logits; the labels get the rest.", low=0.0, high=1.0
     )
     max_train_examples: int | None = setting(
-        None, "Training examples at most, drawn at random; all by default.", low=1
+        None, "Maximum number of training examples, drawn at random; all by default.", low=1
     )
     skip_bad_rows: bool = setting(False, "Whether to leave out and count unusable rows.")
-    eval_split: str = setting("dev", "Split that is scored, and decides the best rate.")
+    eval_split: str = setting("dev", "Split that is scored and decides the best learning rate.")
     predict_split: str | None = setting(
-        None, "Split that is predicted as well, for handing in; for example test."
+        None, "Second split to predict, for a submission; for example test."
     )
     log_steps: int = setting(
         50, "Steps between lines of metrics.jsonl.", low=1, decides_output=False
@@ -111,7 +115,7 @@ class FinetuneConfig(Settings):
 
     @property
     def makes_steps(self) -> bool:
-        """Whether anything is learned, so that training examples are read."""
+        """Whether training makes any steps, so that training examples are needed."""
         return self.do_train and self.num_train_epochs > 0.0
 
     @property
@@ -129,16 +133,16 @@ class FinetuneConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class GridSettings(Settings):
-    """Learning rates and seeds, each with each."""
+    """A grid of learning rates and seeds: each rate runs with each seed."""
 
     learning_rates: tuple[float, ...] = setting(
         (3e-5,),
-        "Peaks of the learning rate, separated by commas; from there it falls linearly to 0.",
+        "Peak learning rates, separated by commas; after the peak the rate falls linearly to 0.",
         parse=parse_numbers,
     )
     seeds: tuple[int, ...] = setting(
         (1,),
-        "Seeds, separated by commas; each decides order, dropout and new weights of a run.",
+        "Seeds, separated by commas; each decides the order, dropout and new weights of a run.",
         parse=parse_counts,
     )
 

@@ -21,25 +21,26 @@ class TaskSettings:
     max_train_examples: int | None = None
 
 
-# Tasks that are not named here have the defaults of `TaskSettings`. A study of four tasks is to
-# end within hours on two cores.
+# Tasks that are not listed use the defaults of `TaskSettings`. The values keep a study of four
+# tasks to a few hours on two cores.
 _TASK_SETTINGS: Mapping[str, TaskSettings] = {
     "chnsenticorp": TaskSettings(num_train_epochs=1.0, max_train_examples=6_000),
-    # With half of the steps it is chance which models have left the plateau near a third.
+    # Accuracy starts on a plateau near one third. With half of the steps, chance decides which
+    # models have left it.
     "ocnli": TaskSettings(num_train_epochs=3.0, learning_rate=1e-4),
     "tnews": TaskSettings(num_train_epochs=8.0),
-    # A question has a dozen windows.
+    # Each question has about a dozen windows, so few examples take many steps.
     "cmrc2018": TaskSettings(num_train_epochs=1.0, learning_rate=5e-4, max_train_examples=2_500),
     "sst2": TaskSettings(num_train_epochs=1.0, learning_rate=1e-4, max_train_examples=20_000),
     "mrpc": TaskSettings(num_train_epochs=3.0, learning_rate=1e-4),
-    # Few sentences, most of whose tokens are no entity.
+    # The task has few sentences, and most of their tokens belong to no entity.
     "wnut17": TaskSettings(num_train_epochs=4.0),
     "weibo_ner": TaskSettings(num_train_epochs=10.0, learning_rate=5e-4),
 }
 
 
 def task_name(task: str) -> str:
-    """Returns a task's name, which may be given as the path of a declaration."""
+    """Returns the name of a task that is given by name or by the path of its declaration."""
     return pathlib.Path(task).stem
 
 
@@ -58,9 +59,9 @@ def finetune(
     process: SeparateProcess,
     **changes: Any,
 ) -> None:
-    """Fine-tunes a model on a task with one seed, in a process that may have made other runs.
+    """Fine-tunes a model on a task with one seed, in a process that other runs may share.
 
-    `changes` take the place of the settings of `task_settings`, or are others of `finetune`.
+    `changes` override the settings of `task_settings`, or set other settings of `finetune`.
 
     Raises:
         SystemExit: the run failed and has printed the reason.
@@ -82,10 +83,10 @@ def finetune(
 
 
 def read_score(path: Location) -> float:
-    """Returns the mean of the main score at the first rate of a `summary.json`.
+    """Returns the mean main score at the first learning rate of a `summary.json`.
 
     Raises:
-        InputError: the file is missing, or is not as `finetune` writes it.
+        InputError: the file is missing, or is malformed.
     """
     summary = read_struct(path, Summary)
     metrics = summary.rates[0].metrics

@@ -10,16 +10,16 @@ from tools.finetuning.task_files import SplitData, find_files
 def read_split(
     spec: TaskSpec, data_dir: Location, split: str, *, skip_bad_rows: bool = False
 ) -> SplitData:
-    """Reads a split, and counts what was odd in it.
+    """Reads a split, and counts its irregular rows.
 
-    A row is bad that has the wrong columns or fields, an unknown label or tag, is not
-    JSON, or asks a question whose answer is nowhere in its context. An answer
-    that begins elsewhere than the file says is looked for, and the nearest place
-    taken. A split whose name begins with `test` may lack labels and answers.
+    A row is bad if it has the wrong columns or fields, has an unknown label or tag, is not
+    JSON, or is a question whose answer does not occur in its context. An answer may begin
+    elsewhere than its file says; the nearest occurrence is taken then. A split whose name
+    begins with `test` may lack labels and answers.
 
     Raises:
-        InputError: there are no such files, no examples in them, or a bad row and
-            not `skip_bad_rows`; names the file and the line or the question.
+        InputError: the files are missing or have no examples, or a row is bad and
+            `skip_bad_rows` is off; names the file and the line or the question.
     """
     paths = find_files(spec, data_dir, split)
     data = SplitData(spec, not split.startswith("test"), skip_bad_rows)

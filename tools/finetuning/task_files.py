@@ -1,4 +1,4 @@
-"""The files of a task: their rows, and the examples that are made of them."""
+"""Task files: reading their rows and sentences, and the examples made of them."""
 
 import codecs
 import collections
@@ -18,21 +18,21 @@ from pipeline.base.text_encoding import not_utf8, utf8_stream
 
 MAX_ROW_BYTES = 16 * 2**20
 
-# What is told of a row that cannot be used; it raises, or notes it and returns.
+# A callback for a row that cannot be used: it raises the error, or notes it and returns.
 BadRow = Callable[[InputError], None]
 
 
-# A row's file and line, for messages, and its values by name: text, but anything in JSON.
+# A row's file and line for messages, and its values by name: text, or any JSON value.
 Row = tuple[str, Mapping[str, Any]]
 
 
 def read_rows(
     spec: TaskSpec, path: Location, needed: Sequence[str], bad_row: BadRow
 ) -> Iterator[Row | None]:
-    """Yields the rows of a file of UTF-8, with or without a byte order mark.
+    """Yields the rows of a UTF-8 file, with or without a byte order mark.
 
-    In the place of a row that `bad_row` was told of, which lacks a field or has other columns,
-    there is None: the others keep their numbers.
+    A row that lacks a field or has the wrong columns goes to `bad_row`. None takes its place,
+    so that the other rows keep their numbers.
 
     Raises:
         InputError: the file cannot be read, or its header lacks a field.
@@ -44,24 +44,24 @@ def read_rows(
             yield from _delimited_rows(spec, path, stream, needed, bad_row)
 
 
-# The cells of each line of a sentence, after the line's file and number.
+# For each line of a sentence, its file and line number, and its cells.
 Sentence = list[tuple[str, list[str]]]
-# Stand in the first column between documents.
+# Values of the first column in lines that separate documents.
 _DOCUMENT_MARKS = ("-DOCSTART-", "<DOCSTART>")
 
 
 def read_sentences(
     path: Location, columns: Sequence[str], bad_row: BadRow, *, may_lack_last: bool
 ) -> Iterator[Sentence | None]:
-    """Yields the sentences of a file of columns, between which blank lines stand (CoNLL).
+    """Yields the sentences of a CoNLL file: columns, with blank lines between sentences.
 
-    Cells are separated by tabs, in lines without a tab by spaces. In the place of a sentence
-    of which `bad_row` was told, as a line has other columns, there is None.
+    Tabs separate cells; in lines without a tab, spaces do. A sentence that has a line with
+    the wrong columns goes to `bad_row`, and None takes its place.
 
     Args:
-        path: a file of UTF-8, with or without byte order marks.
-        columns: their names.
-        bad_row: is told of the first bad line of a sentence.
+        path: a UTF-8 file, with or without byte order marks.
+        columns: the names of the columns.
+        bad_row: called with the first bad line of a sentence.
         may_lack_last: whether the last column may be missing.
 
     Raises:
@@ -91,7 +91,7 @@ _SPACES = re.compile(" +")
 
 
 def _is_blank(line: str) -> bool:
-    # Files that were put together may have a byte order mark anywhere.
+    # Concatenated files may have a byte order mark in any line.
     return not line.strip().strip("\ufeff")
 
 
@@ -105,7 +105,7 @@ def _opened(path: Location) -> Iterator[BinaryIO]:
 
 
 def _lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Yields the lines that are not blank, each after where it stands."""
+    """Yields the file and number of each line that is not blank, and its text."""
     return ((where, line) for where, line in _all_lines(path, stream) if line.strip())
 
 
@@ -169,12 +169,12 @@ def _delimited_rows(
 
 
 def _named(columns: Sequence[str]) -> str:
-    """Returns the first of some names, in one line."""
+    """Returns the first names of columns in one line."""
     return ", ".join(" ".join(name.split())[:60] for name in columns[:20]) or "none"
 
 
 class _RowLines:
-    """The lines of a row that may go over several, which have an end."""
+    """The lines of a row that may span several lines, up to a maximum size."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
@@ -191,7 +191,7 @@ class _RowLines:
 def _quoted_cells(
     path: Location, stream: BinaryIO, delimiter: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields rows whose fields may hold line breaks, each after where it begins."""
+    """Yields rows whose fields may contain line breaks, each with its file and first line."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     limited = _RowLines(text)
     reader = csv.reader(limited, delimiter=delimiter, strict=True)
@@ -207,12 +207,12 @@ def _quoted_cells(
         received = f"something else ({error})"
         raise InputError(f"{path}, line {begin}", expected, received) from error
     finally:
-        # The file is closed where it was opened, which may be before rows nobody wanted.
+        # `_opened` closes the file, which may happen before all rows are read.
         if not stream.closed:
             text.detach()
 
 
-# Halves of letters, which JSON can spell and no file of text can hold.
+# Unpaired surrogates: JSON can contain them, UTF-8 cannot.
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -234,12 +234,12 @@ class TaskExample:
     """One example of a task.
 
     Attributes:
-        key: what the file calls it, or its number among the rows of the split.
-        texts: one or two; of questions the question and its context; of a token
-            classification the words.
-        label: the class's index, the number or the words' tags to predict; None where the
-            file does not say, and for questions.
-        answers: the right answers to a question, none where the file does not say.
+        key: its id in the file, or its number among the rows of the split.
+        texts: one or two texts; the question and its context; or the words of a token
+            classification.
+        label: the class index, the number or the words' tags to predict; None for questions
+            and for unlabelled examples.
+        answers: the right answers to a question; empty if the file has none.
     """
 
     key: str
@@ -250,18 +250,18 @@ class TaskExample:
 
 @dataclasses.dataclass
 class SplitData:
-    """A split, and what was odd in its files.
+    """The examples of a split, and the irregular rows of its files.
 
     Attributes:
         spec: the task.
-        labelled: whether each row must have a label: benchmarks keep those of their test files.
+        labelled: whether each row must have a label; benchmarks withhold those of test files.
         skip_bad_rows: whether bad rows are left out and noted.
-        examples: in the order of the files.
-        num_left_out: rows left out for one of the task's `skip_labels`.
-        num_relocated: answers that stood elsewhere in the context than the file
-            says, and were taken from the nearest place.
-        bad_rows: a line on each row that could not be used.
-        remarks: how often a fact occurred, by its words after the number.
+        examples: the examples in the order of the files.
+        num_left_out: number of rows left out because of the task's `skip_labels`.
+        num_relocated: number of answers that begin elsewhere in the context than the file
+            says; the nearest occurrence is taken.
+        bad_rows: a line about each row that could not be used.
+        remarks: number of occurrences of each remark; the key is its text after the number.
     """
 
     spec: TaskSpec
@@ -274,7 +274,7 @@ class SplitData:
     remarks: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def bad_row(self, error: InputError) -> None:
-        """Raises, or notes a row that is left out."""
+        """Raises the error, or notes it and leaves the row out."""
         if not self.skip_bad_rows:
             if error.hint is None:
                 error.hint = "set `skip_bad_rows` to leave out and count such rows"
@@ -283,7 +283,7 @@ class SplitData:
 
 
 def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location, ...]:
-    """Returns the files of a split: those of the first name or glob that has any.
+    """Returns the files of a split: those of the first name or glob that matches.
 
     Raises:
         InputError: there is no such folder, split or file.
@@ -294,15 +294,15 @@ def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location
         raise InputError(data_dir, f"the folder of {spec.name}'s files", "no such folder")
     for pattern in spec.files[split]:
         try:
-            found = tuple(sorted(path for path in data_dir.glob(pattern) if path.is_file()))
+            paths = tuple(sorted(path for path in data_dir.glob(pattern) if path.is_file()))
         except ValueError as error:
             raise InputError(spec.name, received=f"files: {split}: {error}") from error
-        if found:
-            return found
+        if paths:
+            return paths
     names = " or ".join(spec.files[split])
     raise InputError(data_dir, f"the split {split} of {spec.name} ({names})", "no such file")
 
 
 def is_text(value: Any) -> bool:
-    """Returns whether a value is text that a file can hold."""
+    """Returns whether a value is text that UTF-8 can encode."""
     return isinstance(value, str) and not _SURROGATES.search(value)

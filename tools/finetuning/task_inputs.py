@@ -1,4 +1,4 @@
-"""The identity of the inputs of a split, and the models that can read them."""
+"""The identity of the inputs of a split, and checks that a model can read them."""
 
 import dataclasses
 import hashlib
@@ -20,12 +20,12 @@ class TaskInputs:
     """The inputs of a split, in order.
 
     Attributes:
-        task: its name.
-        head: what a model has to say of them.
-        vocab: of the tokenizer.
-        special_ids: of the tokenizer.
-        max_seq_length: tokens of the longest that may be.
-        doc_stride: tokens between the windows of a context; None where there are none.
+        task: the task's name.
+        head: the head that computes their outputs.
+        vocab: the tokenizer's vocabulary.
+        special_ids: the tokenizer's special tokens.
+        max_seq_length: maximum number of tokens of an input.
+        doc_stride: tokens between the starts of windows; None for kinds without windows.
         features: the inputs.
     """
 
@@ -45,7 +45,7 @@ class TaskInputs:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Returns what logits of them are logits of, as JSON values."""
+        """Returns the identity of the inputs as JSON values, to store with their logits."""
         return {
             "task": self.task,
             "head": self.head.kind,
@@ -54,16 +54,17 @@ class TaskInputs:
             "max_seq_length": self.max_seq_length,
             "doc_stride": self.doc_stride,
             "num_windows": len(self.features),
-            # The last of all: what the others decide differs first.
+            # The digest depends on the entries above, so it stands last: a message about a
+            # difference names the cause first.
             "windows": self.sha256(),
         }
 
 
 def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
-    """Checks that a model knows the tokens of inputs, and has positions for the longest.
+    """Checks that a model has the tokens of inputs, and positions for the longest input.
 
     Raises:
-        InputError: it does not; prints both.
+        InputError: the model lacks tokens or positions; the error has both values.
     """
     config, directory = source.config, source.directory
     if inputs.max_seq_length > config.max_input_length:
@@ -73,12 +74,12 @@ def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
         expected = f"a model of at least {inputs.vocab.size} tokens, as the tokenizer has"
         raise InputError(directory, expected, config.vocab_size)
     paths = loading.tokenizer_files(directory)
-    found = [loading.read_vocab_info(path) for path in paths]
-    if found and inputs.vocab not in found:
+    vocabularies = [loading.read_vocab_info(path) for path in paths]
+    if vocabularies and inputs.vocab not in vocabularies:
         raise InputError(
             directory,
             f"the tokens of `model` (SHA-256 {inputs.vocab.sha256}, {inputs.vocab.size} tokens)",
-            f"{paths[0]} (SHA-256 {found[0].sha256}, {found[0].size} tokens)",
+            f"{paths[0]} (SHA-256 {vocabularies[0].sha256}, {vocabularies[0].size} tokens)",
         )
 
 
@@ -86,8 +87,8 @@ def expect_teacher(source: ModelSource, inputs: TaskInputs) -> None:
     """Checks that a teacher was fine-tuned on the task and can read the inputs.
 
     Raises:
-        InputError: its head is another one or none, or it knows other tokens or
-            fewer positions.
+        InputError: it has no head or a different one, or it has different tokens or too few
+            positions.
     """
     head = read_head(source)
     if head is None or not inputs.head.fits(head):

@@ -1,8 +1,8 @@
-"""Task distillation: what a fine-tuned teacher says of the training inputs, cached once.
+"""Task distillation: a cache of a fine-tuned teacher's logits of the training inputs.
 
-A directory of the same make as a teacher cache: `request.json`, shards with their
-sidecars, the manifest last. It belongs to the inputs, token by token, and every
-student that reads the same ones learns from it without the teacher.
+The directory has the layout of a teacher cache: `request.json`, shards with their
+sidecars, and the manifest, which is written last. It is valid for exactly these inputs.
+Every student that reads the same inputs learns from it without the teacher.
 """
 
 import math
@@ -24,7 +24,7 @@ from tools.finetuning.inputs import Feature, Padding, input_digest
 from tools.finetuning.task_inputs import TaskInputs
 
 _, _LOGITS = TASK_LOGITS_FEATURES
-# Inputs of a shard: what a killed run does again.
+# The number of inputs in a shard. A resumed run repeats at most one shard.
 _SHARD_SIZE = 4_096
 _BATCH_SIZE = 64
 
@@ -32,20 +32,20 @@ _BATCH_SIZE = 64
 def cached_logits(
     directory: Location, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
 ) -> list[np.ndarray]:
-    """Returns a teacher's logits of inputs, from a cache that is made where it is not there.
+    """Returns a teacher's logits of inputs from a cache, which is created if it is missing.
 
     Args:
-        directory: of the cache.
+        directory: directory of the cache.
         inputs: the inputs.
-        teacher: fine-tuned on the task; None to take a complete cache, whoever made it.
-        compute_dtype: of the teacher's encoder.
+        teacher: a teacher that was fine-tuned on the task; None to take a complete cache of
+            any teacher.
+        compute_dtype: dtype policy of the teacher's encoder.
 
     Returns:
-        for each input float32 [C], [2, L] or [L, C].
+        the logits of each input, float32 [C], [2, L] or [L, C].
 
     Raises:
-        InputError: the cache is of another task, other tokens, lengths or another
-            teacher, or damaged.
+        InputError: the cache has a different task, tokens, lengths or teacher, or is damaged.
     """
     check_cache(directory, inputs, teacher, compute_dtype=compute_dtype)
     if teacher is None:
@@ -60,7 +60,7 @@ def cached_logits(
 def check_cache(
     directory: Location, inputs: TaskInputs, teacher: ModelSource | None, *, compute_dtype: str
 ) -> None:
-    """Checks that a directory has, or may get, a teacher's logits; changes nothing.
+    """Checks that a directory has a teacher's logits or can receive them; changes nothing.
 
     Arguments and errors are those of `cached_logits`.
     """
@@ -81,19 +81,19 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
 
 
 def _expect_task(directory: Location, task: str) -> None:
-    """Says first what explains all other differences."""
+    """Checks the task first, because another task explains all other differences."""
     path = directory / manifests.REQUEST_FILE
-    there = path.read_json().get("task", task) if path.is_file() else task
-    if there != task:
-        raise InputError(directory, f"logits of {task}", f"those of {there}")
+    cached_task = path.read_json().get("task", task) if path.is_file() else task
+    if cached_task != task:
+        raise InputError(directory, f"logits of {task}", f"those of {cached_task}")
 
 
 def _expect_inputs(directory: Location, manifest: Manifest, inputs: TaskInputs) -> None:
     if manifest.kind != TASK_LOGITS:
         raise InputError(directory, f"{TASK_LOGITS} of a fine-tuned teacher", manifest.kind)
-    here = inputs.describe()
-    there = {name: manifest.flags.get(name) for name in here}
-    difference = manifests.describe_difference(there, here)
+    expected_inputs = inputs.describe()
+    cached_inputs = {name: manifest.flags.get(name) for name in expected_inputs}
+    difference = manifests.describe_difference(cached_inputs, expected_inputs)
     if difference:
         raise InputError(directory, received=f"it holds logits of other inputs: {difference}")
 
@@ -123,26 +123,28 @@ def _make_cache(
 def _write_shards(
     directory: Location, inputs: TaskInputs, teacher: ModelSource, compute_dtype: str
 ) -> tuple[ShardInfo, ...]:
-    """Writes the shards that are missing; the teacher is loaded where there is one."""
+    """Writes the missing shards; loads the teacher only if a shard is missing."""
     features = inputs.features
     count = math.ceil(len(features) / _SHARD_SIZE)
     starts = range(0, len(features), _SHARD_SIZE)
-    parts = {
+    features_by_file = {
         manifests.shard_file(TRAIN, index, count): features[start : start + _SHARD_SIZE]
         for index, start in enumerate(starts)
     }
-    done = {file: manifests.completed_shard(directory, file) for file in parts}
-    missing = [file for file, shard in done.items() if shard is None]
+    shards = {file: manifests.completed_shard(directory, file) for file in features_by_file}
+    missing = [file for file, shard in shards.items() if shard is None]
     if missing:
         forward = _load_teacher(inputs, teacher, compute_dtype)
-        total = sum(len(parts[file]) for file in missing)
+        total = sum(len(features_by_file[file]) for file in missing)
         padding = Padding(_BATCH_SIZE, inputs.max_seq_length, teacher.config.type_vocab_size)
         with tqdm.tqdm(total=total, unit=" inputs", desc="teacher", smoothing=0.1) as bar:
             for file in missing:
-                logits = prediction.predict_logits(forward, parts[file], padding, bar=bar)
-                records = _records(parts[file], logits)
-                done[file] = serialization.write_shard(directory, file, records)
-    return tuple(done[file] for file in parts)
+                logits = prediction.predict_logits(
+                    forward, features_by_file[file], padding, bar=bar
+                )
+                records = _records(features_by_file[file], logits)
+                shards[file] = serialization.write_shard(directory, file, records)
+    return tuple(shards[file] for file in features_by_file)
 
 
 def _load_teacher(
@@ -162,7 +164,7 @@ def _records(features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Itera
 
 
 def _read_logits(paths: Sequence[Location], inputs: TaskInputs) -> Iterator[np.ndarray]:
-    """Yields the logits of each input, each checked to be that input's."""
+    """Yields the logits of each input, after a check that they belong to it."""
     stored = ((path, record) for path in paths for record in serialization.read_records(path))
     for number, feature in enumerate(inputs.features):
         path, record = next(stored, (None, b""))

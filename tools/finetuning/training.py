@@ -1,4 +1,4 @@
-"""Fine-tuning a model on a task: trained, evaluated, written; a finished run is read."""
+"""Fine-tuning of a model on a task: training, evaluation and the files of the run."""
 
 import dataclasses
 import math
@@ -28,20 +28,20 @@ from tools.finetuning.settings import FinetuneConfig
 
 METRICS_FILE = "metrics.json"
 MODEL_FOLDER = "model"
-# Of a file, on any system.
+# The maximum length of a file name on common file systems.
 _MAX_NAME = 255
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run leaves.
+    """The results of a finished run.
 
     Attributes:
-        directory: holds `model`, `predictions` and `metrics.json`.
-        metrics: the official scores on the evaluated split, from 0 to 1 (from −1
-            where they are correlations).
-        counts: examples, steps, and how many examples a second it took.
-        predictions: the files to hand in, of the evaluated split first.
+        directory: contains `model`, `predictions` and `metrics.json`.
+        metrics: the official scores on the evaluated split, from 0 to 1; correlations are
+            from −1 to 1.
+        counts: numbers of examples, inputs and steps, and inputs per second.
+        predictions: the submission files, that of the evaluated split first.
     """
 
     directory: Location
@@ -51,10 +51,10 @@ class Result:
 
 
 def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> Result:
-    """Makes a run, or reads one that is finished; several runs may share a `preparation`.
+    """Makes a run, or reads a finished one; several runs may share a `preparation`.
 
     Raises:
-        InputError: the data, the model or the directory is not as it must be.
+        InputError: the data, the model or the directory is invalid.
         DivergedError: the learning rate is too high.
     """
     run = prepare(config) if preparation is None else preparation
@@ -80,32 +80,32 @@ def _make(run: Preparation, config: FinetuneConfig) -> Result:
         seed=config.random_seed,
         keep_head=run.keep_head,
     )
-    # Nothing is kept of what a killed run wrote: a run begins anew.
+    # An interrupted run starts again from step 0, so its log lines are dropped.
     log = RunLog(config.output_dir, start=-1)
     try:
         counts = _train(run, config, model, teacher_logits, log) if run.train is not None else {}
         return _finish(run, config, model, counts, log)
     finally:
         log.close()
-        # A grid makes many models; Keras keeps names of all.
+        # A grid builds many models, and Keras keeps the names of all of them.
         keras.backend.clear_session(free_memory=False)
 
 
 def check_teacher_cache(run: Preparation, config: FinetuneConfig) -> None:
-    """Checks the teacher's cache, where there is or will be one; changes nothing.
+    """Checks the teacher cache of a run that distills; changes nothing.
 
     Raises:
-        InputError: it is that of another task, other inputs or another teacher.
+        InputError: the cache belongs to a different task, teacher or inputs.
     """
     if config.distills and run.train is not None:
         task_teacher.check_cache(**_teacher_arguments(run, config))
 
 
 def find_teacher_logits(run: Preparation, config: FinetuneConfig) -> list[np.ndarray] | None:
-    """Returns what the teacher says of the training inputs; None without one.
+    """Returns the teacher's logits of the training inputs; None without a teacher.
 
     Raises:
-        InputError: its cache does not fit the task and the inputs.
+        InputError: the teacher cache does not match the task and the inputs.
     """
     if not config.distills or run.train is None:
         return None
@@ -125,10 +125,10 @@ class Trainer:
     """The compiled training step, and the sum of the losses, which stays on the device.
 
     Args:
-        model: is trained.
-        objective: what is made small.
+        model: the model to train.
+        objective: the loss to minimise.
         optimizer: built for the model's variables.
-        example: a batch; the others differ in their lengths alone.
+        example: a batch; other batches differ from it only in their lengths.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Trainer:
             name: tf.TensorSpec([None] * value.ndim, value.dtype) for name, value in example.items()
         }
 
-        # One graph for all lengths; XLA is slower on a CPU, and would compile each.
+        # One graph serves all lengths. XLA would compile each length, and is slower on a CPU.
         @tf.function(input_signature=[signature], jit_compile=False)
         def step(batch):
             with tf.GradientTape() as tape:
@@ -169,7 +169,7 @@ def _train(
     teacher_logits: list[np.ndarray] | None,
     log: RunLog,
 ) -> dict[str, float]:
-    """Trains, and returns what is counted."""
+    """Trains the model, and returns the counts of the run."""
     batches = TrainingBatches(
         run.train.features,
         run.train.targets(run.head),
@@ -192,15 +192,15 @@ def _train(
     weight = config.distill_weight if config.distills else 0.0
     objective = TaskObjective(run.head.kind, weight, config.distill_temperature)
     trainer = Trainer(model, objective, optimizer, next(batches.take(1)))
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     _make_steps(trainer, batches.take(num_steps), num_steps, schedule, config, log)
-    seconds = time.perf_counter() - begun
-    done = num_steps / batches.steps_per_epoch * len(batches.features)
+    seconds = time.perf_counter() - start_time
+    num_inputs_read = num_steps / batches.steps_per_epoch * len(batches.features)
     return {
         "num_train_examples": len(run.train.examples),
         "num_train_inputs": len(run.train.features),
         "num_train_steps": num_steps,
-        "train_inputs_per_second": done / seconds,
+        "train_inputs_per_second": num_inputs_read / seconds,
     }
 
 
@@ -213,27 +213,31 @@ def _make_steps(
     log: RunLog,
 ) -> None:
     description = f"rate {config.learning_rate:g}, seed {config.random_seed}"
-    logged, clock, inputs = 0, time.perf_counter(), 0.0
+    last_logged_step, start_time, num_inputs = 0, time.perf_counter(), 0.0
     with tqdm.tqdm(total=num_steps, unit=" steps", desc=description) as bar:
         for step, batch in enumerate(batches, 1):
             trainer.step(batch)
             bar.update()
-            inputs += float(batch[WEIGHTS].sum())
+            num_inputs += float(batch[WEIGHTS].sum())
             if step % config.log_steps and step != num_steps:
                 continue
-            loss = trainer.take_loss_sum() / (step - logged)
+            loss = trainer.take_loss_sum() / (step - last_logged_step)
             if not math.isfinite(loss):
                 raise DivergedError(
                     Setting("learning_rates"),
                     "a finite loss",
                     f"{loss} by step {step} at {config.learning_rate:g}: training diverged",
                 )
-            seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - start_time
             rate = float(schedule(step - 1))
-            line = {"loss": loss, "learning_rate": rate, "examples_per_second": inputs / seconds}
+            line = {
+                "loss": loss,
+                "learning_rate": rate,
+                "examples_per_second": num_inputs / seconds,
+            }
             log.write(step, manifests.TRAIN, line)
             bar.set_postfix(loss=f"{loss:.3f}")
-            logged, clock, inputs = step, time.perf_counter(), 0.0
+            last_logged_step, start_time, num_inputs = step, time.perf_counter(), 0.0
 
 
 def _finish(
@@ -243,7 +247,7 @@ def _finish(
     counts: Mapping[str, float],
     log: RunLog,
 ) -> Result:
-    """Evaluates and writes; the metrics last."""
+    """Evaluates the model and writes the files of the run, the metrics last."""
     directory = config.output_dir
     forward = prediction.compile_forward(model)
     predicted, speed = prediction.predict(run, config, run.evaluation, forward)

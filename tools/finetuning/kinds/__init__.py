@@ -1,6 +1,6 @@
-"""The kinds of tasks: one module each, which declares `KIND`.
+"""The kinds of tasks; each kind is one module that declares `KIND`.
 
-The declarations of a kind have their rules in `data_specs.tasks.KINDS`.
+`data_specs.tasks.KINDS` has the rules for the declarations of each kind.
 """
 
 import importlib
@@ -28,21 +28,21 @@ def build_features(
     max_query_length: int = 64,
     double_separator: bool = False,
 ) -> list[Feature]:
-    """Makes the features of examples, in their order, as their kind does.
+    """Returns the features of examples of a kind, in the order of the examples.
 
     Args:
-        examples: of a split.
-        tokenizer: the model's.
-        kind: the task's.
-        max_seq_length: tokens of a feature at most.
-        doc_stride: tokens from the beginning of a window to that of the next; no
-            more than the window has.
-        max_query_length: tokens of a question at most; the rest is cut off.
+        examples: the examples of a split.
+        tokenizer: the model's tokenizer.
+        kind: the kind of the task.
+        max_seq_length: maximum number of tokens of a feature.
+        doc_stride: tokens from the start of a window to the start of the next, at most the
+            size of a window.
+        max_query_length: maximum number of tokens of a question; the rest is cut off.
         double_separator: whether two separators stand between two texts, as in
             RoBERTa's family.
 
     Raises:
-        InputError: `max_seq_length` leaves no room for text.
+        InputError: `max_seq_length` leaves no space for text.
     """
     layout = Layout(tokenizer, max_seq_length, double_separator, doc_stride, max_query_length)
     return KINDS[kind].build_features(examples, layout)

@@ -1,4 +1,4 @@
-"""The interface of a kind of task: how it is read, learned, predicted, scored and handed in."""
+"""The interface of a kind of task: reading, training, prediction, scoring and submission."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from tools.finetuning.task_files import SplitData, TaskExample
 if TYPE_CHECKING:
     from pipeline.models.architectures.parts import Tensor
 
-# Predictions of examples, by kind: classes by their indices, numbers, answers by the keys of
-# their questions, or the indices of each word's tag.
+# Predictions of examples. Depending on the kind, they are class indices, numbers, answers by
+# question key, or the tag indices of each example's words.
 Predictions = Any
-# Makes the content of a file to hand in.
+# Returns the content of a submission file.
 WriteSubmission = Callable[[TaskSpec, Sequence[TaskExample], Predictions], bytes]
 
 
@@ -27,21 +27,21 @@ class TaskKind(abc.ABC):
 
     Attributes:
         name: its name in declarations, a key of `data_specs.tasks.KINDS`.
-        architecture: the end of its class names in `transformers`.
+        architecture: the suffix of its class names in `transformers`.
         pipeline_tag: its name on model hubs.
-        max_seq_length: tokens of an input unless a user asks for more.
+        max_seq_length: default of the maximum number of tokens of an input.
         feature: the class of its features.
         has_windows: whether a long example becomes several features.
         names_labels: whether a model's `config.json` names the head's labels.
-        problem_type: the `problem_type` there; None for none.
+        problem_type: the value of `problem_type` in `config.json`; None to leave it out.
         output_layer: the name in `model.safetensors` of a head of one layer over each token.
-        drops_hidden_rate: whether that head, in families that have no rate for it, has the
-            dropout of hidden states before its outputs.
+        drops_hidden_rate: whether that head applies the dropout rate of hidden states, in
+            families that have no separate rate for it.
         predicts_number: whether the loss is a squared difference, not a cross-entropy.
-        num_texts: texts of an input; None where the declaration says it.
-        given: the input in words; empty where the number of texts says it.
-        output: the output in words; `{labels}` stands for the labels.
-        finds_labels: whether the training examples name the labels of a task that declares none.
+        num_texts: number of texts of an input; None if the declaration decides it.
+        given: description of the input; empty if the number of texts describes it.
+        output: description of the output; `{labels}` stands for the labels.
+        finds_labels: whether the training examples give the labels of a task that declares none.
     """
 
     name: ClassVar[str]
@@ -63,30 +63,30 @@ class TaskKind(abc.ABC):
     @property
     @abc.abstractmethod
     def submissions(self) -> Mapping[str, WriteSubmission]:
-        """The forms in which its predictions may be handed in, by name."""
+        """The functions that write submission files, by the name of the format."""
 
     @property
     def is_over_tokens(self) -> bool:
-        """Whether the head computes something of each token."""
+        """Whether the head has outputs for each token."""
         return self.feature.token_axis is not None
 
     def num_outputs(self, labels: Sequence[str]) -> int:
-        """Returns how many numbers a head computes of an input, or of a token."""
+        """Returns the number of outputs of a head per input, or per token."""
         return len(labels)
 
     def is_meant_by(self, settings: Mapping[str, Any], labels: Sequence[str]) -> bool:
-        """Returns whether a `config.json` of this architecture is of this kind."""
+        """Returns whether a `config.json` with this architecture belongs to this kind."""
         return True
 
     def dropout(self, family: Family) -> tuple[str, float] | None:
-        """Returns the key and the rate of a family's dropout before the outputs.
+        """Returns the configuration key and the rate of a family's dropout before the outputs.
 
-        The rate is that of the sequence head, except where a head of one layer has its own.
+        The rate is that of the sequence head, unless a head of one layer has a separate rate.
         """
         return family.sequence_head.dropout
 
     def find_labels(self, spec: TaskSpec, examples: Sequence[TaskExample]) -> tuple[str, ...]:
-        """Returns the labels of a task whose training examples name them."""
+        """Returns the labels of the training examples, for a task that declares none."""
         return ()
 
     @abc.abstractmethod
@@ -95,7 +95,7 @@ class TaskKind(abc.ABC):
 
     @abc.abstractmethod
     def build_features(self, examples: Sequence[TaskExample], layout: Layout) -> list[Feature]:
-        """Makes the features of examples, in their order."""
+        """Returns the features of examples, in the order of the examples."""
 
     @abc.abstractmethod
     def targets(
@@ -104,18 +104,18 @@ class TaskKind(abc.ABC):
         features: Sequence[Feature],
         labels: Sequence[str],
     ) -> Sequence[np.ndarray]:
-        """Returns the targets of each feature, N in all; `labels` are those of the head."""
+        """Returns the targets of all N features; `labels` are the labels of the head."""
 
     def mask_logits(self, logits: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":
-        """Returns the logits of which the last axis becomes a distribution."""
+        """Returns the logits whose last axis becomes a distribution."""
         return logits
 
     def mean_losses(self, losses: "Tensor") -> "Tensor":
-        """Returns the losses that are weighted, of one for each distribution."""
+        """Returns the losses to be weighted, from the losses of all distributions."""
         return losses
 
     def loss_weights(self, weights: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":
-        """Returns the weight of each loss; `weights` float32 [B] are those of a batch's rows."""
+        """Returns the weight of each loss; `weights`, float32 [B], has that of each row."""
         return weights
 
     @abc.abstractmethod
@@ -133,7 +133,7 @@ class TaskKind(abc.ABC):
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns the scores of predictions by their names.
+        """Returns the scores of predictions by metric name.
 
         Raises:
             ValueError: the predictions do not fit the examples.

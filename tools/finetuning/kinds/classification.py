@@ -1,4 +1,4 @@
-"""Classification: one of several classes of a text or a pair."""
+"""Classification: one class for a text or for a pair of texts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from tools.finetuning.task_files import TaskExample
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of predictions that are right."""
+    """Returns the share of correct predictions."""
     return float(np.mean(predictions == labels))
 
 
@@ -27,27 +27,27 @@ def _counts(predictions: np.ndarray, labels: np.ndarray, positive: int) -> tuple
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray, *, positive: int = 1) -> float:
-    """Returns 2·tp / (2·tp + fp + fn) of one class; 0 where it never occurs."""
+    """Returns 2·tp / (2·tp + fp + fn) of one class; 0 without true positives."""
     tp, fp, fn, _ = _counts(predictions, labels, positive)
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
 
 
 def f1_weighted(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean of each class's F1, weighted by how often it is right."""
+    """Returns the mean F1 of the classes, weighted by their frequency in the labels."""
     classes, counts = np.unique(labels, return_counts=True)
     scores = [f1(predictions, labels, positive=index) for index in classes]
     return float(np.average(scores, weights=counts))
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Returns Matthews' correlation of two classes (1975); 0 where one never occurs."""
+    """Returns Matthews' correlation of two classes (1975); 0 if only one class occurs."""
     tp, fp, fn, tn = _counts(predictions, labels, 1)
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
 
 
 class Classification(LabelledRows):
-    """One class of an input; predictions are the classes' indices."""
+    """Classification of an input; predictions are class indices."""
 
     name = CLASSIFICATION
     problem_type = f"single_label_{CLASSIFICATION}"
@@ -61,19 +61,19 @@ class Classification(LabelledRows):
     }
 
     def is_meant_by(self, settings: Mapping[str, Any], labels: Sequence[str]) -> bool:
-        """Returns whether it is no regression."""
+        """Returns whether the model is not a regression."""
         return not means_number(settings, labels)
 
     def parse_label(self, spec: TaskSpec, text: str) -> int | None:
-        """Returns the class's index."""
+        """Returns the class index."""
         return spec.labels.index(text) if text in spec.labels else None
 
     def describe_label(self, spec: TaskSpec) -> str:
-        """Returns the classes."""
+        """Returns the class names in one phrase."""
         return f"one of {', '.join(spec.labels)}"
 
     def label_words(self, spec: TaskSpec, predictions: Predictions) -> list[str]:
-        """Returns the classes' names."""
+        """Returns the class names of predictions."""
         return [spec.labels[index] for index in predictions]
 
     def predict(
@@ -84,13 +84,13 @@ class Classification(LabelledRows):
         *,
         max_answer_length: int,
     ) -> list[int]:
-        """Returns the most probable classes, of equally probable ones the first."""
+        """Returns the most probable class of each input, the first of equally probable ones."""
         return [int(value.argmax()) for value in logits]
 
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns the task's metrics of class indices int [N]."""
+        """Returns the task's metrics for class indices, int [N]."""
         scores = super().evaluate(spec, examples, predictions)
         if not np.issubdtype(np.asarray(predictions).dtype, np.integer):
             raise ValueError(f"expected class indices, received {np.asarray(predictions).dtype}")

@@ -1,4 +1,4 @@
-"""Tasks whose files are rows of one or two texts and a label."""
+"""Tasks whose files contain rows of one or two texts and a label."""
 
 import abc
 import json
@@ -15,7 +15,7 @@ from tools.finetuning.inputs import Feature, Layout, truncated_lengths
 from tools.finetuning.kinds.base import Predictions, TaskKind, WriteSubmission
 from tools.finetuning.task_files import SplitData, TaskExample, is_text, read_rows
 
-# Of predictions and labels.
+# A metric of predictions and labels.
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -23,8 +23,8 @@ class LabelledRows(TaskKind):
     """A kind of task whose examples have one label each.
 
     Attributes:
-        metrics: the scores of predictions and labels, by name.
-        label_dtype: of labels in batches.
+        metrics: the metrics of predictions and labels, by name.
+        label_dtype: dtype of labels in batches.
     """
 
     architecture = "ForSequenceClassification"
@@ -34,15 +34,15 @@ class LabelledRows(TaskKind):
 
     @abc.abstractmethod
     def parse_label(self, spec: TaskSpec, text: str) -> int | float | None:
-        """Returns the label that a file writes; None if it is none."""
+        """Returns the label of a file's text; None if the text is not a label."""
 
     @abc.abstractmethod
     def describe_label(self, spec: TaskSpec) -> str:
-        """Returns what a label must be."""
+        """Returns a phrase for the valid labels, for messages."""
 
     @abc.abstractmethod
     def label_words(self, spec: TaskSpec, predictions: Predictions) -> list[str]:
-        """Returns predictions in the file's words."""
+        """Returns predictions as the file writes labels."""
 
     def read(self, data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
         """Yields the examples of the rows that are not left out."""
@@ -59,7 +59,7 @@ class LabelledRows(TaskKind):
     def _example(
         self, data: SplitData, where: str, fields: Mapping[str, Any], number: str
     ) -> TaskExample | None:
-        """Makes an example of a row, or None where it is left out."""
+        """Returns the example of a row; None if the row is left out."""
         spec = data.spec
         key = str(fields.get(spec.id_field, number))
         named = ((name, fields[name]) for name in spec.text_fields)
@@ -77,30 +77,30 @@ class LabelledRows(TaskKind):
             return None
         label = self.parse_label(spec, text)
         if label is None:
-            place = f"{where}: {spec.label_field}"
-            data.bad_row(InputError(place, self.describe_label(spec), shown(text)))
+            label_place = f"{where}: {spec.label_field}"
+            data.bad_row(InputError(label_place, self.describe_label(spec), shown(text)))
             return None
         return TaskExample(key, texts, label)
 
     def build_features(self, examples: Sequence[TaskExample], layout: Layout) -> list[Feature]:
-        """Makes one feature of each example.
+        """Returns one feature for each example.
 
-        One text becomes `[CLS] a [SEP]`, two become `[CLS] a [SEP] b [SEP]`, too long
-        ones cut at their ends, the longer one first (Devlin et al. 2018).
+        One text becomes `[CLS] a [SEP]`, two become `[CLS] a [SEP] b [SEP]`. Texts that are
+        too long are cut at their ends, the longer one first (Devlin et al. 2018).
         """
         return [_feature(layout, index, example) for index, example in enumerate(examples)]
 
     def targets(
         self, examples: Sequence[TaskExample], features: Sequence[Feature], labels: Sequence[str]
     ) -> np.ndarray:
-        """Returns int32 [N] classes or float32 [N] numbers."""
+        """Returns classes, int32 [N], or numbers, float32 [N]."""
         values = [examples[feature.example].label for feature in features]
         return np.array(values, self.label_dtype)
 
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns the task's metrics of class indices int [N] or numbers float [N]."""
+        """Returns the task's metrics for class indices, int [N], or numbers, float [N]."""
         labels = np.array([example.label for example in examples])
         values = np.asarray(predictions)
         if values.shape != labels.shape:
@@ -110,7 +110,7 @@ class LabelledRows(TaskKind):
     def keyed_words(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> list[tuple[str, str]]:
-        """Returns each example's key, and its prediction in the file's words."""
+        """Returns each example's key, and its prediction as the file writes labels."""
         if len(predictions) != len(examples):
             raise ValueError(f"expected {len(examples)} predictions, received {len(predictions)}")
         words = self.label_words(spec, predictions)
@@ -134,13 +134,16 @@ class LabelledRows(TaskKind):
 
     @property
     def submissions(self) -> Mapping[str, WriteSubmission]:
-        """CLUE takes JSON lines, `{"id": 0, "label": "1"}`; GLUE a TSV with the header `index`,
-        `prediction`, classes by their names and numbers with three decimals within the range."""
+        """The formats of CLUE and GLUE.
+
+        CLUE takes JSON lines, `{"id": 0, "label": "1"}`. GLUE takes a TSV with the header
+        `index`, `prediction`: class names, or numbers within the range with three decimals.
+        """
         return {"clue": self._clue, "glue": self._glue}
 
 
 def json_id(key: str) -> int | str:
-    """Returns an example's key as CLUE writes it: a number where it is one."""
+    """Returns an example's key as CLUE writes it: an integer if it consists of digits."""
     return int(key) if key.isascii() and key.isdigit() else key
 
 

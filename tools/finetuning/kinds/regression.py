@@ -1,4 +1,4 @@
-"""Regression: a number for a text or a pair."""
+"""Regression: a number for a text or for a pair of texts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from tools.finetuning.task_files import TaskExample
 
 
 def means_number(settings: Mapping[str, Any], labels: Sequence[str]) -> bool:
-    """Returns whether a `config.json` with these labels is of a model that predicts a number."""
+    """Returns whether a `config.json` with these labels belongs to a regression model."""
     return settings.get("problem_type") == REGRESSION or len(labels) == 1
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Returns Pearson's correlation; 0 where one side is constant, which has none."""
+    """Returns Pearson's correlation; 0 if one side is constant, where it is undefined."""
     first = predictions - np.mean(predictions, dtype=np.float64)
     second = labels - np.mean(labels, dtype=np.float64)
-    # Divided by the largest first, so that no square underflows.
+    # Division by the largest value prevents squares from underflowing.
     scales = [float(np.max(np.abs(side))) for side in (first, second)]
     if not all(scales):
         return 0.0
@@ -36,14 +36,14 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Returns ranks from 1, float64; `[3, 1, 3]` has the ranks `[2.5, 1, 2.5]`."""
+    """Returns the ranks from 1, float64. Example: `[3, 1, 3]` has the ranks `[2.5, 1, 2.5]`."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
 
 
 class Regression(LabelledRows):
-    """A number of an input."""
+    """A number for each input."""
 
     name = REGRESSION
     problem_type = REGRESSION
@@ -57,11 +57,11 @@ class Regression(LabelledRows):
         return 1
 
     def is_meant_by(self, settings: Mapping[str, Any], labels: Sequence[str]) -> bool:
-        """Returns whether it is no classification."""
+        """Returns whether the model is a regression."""
         return means_number(settings, labels)
 
     def parse_label(self, spec: TaskSpec, text: str) -> float | None:
-        """Returns a finite number."""
+        """Returns the number, which must be finite."""
         try:
             value = float(text)
         except ValueError:
@@ -69,7 +69,7 @@ class Regression(LabelledRows):
         return value if math.isfinite(value) else None
 
     def describe_label(self, spec: TaskSpec) -> str:
-        """Returns what a label must be."""
+        """Returns the phrase for a valid label."""
         return "a number"
 
     def label_words(self, spec: TaskSpec, predictions: Predictions) -> list[str]:
@@ -85,7 +85,7 @@ class Regression(LabelledRows):
         *,
         max_answer_length: int,
     ) -> list[float]:
-        """Returns the numbers."""
+        """Returns the predicted number of each input."""
         return [float(value[0]) for value in logits]
 
 

@@ -1,4 +1,4 @@
-"""Questions whose answers are spans of a context (SQuAD and its like)."""
+"""Span extraction: questions whose answers are spans of a context, as in SQuAD."""
 
 import collections
 import dataclasses
@@ -38,14 +38,14 @@ class SpanFeature(Feature):
     """A window of a question's context.
 
     Attributes:
-        context_start: the first token of the context.
-        context_end: the token after the context's last.
-        starts: int32 [L], the character of the context at which each token
-            begins; -1 outside it.
-        ends: int32 [L], the character after its last; -1 outside the context.
-        answer: the first and the last token of the first right answer; (0, 0),
-            which is [CLS], where that does not lie in this window whole; None
-            where no answer is known.
+        context_start: the position of the first context token.
+        context_end: the position after the last context token.
+        starts: int32 [L], the character of the context at which each token begins; -1
+            outside the context.
+        ends: int32 [L], the character after the last of each token; -1 outside the context.
+        answer: the positions of the first and last token of the first right answer. They
+            are (0, 0), which is [CLS], if the window does not contain the whole answer, and
+            None if no answer is known.
     """
 
     token_axis: ClassVar[int | None] = 1
@@ -57,25 +57,26 @@ class SpanFeature(Feature):
     answer: tuple[int, int] | None
 
 
-# The punctuation that CMRC 2018's script drops. Its list also holds "……", which, as it
-# compares one character after another, never occurs.
+# The punctuation that CMRC 2018's script drops. Its list also has "……", which never matches,
+# because the script compares single characters.
 _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-# What both Chinese scripts take for a word of its own.
+# The characters that both Chinese scripts treat as separate words.
 _CHINESE = re.compile("([\u4e00-\u9fa5])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-# The Penn Treebank's way to separate words, as far as CMRC's script can meet it: lower
-# case, without its punctuation. It calls NLTK's word_tokenize, whose versions differ in
-# details; these are the rules of 3.4 to 3.8, with a plain rule for the ends of sentences
-# in place of NLTK's trained one. Each line: what is separated, and by what replaced.
+# The Penn Treebank's word segmentation, for text that CMRC's script can pass to it: lower
+# case, without the punctuation above. The script calls NLTK's word_tokenize, whose versions
+# differ in details. These are the rules of 3.4 to 3.8, with a plain rule for the ends of
+# sentences in place of NLTK's trained one. Each line has a pattern and its replacement.
 _PUNCTUATION_RULES = (
-    # Quotation marks: an opening one becomes ``, a closing one ''.
+    # An opening quotation mark becomes ``, a closing one ''.
     (r"([«‘„])", r" \1 "),
     (r'^"', "`` "),
     (r"([ (\[{<])(\"|'')", r"\1 `` "),
     (r"'(?!re|ve|ll|[mtsdn])(?=\w\b)", "' "),
-    # A full stop at the end, or after a word of two letters or more; commas but in numbers.
+    # A full stop is separated at the end, or after a word of at least two letters. A comma
+    # is separated unless a digit follows.
     (r"([^.])(\.)([\])}>\"'»”’ ]*)\s*$", r"\1 \2 \3 "),
     (r"(?<=[^\s.][^\W\d_])\.(?=\s)", " . "),
     (r",([^\d])", r" , \1"),
@@ -85,7 +86,7 @@ _PUNCTUATION_RULES = (
     (r"([^'])' ", r"\1 ' "),
     (r"([\[\](){}<>])", r" \1 "),
 )
-# These take the text between two spaces.
+# These rules need a space before and after the text.
 _WORD_RULES = (
     (r"([»])", r" \1 "),
     (r"(''|\")", " '' "),
@@ -106,7 +107,7 @@ _PUNCTUATION, _WORDS = (
 def squad_words(text: str) -> list[str]:
     """Returns the words that SQuAD's script compares.
 
-    Lower case, without ASCII punctuation and English articles (Rajpurkar et al.
+    They are in lower case, without ASCII punctuation and English articles (Rajpurkar et al.
     2016, evaluate-v1.1.py).
 
     Example: `"The U.S., a state"` has the words `us`, `state`.
@@ -125,8 +126,8 @@ def _unicode_punctuation() -> dict[int, None]:
 def mlqa_chinese_words(text: str) -> list[str]:
     """Returns the words that MLQA's script compares in Chinese.
 
-    Lower case, without punctuation, each Chinese character a word (Lewis et al.
-    2020, mlqa_evaluation_v1.py with the language zh).
+    They are in lower case and without punctuation; each Chinese character is a word (Lewis
+    et al. 2020, mlqa_evaluation_v1.py with the language zh).
 
     Example: `"第 10 章。"` has the words `第`, `10`, `章`.
     """
@@ -134,20 +135,20 @@ def mlqa_chinese_words(text: str) -> list[str]:
 
 
 def cmrc_text(text: str) -> str:
-    """Returns what CMRC 2018's script compares for an exact match."""
+    """Returns the text that CMRC 2018's script compares for an exact match."""
     return "".join(char for char in text.lower().strip() if char not in _CMRC_PUNCTUATION)
 
 
 def cmrc_words(text: str) -> list[str]:
     """Returns the words that CMRC 2018's script compares.
 
-    Each Chinese character is one; what stands between them is separated as in the
-    Penn Treebank (Cui et al. 2019, cmrc2018_evaluate.py, `mixed_segmentation`).
+    Each Chinese character is a word. Text between Chinese characters is separated as in
+    the Penn Treebank (Cui et al. 2019, cmrc2018_evaluate.py, `mixed_segmentation`).
 
     Example: `"《BERT》有12层"` has the words `bert`, `有`, `12`, `层`.
     """
-    parts = _CHINESE.split(cmrc_text(text))
-    return [word for part in parts for word in _treebank_words(part)]
+    texts = _CHINESE.split(cmrc_text(text))
+    return [word for text_between in texts for word in _treebank_words(text_between)]
 
 
 def _treebank_words(text: str) -> list[str]:
@@ -160,21 +161,21 @@ def _treebank_words(text: str) -> list[str]:
 
 
 def bag_overlap(answer: Sequence[str], right: Sequence[str]) -> int:
-    """Returns how many words two answers share, in whatever order."""
+    """Returns the number of words that two answers share, in any order."""
     return (collections.Counter(answer) & collections.Counter(right)).total()
 
 
 def run_overlap(answer: Sequence[str], right: Sequence[str]) -> int:
-    """Returns the words of the longest run that two answers share.
+    """Returns the number of words in the longest run that two answers share.
 
-    CMRC 2018's `find_lcs` looks for words in a row, not for a subsequence.
+    CMRC 2018's `find_lcs` looks for consecutive words, not for a subsequence.
     """
     matcher = difflib.SequenceMatcher(None, answer, right, autojunk=False)
     return matcher.find_longest_match().size
 
 
 def answer_f1(answer: Sequence[str], right: Sequence[str], overlap: Callable[..., int]) -> float:
-    """Returns the harmonic mean of precision and recall of words; 0 where nothing is shared."""
+    """Returns the harmonic mean of precision and recall of words; 0 if they share none."""
     shared = overlap(answer, right)
     return 2 * shared / (len(answer) + len(right)) if shared else 0.0
 
@@ -184,10 +185,10 @@ class Prediction:
     """The answer to a question.
 
     Attributes:
-        text: cut from the context; empty where no window has a token of it.
-        start: the character of the context at which it begins.
-        score: the sum of its first token's start logit and its last one's end
-            logit; 0 where there is no answer.
+        text: a span of the context; empty if no window contains a token of the context.
+        start: the character of the context at which the answer begins.
+        score: the sum of the start logit of its first token and the end logit of its last
+            token; 0 without an answer.
         n_best: the best answers and their scores, this one first.
     """
 
@@ -210,36 +211,39 @@ def best_answers(
     max_answer_length: int = 30,
     n_best: int = 20,
 ) -> dict[str, Prediction]:
-    """Finds the best answers to questions.
+    """Returns the best answers to questions.
 
-    Every span of the context of at most `max_answer_length` tokens counts, in
-    every window; a span that several windows hold counts with its best score. Of
-    equal scores the earlier span wins.
+    The candidates are all spans of at most `max_answer_length` context tokens, in all
+    windows. A span in several windows has its best score. Of equal scores, the earlier
+    span wins.
 
     Args:
         examples: the questions.
-        features: theirs.
-        start_logits: for each feature float [≥ L]; what stands beyond L is padding.
-        end_logits: likewise.
-        max_answer_length: tokens of an answer at most.
-        n_best: answers that are kept.
+        features: the features of the questions.
+        start_logits: for each feature float [≥ L]; values after L are padding.
+        end_logits: the end logits, in the same shapes.
+        max_answer_length: maximum number of tokens of an answer.
+        n_best: number of answers in `Prediction.n_best`.
 
     Returns:
-        the answers by the questions' keys, in their order.
+        the answers by question key, in the order of the examples.
 
     Raises:
-        ValueError: there are not as many logits as features, or fewer than tokens.
+        ValueError: the number of logit arrays differs from that of features, or an array is
+            shorter than its feature.
     """
-    found: list[list[_Span]] = [[] for _ in examples]
+    spans_by_example: list[list[_Span]] = [[] for _ in examples]
     for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
         length = len(feature.input_ids)
         if len(starts) < length or len(ends) < length:
             received = f"received {len(starts)} and {len(ends)}"
             raise ValueError(f"expected logits of {length} tokens, {received}")
-        found[feature.example] += _spans(feature, starts, ends, max_answer_length, n_best)
+        spans_by_example[feature.example] += _spans(
+            feature, starts, ends, max_answer_length, n_best
+        )
     return {
         example.key: _predict(example, spans, n_best)
-        for example, spans in zip(examples, found, strict=True)
+        for example, spans in zip(examples, spans_by_example, strict=True)
     }
 
 
@@ -259,22 +263,22 @@ def _spans(
     beyond = np.full(width - 1, -np.inf, np.float32)
     ends = np.concatenate([np.asarray(end_logits, np.float32)[window], beyond])
     windows = np.lib.stride_tricks.sliding_window_view(ends, width)
-    # Spans from tokens other than these are worse than n_best others.
-    rows = _best_places(starts + windows.max(axis=1), n_best)
-    # scores[i, j] is that of the tokens rows[i] to rows[i] + j.
+    # Spans that start at other tokens are worse than n_best spans that start at these.
+    rows = _best_indices(starts + windows.max(axis=1), n_best)
+    # Before it is flattened, scores[i, j] is the score of tokens rows[i] to rows[i] + j.
     scores = (starts[rows, None] + windows[rows]).ravel()
-    places = _best_places(scores, n_best)
-    places = places[scores[places] > -np.inf]
-    best = places[np.argsort(-scores[places], kind="stable")][:n_best]
-    row, more = np.divmod(best, width)
+    candidates = _best_indices(scores, n_best)
+    candidates = candidates[scores[candidates] > -np.inf]
+    best = candidates[np.argsort(-scores[candidates], kind="stable")][:n_best]
+    row, last_offset = np.divmod(best, width)
     first = rows[row]
     begins = feature.starts[window][first]
-    stops = feature.ends[window][first + more]
+    stops = feature.ends[window][first + last_offset]
     return list(zip(begins.tolist(), stops.tolist(), scores[best].tolist(), strict=True))
 
 
-def _best_places(scores: np.ndarray, count: int) -> np.ndarray:
-    """Returns where the best scores are, ascending, with all that tie with the last of them."""
+def _best_indices(scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns the ascending indices of the `count` best scores, and of ties with the last."""
     count = min(count, len(scores))
     return np.flatnonzero(scores >= np.partition(scores, len(scores) - count)[-count])
 
@@ -294,18 +298,21 @@ def _predict(example: TaskExample, spans: list[_Span], n_best: int) -> Predictio
 
 
 def answer_texts(predictions: Mapping[str, Prediction | str]) -> dict[str, str]:
-    """Returns the texts of answers, which may be texts already."""
-    return {key: one if isinstance(one, str) else one.text for key, one in predictions.items()}
+    """Returns the texts of predictions; a prediction may already be a text."""
+    return {
+        key: prediction if isinstance(prediction, str) else prediction.text
+        for key, prediction in predictions.items()
+    }
 
 
 def answer_scores(metric: str, answer: str, right: Sequence[str]) -> tuple[float, float]:
-    """Returns the F1 and the exact match of an answer, each with the best of the right ones."""
+    """Returns the F1 and the exact match of an answer, each the best over the right answers."""
     words = _WORDS_OF[metric]
     overlap = run_overlap if metric == "cmrc" else bag_overlap
     compared = cmrc_text if metric == "cmrc" else words
-    found = words(answer)
+    answer_words = words(answer)
     return (
-        max(answer_f1(found, words(text), overlap) for text in right),
+        max(answer_f1(answer_words, words(text), overlap) for text in right),
         max(float(compared(answer) == compared(text)) for text in right),
     )
 
@@ -325,7 +332,7 @@ class _SquadQuestion(msgspec.Struct):
 
 class _SquadParagraph(msgspec.Struct):
     context: str
-    # Each question is checked by itself: a bad one may be left out.
+    # Each question is checked separately, because a bad one may be left out.
     qas: list[dict[str, Any]]
 
 
@@ -340,8 +347,9 @@ class _CmrcParagraph(msgspec.Struct):
     qas: list[_CmrcQuestion]
 
     def to_squad(self) -> _SquadParagraph:
-        """Returns the same in SQuAD's layout; an answer begins where it is found first."""
-        return _SquadParagraph(self.context_text, [self._question(one) for one in self.qas])
+        """Returns the paragraph in SQuAD's layout, with each answer at its first occurrence."""
+        questions = [self._question(question) for question in self.qas]
+        return _SquadParagraph(self.context_text, questions)
 
     def _question(self, content: _CmrcQuestion) -> dict[str, Any]:
         texts = dict.fromkeys(content.answers)
@@ -358,7 +366,7 @@ class _SquadFile(msgspec.Struct):
 
 
 def _read_paragraphs(path: Location) -> Iterator[_SquadParagraph]:
-    """Yields the paragraphs of a file in SQuAD's layout, or in CMRC's own: a list of them."""
+    """Yields the paragraphs of a file in SQuAD's layout, or in CMRC's, which is a list."""
     content = path.read_json_value()
     if isinstance(content, list):
         for paragraph in json_text.convert(content, list[_CmrcParagraph], path):
@@ -369,15 +377,15 @@ def _read_paragraphs(path: Location) -> Iterator[_SquadParagraph]:
 
 
 def _read_questions(data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
-    """Yields the questions of JSON files, which share the contexts of their paragraphs."""
-    seen: set[str] = set()
+    """Yields the questions of JSON files; questions of a paragraph share its context."""
+    seen_keys: set[str] = set()
     for path in paths:
         for paragraph in _read_paragraphs(path):
             if not is_text(paragraph.context):
                 raise InputError(f"{path}: context", "text", shown(paragraph.context))
             for question in paragraph.qas:
                 try:
-                    example = _question_example(data, path, question, paragraph.context, seen)
+                    example = _question_example(data, path, question, paragraph.context, seen_keys)
                 except InputError as error:
                     data.bad_row(error)
                 else:
@@ -385,14 +393,14 @@ def _read_questions(data: SplitData, paths: tuple[Location, ...]) -> Iterator[Ta
 
 
 def _question_example(
-    data: SplitData, path: Location, content: Mapping[str, Any], context: str, seen: set[str]
+    data: SplitData, path: Location, content: Mapping[str, Any], context: str, seen_keys: set[str]
 ) -> TaskExample:
-    """Makes an example of a question, and adds its id to those that were seen."""
+    """Returns the example of a question, and adds its id to `seen_keys`."""
     key = str(content.get("id", ""))
     where = f"{path}, question {' '.join(key.split())[:80]}"
-    if not key or key in seen or not is_text(key):
+    if not key or key in seen_keys or not is_text(key):
         raise InputError(where, "an id of its own", shown(key))
-    seen.add(key)
+    seen_keys.add(key)
     question = json_text.convert(content, _SquadQuestion, where)
     answers = []
     for text in (question.question, *(answer.text for answer in question.answers)):
@@ -404,8 +412,8 @@ def _question_example(
             data.num_relocated += start != answer.answer_start
             answers.append(Answer(answer.text, start))
         elif data.labelled:
-            place = f"the answer {answer.text[:40]!r} in its context at character"
-            raise InputError(where, f"{place} {answer.answer_start}", "none")
+            description = f"the answer {answer.text[:40]!r} in its context at character"
+            raise InputError(where, f"{description} {answer.answer_start}", "none")
     if data.labelled and not answers:
         received = f"an unanswerable question of SQuAD 2.0, as {data.spec.name} has none"
         raise InputError(where, "an answer", received)
@@ -413,17 +421,17 @@ def _question_example(
 
 
 def _locate(context: str, answer: Answer) -> int | None:
-    """Returns where an answer begins: the place nearest to where it should, the first of two."""
+    """Returns the start of the occurrence nearest to the stated start, or of two the first."""
     if not answer.text:
         return None
     if answer.start >= 0 and context.startswith(answer.text, answer.start):
         return answer.start
-    # The last place up to where it should be, and the first one after it.
+    # The last occurrence up to the stated start, and the first one after it.
     start = max(answer.start, -1)
     before = context.rfind(answer.text, 0, start + len(answer.text)) if start >= 0 else -1
     after = context.find(answer.text, start + 1)
-    places = [place for place in (before, after) if place >= 0]
-    return min(places, key=lambda place: abs(place - answer.start), default=None)
+    occurrences = [position for position in (before, after) if position >= 0]
+    return min(occurrences, key=lambda position: abs(position - answer.start), default=None)
 
 
 def _windows(
@@ -455,11 +463,10 @@ def _windows(
 
 
 def answer_tokens(example: TaskExample, context: Tokens) -> tuple[int, int] | None:
-    """Returns the first and the last token of the context that the first answer touches.
+    """Returns the first and the last token of the context that overlap the first answer.
 
-    An answer that begins or ends within a token takes it whole. One that no token
-    touches, for a tokenizer may drop characters, gets (0, -1), which lies in no
-    window. Without an answer there is None.
+    If no token overlaps the answer, because a tokenizer may drop characters, returns
+    (0, -1), which no window contains. Without an answer, returns None.
 
     Example: tokens at characters 0-2, 3-5 and 5-9 and an answer at 4-7 give (1, 2).
     """
@@ -472,7 +479,7 @@ def answer_tokens(example: TaskExample, context: Tokens) -> tuple[int, int] | No
 
 
 class Span(TaskKind):
-    """An answer of each question; logits are [2, L], of starts and of ends at each token."""
+    """An answer to each question; logits are [2, L], the start and end logit of each token."""
 
     name = SPAN
     architecture = "ForQuestionAnswering"
@@ -492,26 +499,27 @@ class Span(TaskKind):
         return 2
 
     def dropout(self, family: Family) -> tuple[str, float] | None:
-        """Returns that of the family's head for spans."""
+        """Returns the dropout of the family's head for spans."""
         if family.has_sequence_head_over_tokens:
             return super().dropout(family)
         return family.span_dropout
 
     def read(self, data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
-        """Yields the questions of JSON files, which share the contexts of their paragraphs."""
+        """Yields the questions of JSON files; questions of a paragraph share its context."""
         return _read_questions(data, paths)
 
     def build_features(self, examples: Sequence[TaskExample], layout: Layout) -> list[Feature]:
-        """Makes one feature for each window of a question's context.
+        """Returns one feature for each window of a question's context.
 
-        It is `[CLS] question [SEP] window [SEP]`; a window begins `doc_stride` tokens after
-        the one before, as in BERT's run_squad.py, and the last one reaches the end.
+        A feature is `[CLS] question [SEP] window [SEP]`. As in BERT's run_squad.py, each
+        window begins `doc_stride` tokens after the previous one, and the last window ends
+        with the context.
 
         Example: a context of 10 tokens and room for 4, with `doc_stride` 3, has the
             windows 0-3, 3-6 and 6-9.
         """
         features = []
-        # The questions on one paragraph share its text.
+        # The questions of a paragraph share its text, which is tokenized once.
         contexts: dict[str, Tokens] = {}
         tokenizer = layout.tokenizer
         for index, example in enumerate(examples):
@@ -528,12 +536,12 @@ class Span(TaskKind):
         features: Sequence[SpanFeature],
         labels: Sequence[str],
     ) -> np.ndarray:
-        """Returns int32 [N, 2], the first and the last token of each answer."""
+        """Returns the first and the last token of each answer, int32 [N, 2]."""
         pairs = [feature.answer or (0, 0) for feature in features]
         return np.array(pairs, np.int32).reshape(-1, 2)
 
     def mask_logits(self, logits: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":
-        """Takes padding out: else a loss would depend on how long the batch is."""
+        """Masks padding, because a loss must not depend on the length of the batch."""
         from keras import ops
 
         from pipeline.models.architectures.parts import MASKED_SCORE
@@ -542,7 +550,7 @@ class Span(TaskKind):
         return logits + ops.expand_dims(padding, 1) * MASKED_SCORE
 
     def mean_losses(self, losses: "Tensor") -> "Tensor":
-        """Returns [B] of [B, 2], a start's and an end's."""
+        """Returns the mean of the start and end loss, [B] from [B, 2]."""
         from keras import ops
 
         return ops.mean(losses, axis=1)
@@ -555,14 +563,14 @@ class Span(TaskKind):
         *,
         max_answer_length: int,
     ) -> dict[str, Prediction]:
-        """Returns the best answers by the questions' keys."""
+        """Returns the best answers by question key."""
         starts, ends = ([value[side] for value in logits] for side in (0, 1))
         return best_answers(examples, features, starts, ends, max_answer_length=max_answer_length)
 
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns F1 and exact match of answers by key; a question without one scores 0."""
+        """Returns F1 and exact match; a question without an answer scores 0."""
         answers, metric = answer_texts(predictions), spec.metrics[0]
         scores = [
             answer_scores(metric, answers[example.key], [right.text for right in example.answers])

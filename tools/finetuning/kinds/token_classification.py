@@ -1,4 +1,4 @@
-"""Token classification: a tag of each word, such as the entities of a sentence."""
+"""Token classification: a tag for each word, for example to mark named entities."""
 
 import collections
 import dataclasses
@@ -38,35 +38,37 @@ from tools.finetuning.task_files import (
 if TYPE_CHECKING:
     from pipeline.models.architectures.parts import Tensor
 
-# A type of entities, its first and its last word.
+# The type of an entity, and the indices of its first and its last word.
 Entity = tuple[str, int, int]
 _NO_WORD = -1
-_OVERLAP = "entities are left out, as they overlap an earlier one"
+_OVERLAP = "entities are left out because they overlap an earlier one"
 
 
 def find_entities(tags: Sequence[str]) -> list[Entity]:
     """Returns the entities of a tagged sentence, as the script of CoNLL 2000 counts them.
 
-    It reads IOB1, BIO and BIOES alike: I and E continue an entity of their own type, unless
-    the word before ended one (E, S). An I or E that nothing precedes begins an entity.
+    IOB1, BIO and BIOES have the same rules. I and E continue an entity of the same type,
+    unless the previous tag ended it (E, S). An I or E that continues none begins an entity.
 
     Example: `O I-PER I-PER I-LOC B-LOC` has PER 1-2, LOC 3-3 and LOC 4-4.
     """
     entities: list[Entity] = []
-    before, before_type = OUTSIDE_TAG, ""
-    for place, tag in enumerate(tags):
+    previous_prefix, previous_type = OUTSIDE_TAG, ""
+    for index, tag in enumerate(tags):
         prefix, _, entity_type = tag.partition("-")
-        continues = before in ("B", "I") and prefix in ("I", "E") and entity_type == before_type
+        continues = (
+            previous_prefix in ("B", "I") and prefix in ("I", "E") and entity_type == previous_type
+        )
         if continues:
-            entities[-1] = (entity_type, entities[-1][1], place)
+            entities[-1] = (entity_type, entities[-1][1], index)
         elif prefix != OUTSIDE_TAG:
-            entities.append((entity_type, place, place))
-        before, before_type = prefix, entity_type
+            entities.append((entity_type, index, index))
+        previous_prefix, previous_type = prefix, entity_type
     return entities
 
 
 def tag_entities(entities: Sequence[Entity], num_words: int, scheme: str) -> list[str]:
-    """Returns the tags of a sentence's entities, of which no two overlap."""
+    """Returns the tags of a sentence with these entities, which must not overlap."""
     tags = [OUTSIDE_TAG] * num_words
     for entity_type, first, last in entities:
         prefixes = ["B", *"I" * (last - first)]
@@ -78,14 +80,14 @@ def tag_entities(entities: Sequence[Entity], num_words: int, scheme: str) -> lis
 
 @dataclasses.dataclass
 class _Counts:
-    """Entities: those that are right, those that were predicted, and those of both."""
+    """Numbers of entities in the labels, in the predictions, and in both."""
 
     right: int = 0
     predicted: int = 0
     correct: int = 0
 
     def scores(self) -> dict[str, float]:
-        """Returns precision, recall and F1; 0 where there is nothing to divide by."""
+        """Returns precision, recall and F1; 0 instead of a division by zero."""
         return {
             "precision": self.correct / self.predicted if self.predicted else 0.0,
             "recall": self.correct / self.right if self.right else 0.0,
@@ -98,8 +100,9 @@ def entity_scores(
 ) -> dict[str, float]:
     """Returns the scores of tagged sentences, equal to those of seqeval in its default mode.
 
-    An entity is correct if its type, its first and its last word are. `precision`, `recall`
-    and `f1` count the entities of all types together; `f1_macro` is the mean of the types' F1.
+    An entity is correct if its type, its first and its last word are correct. `precision`,
+    `recall` and `f1` count the entities of all types together. `f1_macro` is the mean F1 of
+    the types.
     """
     counts: dict[str, _Counts] = collections.defaultdict(_Counts)
     for pair in zip(right, predicted, strict=True):
@@ -111,9 +114,12 @@ def entity_scores(
         for entity_type, *_ in expected & received:
             counts[entity_type].correct += 1
     rows = list(map(dataclasses.astuple, counts.values())) or [(0, 0, 0)]
-    every = _Counts(*map(sum, zip(*rows, strict=True)))
-    each = [value.scores()["f1"] for value in counts.values()]
-    return {**every.scores(), "f1_macro": sum(each) / len(each) if each else 0.0}
+    all_types = _Counts(*map(sum, zip(*rows, strict=True)))
+    f1_by_type = [value.scores()["f1"] for value in counts.values()]
+    return {
+        **all_types.scores(),
+        "f1_macro": sum(f1_by_type) / len(f1_by_type) if f1_by_type else 0.0,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,8 +127,8 @@ class TokenFeature(Feature):
     """The tokens of a sentence, or a window of them.
 
     Attributes:
-        words: int32 [L], at the first token of a word the word's number in its sentence, in
-            the only feature that decides it; -1 elsewhere.
+        words: int32 [L], the index of a word in its sentence, at the first token of the word;
+            -1 elsewhere. Exactly one feature has the index of a word and predicts its tag.
     """
 
     token_axis: ClassVar[int | None] = 0
@@ -131,13 +137,14 @@ class TokenFeature(Feature):
 
 
 def split_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of words, which spaces separate, and which word each begins.
+    """Returns the tokens of words joined by spaces, and the word that each token begins.
 
-    A word of which the tokenizer makes nothing, such as a control character, becomes one
-    unknown token, so that each word has a prediction.
+    A word without tokens, for example a control character, becomes one unknown token, so
+    that each word has a prediction.
 
     Returns:
-        int32 [n] token ids, and int32 [n] the numbers of words; -1 at their further tokens.
+        the token ids, int32 [n], and the word indices, int32 [n]; -1 at the later tokens of
+        a word.
     """
     begins = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
     tokens = tokenizer.tokenize(" ".join(words))
@@ -149,25 +156,28 @@ def split_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarray,
     missing = np.setdiff1d(np.arange(len(words)), known)
     insert_at = np.searchsorted(word_of, missing, side="right")
     special = tokenizer.special_ids
-    # A tokenizer of bytes may have no unknown token.
+    # A byte-level tokenizer may have no unknown token.
     unknown = special.get("unk", special["mask"])
     ids = np.insert(tokens.ids, insert_at, unknown).astype(np.int32)
     return ids, np.insert(numbers, insert_at, missing).astype(np.int32)
 
 
 def window_owners(num_tokens: int, room: int, stride: int) -> tuple[list[int], np.ndarray]:
-    """Cuts a sentence into windows that overlap by half or more.
+    """Returns windows of a sentence that overlap by at least half, and the owner of each token.
 
-    Example: 10 tokens and room for 4 have windows from 0, 2, 4 and 6; of the tokens that two
-        windows share, each belongs to the one that shows more on its poorer side.
+    A token that several windows contain belongs to the window in which its shorter context,
+    to the left or to the right, is longest.
+
+    Example: 10 tokens and room for 4 have windows that start at 0, 2, 4 and 6.
 
     Args:
-        num_tokens: of the sentence.
-        room: tokens of a window.
-        stride: tokens from a window's begin to that of the next, at most.
+        num_tokens: number of tokens of the sentence.
+        room: number of tokens of a window.
+        stride: maximum number of tokens from the start of a window to the start of the next.
 
     Returns:
-        the begins of the windows, and int [num_tokens] the window that each token belongs to.
+        the starts of the windows, and the window that each token belongs to, int
+        [num_tokens].
     """
     step = max(1, min(stride, room // 2))
     begins = [*range(0, max(0, num_tokens - room), step), max(0, num_tokens - room)]
@@ -175,12 +185,12 @@ def window_owners(num_tokens: int, room: int, stride: int) -> tuple[list[int], n
     for number, begin in enumerate(begins):
         end = min(begin + room, num_tokens)
         positions = np.arange(begin, end)
-        # At the ends of the sentence nothing is missing.
+        # Outside the sentence there is no context to miss.
         left = positions - begin if begin else np.full(end - begin, num_tokens)
         right = end - 1 - positions if end < num_tokens else np.full(end - begin, num_tokens)
-        shown_tokens = np.minimum(left, right)
-        is_better = shown_tokens > best[begin:end]
-        best[begin:end][is_better] = shown_tokens[is_better]
+        context_tokens = np.minimum(left, right)
+        is_better = context_tokens > best[begin:end]
+        best[begin:end][is_better] = context_tokens[is_better]
         owners[begin:end][is_better] = number
     return begins, owners
 
@@ -190,20 +200,20 @@ def _features(layout: Layout, index: int, words: Sequence[str]) -> Iterator[Toke
     room = layout.room(1)
     begins, owners = window_owners(len(ids), room, layout.doc_stride)
     for window, begin in enumerate(begins):
-        part = slice(begin, begin + room)
-        own = np.where(owners[part] == window, numbers[part], _NO_WORD)
-        # A window within one long word decides nothing.
-        if (own != _NO_WORD).any():
-            joined, segments, first = layout.join([ids[part]])
-            placed = np.full(len(joined), _NO_WORD, np.int32)
-            placed[first : first + len(own)] = own
-            yield TokenFeature(index, joined, segments, placed)
+        window_slice = slice(begin, begin + room)
+        own_words = np.where(owners[window_slice] == window, numbers[window_slice], _NO_WORD)
+        # A window within one long word predicts no tag and is dropped.
+        if (own_words != _NO_WORD).any():
+            joined, segments, first = layout.join([ids[window_slice]])
+            words_at_tokens = np.full(len(joined), _NO_WORD, np.int32)
+            words_at_tokens[first : first + len(own_words)] = own_words
+            yield TokenFeature(index, joined, segments, words_at_tokens)
 
 
 class TokenClassification(TaskKind):
-    """A tag of each word, by its first token; logits are [L, C].
+    """A tag for each word, predicted at its first token; logits are [L, C].
 
-    Predictions are the indices of tags, int [words] of each example.
+    The predictions of an example are tag indices, int [words].
     """
 
     name = TOKEN_CLASSIFICATION
@@ -217,20 +227,20 @@ class TokenClassification(TaskKind):
     finds_labels = True
 
     def dropout(self, family: Family) -> tuple[str, float] | None:
-        """Returns that of the family's head for tokens."""
+        """Returns the dropout of the family's head for tokens."""
         if family.has_sequence_head_over_tokens:
             return super().dropout(family)
         return family.token_dropout
 
     def find_labels(self, spec: TaskSpec, examples: Sequence[TaskExample]) -> tuple[str, ...]:
-        """Returns `O`, and each of the scheme's prefixes with each type of training examples."""
+        """Returns `O`, and each prefix of the scheme with each type of the training examples."""
         tags = {tag for example in examples for tag in example.label or ()}
         types = sorted({tag.partition("-")[2] for tag in tags - {OUTSIDE_TAG}})
         typed = (f"{prefix}-{name}" for name in types for prefix in SCHEMES[spec.scheme])
         return (OUTSIDE_TAG, *typed)
 
     def read(self, data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
-        """Yields tagged sentences, of columns or of JSON lines of a text and its entities."""
+        """Yields tagged sentences from columns, or from JSON lines of a text and its entities."""
         read = _read_columns if data.spec.reader == "conll" else _read_entities
         examples = (example for path in paths for example in read(data, path))
         for number, example in enumerate(examples):
@@ -238,9 +248,9 @@ class TokenClassification(TaskKind):
                 yield dataclasses.replace(example, key=example.key or str(number))
 
     def build_features(self, examples: Sequence[TaskExample], layout: Layout) -> list[Feature]:
-        """Makes `[CLS] sentence [SEP]` of each example, or of windows of a long one.
+        """Returns `[CLS] sentence [SEP]` for each example, or for each window of a long one.
 
-        Each word is decided in one window only, and each window decides a word.
+        Exactly one window predicts the tag of a word, and each window predicts at least one.
         """
         return [
             feature
@@ -254,7 +264,7 @@ class TokenClassification(TaskKind):
         features: Sequence[TokenFeature],
         labels: Sequence[str],
     ) -> list[np.ndarray]:
-        """Returns int32 [L] of each feature: the tag's index where it decides a word, else -1."""
+        """Returns the tag indices of each feature, int32 [L]; -1 at tokens without a word."""
         indices = {tag: index for index, tag in enumerate(labels)}
         arrays = []
         for feature in features:
@@ -266,7 +276,7 @@ class TokenClassification(TaskKind):
         return arrays
 
     def loss_weights(self, weights: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":
-        """Returns [B, L], 0 where no word is decided."""
+        """Returns the weights [B, L]; 0 at tokens without a word."""
         from keras import ops
 
         has_target = ops.cast(batch[TARGETS] != NO_TARGET, "float32")
@@ -290,7 +300,7 @@ class TokenClassification(TaskKind):
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns the scores of entities."""
+        """Returns the task's metrics of the predicted entities."""
         tags = _named_tags(spec, examples, predictions)
         scores = entity_scores([example.label for example in examples], tags)
         return {name: scores[name] for name in spec.metrics}
@@ -338,7 +348,7 @@ def _write_entities(
 
 
 def _read_columns(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
-    """Yields the sentences of a file of columns; None for one that cannot be used."""
+    """Yields the sentences of a file of columns; None for a bad sentence."""
     spec = data.spec
     may_lack = not data.labelled and spec.columns[-1] == spec.label_field
     sentences = read_sentences(path, spec.columns, data.bad_row, may_lack_last=may_lack)
@@ -356,7 +366,7 @@ def _columns_example(spec: TaskSpec, sentence: Sentence) -> TaskExample:
     words, tags = [], []
     (word_column,) = spec.text_fields
     for where, cells in sentence:
-        # Of a test file the last may be missing.
+        # A test file may lack the last column.
         fields = dict(zip(spec.columns, cells, strict=False))
         words.append(_find_word(spec, fields[word_column], f"{where}: {word_column}"))
         if spec.label_field in fields:
@@ -368,7 +378,7 @@ def _columns_example(spec: TaskSpec, sentence: Sentence) -> TaskExample:
 
 
 def _find_word(spec: TaskSpec, cell: str, where: str) -> str:
-    """Returns the word of a cell, which may say more."""
+    """Returns the word of a cell, which may contain other text."""
     if not spec.word_pattern:
         return cell
     match = re.fullmatch(spec.word_pattern, cell)
@@ -387,7 +397,7 @@ def _expect_tag(spec: TaskSpec, tag: str, where: str) -> str:
 
 
 def _read_entities(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
-    """Yields the texts of JSON lines, each character a word; None for one that is bad."""
+    """Yields the texts of JSON lines, with each character as a word; None for a bad line."""
     spec = data.spec
     needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
     for row in read_rows(spec, path, needed, data.bad_row):
@@ -410,13 +420,13 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
     if spec.label_field not in fields:
         return TaskExample(key, tuple(text))
     place = f"{where}: {spec.label_field}"
-    named = json_text.convert(
+    spans_by_type = json_text.convert(
         fields[spec.label_field], dict[str, dict[str, list[tuple[int, int]]]], place
     )
     entities = sorted(
         (
             _locate(text, words, *ends, entity_type, place)
-            for entity_type, spans_of_words in named.items()
+            for entity_type, spans_of_words in spans_by_type.items()
             for words, spans in spans_of_words.items()
             for ends in spans
         ),
@@ -433,7 +443,7 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
 
 
 def _locate(text: str, words: str, first: int, last: int, entity_type: str, place: str) -> Entity:
-    """Returns an entity that a file names by its first and its last character."""
+    """Returns an entity after a check that its words stand at the stated characters."""
     if not 0 <= first <= last < len(text) or text[first : last + 1] != words:
         raise InputError(place, f"{shown(words)} at the characters {first} to {last}", "none")
     return entity_type, first, last
