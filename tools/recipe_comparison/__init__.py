@@ -1,1 +1,1 @@
-"""Comparison of recipes in equal time."""
+"""Comparison of recipes with equal training time."""

@@ -1,4 +1,4 @@
-"""The steps of a comparison of recipes with equal training time, in order."""
+"""The ordered steps of a comparison of recipes with equal training time."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ class RecipeComparison(StudentRuns):
         )
 
     def _cut(self, spec: CacheSpec, specs: Sequence[CacheSpec]) -> None:
-        """Makes a cache of the first shards of another that fit in the common bytes."""
+        """Makes a cache from the first shards of another cache that fit in the common bytes."""
         source, max_bytes = self.work / "caches" / spec.key, self._common_bytes(specs)
         shards = manifests.load(source).splits[TRAIN]
         total, count = 0, 0

@@ -1,4 +1,4 @@
-"""Step times and evaluations that run in a separate process; see `commands.SeparateProcess`."""
+"""Step times and evaluations, which run in a separate process (`commands.SeparateProcess`)."""
 
 import dataclasses
 import statistics
@@ -17,17 +17,17 @@ from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
-# Number of first steps, which compile.
+# The number of untimed first steps, which compile.
 _WARM_UP = 4
 
 
 def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
-    """Returns the median time of a step of each run, in seconds, with steps timed in turns.
+    """Returns the median step time of each run in seconds; the runs take their steps in turns.
 
     The time includes reading the input and excludes compiling.
 
     Args:
-        runs: the arguments of `run_distill` of each run.
+        runs: the `run_distill` arguments of each run.
         repeats: number of timed steps of each run.
 
     Raises:
@@ -60,12 +60,12 @@ def _make_step(config: DistillConfig) -> Callable[[], None]:
     count = training.steps_per_update(config, chunking)
     distiller = training.build_distiller(run, count)
     order = {"seed": config.random_seed, "shuffle_buffer_size": config.shuffle_buffer_size}
-    stream = iter(batches.training_batches(run.cache, chunking, start=0, **order))
+    batch_iterator = iter(batches.training_batches(run.cache, chunking, start=0, **order))
     train = distiller.make_train_function() or distiller.train_function
 
     def step() -> None:
         for _ in range(count):
-            metrics = train(stream)
+            metrics = train(batch_iterator)
         keras.tree.map_structure(float, metrics)
 
     return step

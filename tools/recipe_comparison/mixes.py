@@ -25,10 +25,10 @@ class Recipe:
     """The objective of a recipe; the comparison decides batches, steps and learning rates.
 
     Attributes:
-        name: of the flagfile, or the text of the losses.
+        name: the name of the flagfile, or the text of the losses.
         source: `LIVE`, or a cache, for example `compact-32`; None if the losses decide it.
         losses: the weights by name.
-        schedules: of weights that change during training.
+        schedules: the schedules of weights that change during training.
         settings: other settings of `run_distill`, as text by name.
     """
 
@@ -44,8 +44,8 @@ class CacheSpec:
     """A teacher cache of a comparison.
 
     Attributes:
-        codec: name and number, for example `compact-32`.
-        temperatures: those with a stored tail mass; empty if the codec decides them.
+        codec: the codec's name and number, for example `compact-32`.
+        temperatures: temperatures with a stored tail mass; empty if the codec decides them.
         hidden_groups: groups of teacher layers whose hidden states are stored.
         embedding: the pooling of the stored embeddings; None if none are stored.
     """
@@ -159,9 +159,9 @@ def make_mixes(
     labels only gives one.
 
     Args:
-        recipes: to compare.
-        shapes: of the models.
-        cache: the source of recipes that name none.
+        recipes: the recipes to compare.
+        shapes: the shapes of the models.
+        cache: the source of recipes that do not name one.
         masked_lm_weight: weight of `masked_lm` in recipes without it; None to keep recipes
             unchanged.
 

@@ -1,4 +1,4 @@
-"""Students that are trained side by side: the steps of their making, and the files these leave."""
+"""The steps that train and score several students, and the files of these steps."""
 
 import abc
 import dataclasses
@@ -17,24 +17,24 @@ from tools.recipe_comparison import measuring
 from tools.recipe_comparison.mixes import LABELS, LIVE, MASKED_LM, CacheSpec, Mix
 from tools.recipe_comparison.settings import StudentRunsConfig
 
-# The texts that students are evaluated on.
+# The evaluation texts: text like the training text, and other text.
 LIKE, OTHER = "like", "other"
 _BASELINE = {"losses": f"{MASKED_LM}=1"}
-# Imported by the process that measures and fine-tunes.
+# The packages that the process for measuring and fine-tuning imports.
 _BACKEND = ("keras", "tensorflow")
-# Of the caches that students are evaluated on.
+# The capture settings of the caches for evaluation.
 _JUDGE = {"logit_encoding": "compact", "truncation_factor": 128}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A mix with a seed: one student.
+    """One student: a mix with a seed.
 
     Attributes:
         mix: the losses.
-        seed: of all that is random.
-        base: the mix of the student, of the same seed, that this one continues; None for one that
-            starts from layers of the teacher.
+        seed: seed of the run.
+        base: the mix of the student of the same seed from which this one continues; None for
+            a student that starts from layers of the teacher.
     """
 
     mix: Mix
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """The name of the students of all seeds, for files."""
+        """The name that the students of all seeds share, for files."""
         return self.mix.key if self.base is None else f"{self.base.key}_then_{self.mix.key}"
 
     @property
@@ -53,17 +53,17 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell for people."""
+        """The name of the student in tables and messages."""
         start = "" if self.base is None else f"{self.base.title}, then "
         return f"{start}{self.mix.title}, seed {self.seed}"
 
 
 def link_first_shards(source: Location, target: Location, count: int) -> None:
-    """Makes a directory of the first training shards of another alone, without copying them."""
+    """Makes a directory of hard links to the first training shards of another directory."""
     manifest = manifests.load(source)
     shards = manifest.splits[TRAIN][:count]
-    every = {shard.file for split in manifest.splits.values() for shard in split}
-    left_out = every - {shard.file for shard in shards} | {manifests.MANIFEST_FILE}
+    all_files = {shard.file for split in manifest.splits.values() for shard in split}
+    left_out = all_files - {shard.file for shard in shards} | {manifests.MANIFEST_FILE}
     target.make_directory()
     for path in source.iterdir():
         if path.name not in left_out and not path.name.startswith("."):
@@ -73,12 +73,12 @@ def link_first_shards(source: Location, target: Location, count: int) -> None:
 
 
 class StudentRuns(abc.ABC):
-    """The steps that all such tools have, and the files that they leave.
+    """The steps that tools with several students share, and the files of these steps.
 
     Args:
-        config: of the tool.
-        mixes: that students are trained by.
-        student_layers: of the students that start from layers of the teacher.
+        config: the settings of the tool.
+        mixes: the mixes of losses that train students.
+        student_layers: number of layers of students that start from layers of the teacher.
 
     Attributes:
         teacher: a model directory with a masked-LM head.
@@ -93,54 +93,54 @@ class StudentRuns(abc.ABC):
         self.teacher = config.teacher
         self.student_layers = student_layers
         self._process = SeparateProcess(_BACKEND)
-        # The task that the process fine-tunes on.
+        # The task on which the process has fine-tuned last.
         self._task: str | None = None
 
     @property
     @abc.abstractmethod
     def cells(self) -> list[Cell]:
-        """All students, those first that others continue."""
+        """All students; a student from which others continue stands before them."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts that students are evaluated on."""
+        """The names of the evaluation texts."""
         return (LIKE,)
 
     @property
     def start(self) -> dict[str, Any]:
-        """Settings of `run_distill` on where students start."""
+        """Settings of `run_distill` for the initial weights of students."""
         return {"init_from": self.teacher, "student_layers": self.student_layers}
 
     @property
     def eval_fraction(self) -> float | None:
-        """Share of the documents that students are evaluated on; None for the command's own."""
+        """Share of documents for evaluation; None for the command's default."""
         return None
 
     @property
     def timed_steps(self) -> int:
-        """Steps of each run in a measurement of step times."""
+        """Number of timed steps of each run in a measurement of step times."""
         return 16
 
     @property
     def has_live_teacher(self) -> bool:
-        """Whether a mix computes the teacher in training."""
+        """Whether a mix runs the teacher during training."""
         return any(mix.source == LIVE for mix in self.mixes)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """The caches that students are trained from."""
+        """The training caches of all mixes."""
         return tuple(dict.fromkeys(mix.cache for mix in self.mixes if mix.cache is not None))
 
     @abc.abstractmethod
     def num_train_steps(self, cell: Cell) -> int:
-        """Returns the steps of a student."""
+        """Returns the number of training steps of a student."""
 
     @abc.abstractmethod
     def task_changes(self, task: str) -> dict[str, Any]:
-        """Returns settings of `finetune` in place of the task's own."""
+        """Returns settings of `finetune` that override those of the task."""
 
     def training_cache(self, spec: CacheSpec) -> Location:
-        """Returns the cache that students are trained from."""
+        """Returns the directory of a training cache."""
         return self.work / "caches" / spec.key
 
     def training_data(self, *, live: bool) -> Location:
@@ -148,7 +148,7 @@ class StudentRuns(abc.ABC):
         return self.work / ("windows" if live else "examples")
 
     def student(self, cell: Cell) -> Location:
-        """Returns where a student goes."""
+        """Returns the directory of a student."""
         return self.work / "students" / cell.key
 
     def scores_file(self, cell: Cell) -> Location:
@@ -156,7 +156,7 @@ class StudentRuns(abc.ABC):
         return self.work / "scores" / f"{cell.key}.json"
 
     def task_directory(self, key: str, task: str) -> Location:
-        """Returns where the fine-tuning of a model, named by its key, on a task goes."""
+        """Returns the directory for the fine-tuning on a task of the model with a key."""
         return self.work / "tasks" / short_runs.task_name(task) / key
 
     def step_time_file(self, mix: Mix) -> Location:
@@ -168,18 +168,18 @@ class StudentRuns(abc.ABC):
         return self.work / "step_times" / "baseline.json"
 
     def judge(self, text: str) -> Location:
-        """Returns the cache that students are evaluated on."""
+        """Returns the directory of the evaluation cache of a text."""
         return self.work / "judges" / text
 
     def _claim(self, request: dict[str, Any], contents: str) -> None:
-        """Marks the directory, and those of mixes and tasks, as of this run of a tool.
+        """Reserves the directory, and those of mixes and tasks, for this run of a tool.
 
         Args:
             request: the settings that decide all cells, as JSON values.
-            contents: the tool's work, for people.
+            contents: a name for the results, used in messages.
 
         Raises:
-            InputError: results of other settings are there.
+            InputError: a directory contains results of other settings.
         """
         manifests.reserve_output_dir(self.work, request)
         for mix in self.mixes:
@@ -203,25 +203,25 @@ class StudentRuns(abc.ABC):
         return Step(title, directory / manifests.MANIFEST_FILE, make, "data")
 
     def data_steps(self) -> Iterator[Step]:
-        """Yields the steps of masked examples, and of windows where a mix has a live teacher."""
+        """Yields the step of masked examples, and that of windows if a mix has a live teacher."""
         yield self.published("masked examples", self.work / "examples", self._mask_text)
         if self.has_live_teacher:
             yield self.published("unmasked windows", self.work / "windows", self._store_windows)
 
     def judge_steps(self) -> Iterator[Step]:
-        """Yields the steps of the caches that students are evaluated on."""
+        """Yields the steps of the evaluation caches."""
         for text in self.texts:
             make = functools.partial(self._capture_judge, text)
             yield self.published(f"teacher targets for evaluation, {text}", self.judge(text), make)
 
     def cache_steps(self) -> Iterator[Step]:
-        """Yields the steps of the caches of all mixes."""
+        """Yields the steps of the training caches."""
         for spec in self.cache_specs:
             make = functools.partial(self._capture, spec)
             yield self.published(f"cache {spec.key}", self.work / "caches" / spec.key, make)
 
     def time_steps(self) -> Iterator[Step]:
-        """Yields the steps that time the losses, and find recipes that cannot be trained."""
+        """Yields the steps that time each mix, which reveals recipes that cannot be trained."""
         baseline = f"step time of the baseline, {MASKED_LM}"
         yield Step(baseline, self._baseline_file, self._time_baseline, "time")
         for mix in self.mixes:
@@ -251,9 +251,9 @@ class StudentRuns(abc.ABC):
         Args:
             task: a task of the settings.
             model: its directory.
-            key: names the directory of the run.
-            title: the model, for people.
-            seed: of the run.
+            key: name of the run's directory.
+            title: name of the model in messages.
+            seed: seed of the run.
         """
         output_dir = self.task_directory(key, task)
         make = functools.partial(self._finetune, task, model, output_dir, seed)
@@ -318,13 +318,14 @@ class StudentRuns(abc.ABC):
     def run_arguments(
         self, settings: dict[str, str], mix: Mix | None, seed: int, base: Location | None = None
     ) -> dict[str, Any]:
-        """Returns the settings of `run_distill` but its output directory and steps.
+        """Returns the settings of `run_distill`, except its output directory and steps.
 
         Args:
-            settings: those of the losses.
-            mix: of the student; None for the labels alone.
-            seed: of the student.
-            base: the model that it continues; None for one that begins.
+            settings: the settings of the losses.
+            mix: the mix of the student; None for labels only.
+            seed: the seed of the student.
+            base: the model from which it continues; None for a student that starts from the
+                teacher.
         """
         source = LABELS if mix is None else mix.source
         data = {"input_dir": self.training_data(live=source == LIVE)}
@@ -344,7 +345,7 @@ class StudentRuns(abc.ABC):
         }
 
     def measure(self, *runs: dict[str, Any]) -> list[float]:
-        """Returns the median seconds of a step of each run, given by settings of `run_distill`."""
+        """Returns the median step time in seconds of runs, given as `run_distill` settings."""
         shared = {"output_dir": self.work / "unused", "compute_dtype": self.config.compute_dtype}
         arguments = [
             [f"--{name}={value}" for name, value in (run | shared).items()] for run in runs
@@ -368,7 +369,7 @@ class StudentRuns(abc.ABC):
         self._baseline_file.write_json({"seconds": seconds})
 
     def _time(self, mix: Mix) -> None:
-        """Writes a mix's step time, as a ratio to the baseline's, and what follows from it."""
+        """Writes a mix's step time, its ratio to the baseline's, and the sizes that follow."""
         ratio = 1.0
         if mix.arguments() != _BASELINE:
             try:
@@ -386,7 +387,7 @@ class StudentRuns(abc.ABC):
         return {}
 
     def _train(self, cell: Cell) -> None:
-        # Its memory is for the student now.
+        # The student needs the memory of the process.
         self._process.close()
         steps = self.num_train_steps(cell)
         base = None
@@ -411,7 +412,7 @@ class StudentRuns(abc.ABC):
 
     def _finetune(self, task: str, model: Location, output_dir: Location, seed: int) -> None:
         if task != self._task:
-            # Keras never returns all memory of the models before.
+            # Keras never frees all memory of earlier models, so each task has a new process.
             self._process.close()
             self._task = task
         short_runs.finetune(

@@ -21,9 +21,9 @@ class Score:
     """A column of the table.
 
     Attributes:
-        key: in the report.
-        title: of the column.
-        factor: of the shown values; 100 for shares.
+        key: the key of the score in the report.
+        title: the title of the column.
+        factor: factor of the displayed values; 100 for shares.
         less_is_better: whether a smaller value is better.
     """
 
@@ -33,13 +33,13 @@ class Score:
     less_is_better: bool = False
 
     def cell(self, score: Mapping[str, Any]) -> str:
-        """Returns the mean and the standard deviation over the seeds, as text."""
+        """Returns the mean and the standard deviation over the seeds as text."""
         digits = 1 if self.factor == 100.0 else 3
         deviation = "" if score["std"] is None else f" ± {self.factor * score['std']:.{digits}f}"
         return f"{self.factor * score['mean']:.{digits}f}{deviation}"
 
     def effect(self, score: Mapping[str, Any]) -> str:
-        """Returns a difference as text, marked if it is within the spread."""
+        """Returns a difference as text, with a mark if it is within the spread."""
         digits = 1 if self.factor == 100.0 else 3
         mark = " ~" if score["verdict"] == spreads.WITHIN_SPREAD else ""
         return f"{self.factor * score['difference']:+.{digits}f}{mark}"
@@ -93,7 +93,7 @@ def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> di
         "num_train_steps": time["num_train_steps"],
         **_data(comparison, mix),
         "scores": {
-            column.key: spreads.spread([of_cell[column.key] for of_cell in values])
+            column.key: spreads.spread([cell_scores[column.key] for cell_scores in values])
             for column in columns
         },
     }
@@ -109,7 +109,7 @@ def cell_values(runs: StudentRuns, cell: Cell) -> dict[str, float]:
 
 
 def task_values(runs: StudentRuns, key: str) -> dict[str, float]:
-    """Returns the scores on tasks of a model, named by its key."""
+    """Returns the task scores of the model with a key."""
     return {
         short_runs.task_name(task): short_runs.read_score(
             runs.task_directory(key, task) / "summary.json"
