@@ -1,14 +1,14 @@
-"""Recipes side by side: the same student, text and training time, scored on text and tasks.
+"""Compares recipes with the same student, text and training time on text and tasks.
 
 offline_distill compare_recipes --teacher=TEACHER --input_dir=TEXT --other_text=OTHER --work=DIR \\
     --recipes=masked_lm,roberta_wwm,distilbert --train_seconds=600 \\
     --tasks=chnsenticorp=DATA,ocnli=DATA
 
 Trains each recipe with and without masked_lm in its mix of losses, with at least two seeds.
-From a recipe come the losses and their settings; the student, batches, rate and time are the
-same for all. Steps follow from step times, each measured in turns with that of masked_lm alone.
-Caches are cut to equal bytes. Re-running the command resumes; recipes, seeds and tasks may be
-added. Writes comparison.md and comparison.json.
+A recipe decides the losses and their settings. The student, batch size, learning rate and
+training time are the same for all. The number of steps follows from the step time, which is
+measured in turns with that of masked_lm alone. Caches are cut to equal bytes. Re-run the command
+to resume or to add recipes, seeds and tasks. Writes comparison.md and comparison.json.
 """
 
 import contextlib
@@ -61,26 +61,26 @@ _EQUAL = (
 
 
 def read_recipe(entry: str) -> "Recipe":
-    """Reads an entry of `recipes`: NAME, FLAGFILE or LOSS=WEIGHT+LOSS, then perhaps @SOURCE.
+    """Reads an entry of `recipes`: NAME, FLAGFILE or LOSS=WEIGHT+LOSS, and optionally @SOURCE.
 
     Raises:
-        InputError: there is no such recipe, or its flags are invalid.
+        InputError: the recipe does not exist, or its flags are invalid.
     """
     from tools.recipe_comparison.mixes import LIVE, Recipe, expect_codec
 
-    name, _, source = entry.partition("@")
-    if source not in ("", LIVE):
-        expect_codec(source, "recipes")
+    name, _, codec = entry.partition("@")
+    if codec not in ("", LIVE):
+        expect_codec(codec, "recipes")
     if name.partition("=")[0].partition("+")[0] in LOSSES:
         with naming_setting("recipes"):
-            return Recipe(name, source or None, parse_losses(name.replace("+", ",")))
-    given = _read_flags(_find_flagfile(name))
-    losses, schedules = given.pop("losses", None), given.pop("loss_schedules", {})
+            return Recipe(name, codec or None, parse_losses(name.replace("+", ",")))
+    recipe_flags = _read_flags(_find_flagfile(name))
+    losses, schedules = recipe_flags.pop("losses", None), recipe_flags.pop("loss_schedules", {})
     if losses is None:
         raise InputError(Setting("recipes"), f"`losses` in {name}", "none")
     stem = Location.parse(name).name.removesuffix(".flags")
-    settings = {setting: flags.as_text(value) for setting, value in given.items()}
-    return Recipe(stem, source or None, losses, schedules, settings)
+    settings = {setting: flags.as_text(value) for setting, value in recipe_flags.items()}
+    return Recipe(stem, codec or None, losses, schedules, settings)
 
 
 def _find_flagfile(name: str) -> Location:
@@ -107,7 +107,7 @@ def _read_flags(path: Location) -> dict[str, Any]:
 
 
 def _read_mixes(config: CompareRecipesConfig) -> tuple[list["Mix"], int]:
-    """Returns the mixes and the layers of the students."""
+    """Returns the mixes, and the number of layers of the students."""
     from tools.recipe_comparison import mixes
 
     recipes = [read_recipe(entry) for entry in config.recipes]
@@ -117,17 +117,17 @@ def _read_mixes(config: CompareRecipesConfig) -> tuple[list["Mix"], int]:
     if config.student is not None:
         student = model_directory.find_model(config.student).config
         layers, sizes = student.num_hidden_layers, {student.hidden_size}
-    made = mixes.make_mixes(
+    recipe_mixes = mixes.make_mixes(
         recipes,
         shapes=mixes.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size, *sizes)),
         cache=config.cache,
         masked_lm_weight=config.masked_lm_weight,
     )
-    return made, layers
+    return recipe_mixes, layers
 
 
 def _compare(values: absl_flags.FlagValues) -> None:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     config = flags.read_config(values, CompareRecipesConfig)
     running.import_quietly("keras", "tensorflow")
     mixes, student_layers = _read_mixes(config)
@@ -138,13 +138,13 @@ def _compare(values: absl_flags.FlagValues) -> None:
     comparison = RecipeComparison(config, mixes, student_layers)
     comparison.claim()
     with contextlib.closing(comparison):
-        make_steps(list(comparison.steps()), begun)
+        make_steps(list(comparison.steps()), start_time)
     report = table.read_report(comparison)
     text = table.markdown(report, table.score_columns(comparison))
     (config.work / "comparison.json").write_json(report)
     (config.work / "comparison.md").write_whole(text.encode("utf-8"))
     print(f"\n{text}")
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - start_time) / 60
     print(f"{minutes:.1f} minutes; comparison.md and comparison.json are in {config.work}")
 
 

@@ -6,12 +6,12 @@ from pipeline.base.location import Location
 
 
 def evaluate(student: Location, cache: Location, max_steps: int) -> Mapping[str, float]:
-    """Returns the evaluation report of a student, by the names of `metrics.jsonl`.
+    """Returns the evaluation report of a student, with the keys of `metrics.jsonl`.
 
     Args:
         student: a model directory.
         cache: a cache directory.
-        max_steps: batches of 32, at most.
+        max_steps: maximum number of batches of 32.
     """
     import keras
 
@@ -27,6 +27,6 @@ def evaluate(student: Location, cache: Location, max_steps: int) -> Mapping[str,
         verify="sizes",
     )
     report = training.distill(config)
-    # Else the models of all students stay in memory.
+    # Without this call, Keras keeps the models of all students in memory.
     keras.backend.clear_session()
     return report

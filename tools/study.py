@@ -1,17 +1,17 @@
-"""Scores a teacher's distilled students on tasks, beside students of the labels alone.
+"""Compares a teacher's distilled students on tasks with students trained on labels only.
 
 offline_distill study --teacher=MODEL --input_dir=TEXT --work=DIR --budget=2h \\
     --tasks=sst2=DATA,mrpc=DATA
 
-A teacher without a masked-LM head gets one, trained on the text. Students of half of its layers
-are trained from the same start for the same steps: one by the labels alone, the baseline, and one
-by each of --recipes. The baseline also stands for a base model that is continued, with the
-teacher's targets or by labels alone. All are fine-tuned on the tasks, as the teacher is. Each is
-made with two seeds at least.
+If the teacher has no masked-LM head, one is trained on the text. Students with half of the
+teacher's layers start from the same weights and train for the same number of steps. The baseline
+student learns from labels only; one more student is trained with each of --recipes. The baseline
+also serves as a base model that is continued, with teacher targets or with labels only. All
+students and the teacher are fine-tuned on the tasks, with at least two seeds each.
 
-With --budget the first steps are measured, and steps and examples are chosen so that the whole
-fits. For a short budget take few --recipes and a small --max_seq_length and --max_eval_steps.
-Re-running the command resumes. Writes study.md and study.json, with the sentence
+With --budget, the first steps are measured, and the numbers of steps and examples are chosen to
+fit. For a short budget, use few --recipes and a small --max_seq_length and --max_eval_steps.
+Re-run the command to resume. Writes study.md and study.json, with the sentence
 "x% smaller, y% faster, z% kept".
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def find_study(config: StudyConfig) -> "Study":
-    """Finds the teacher and the recipes.
+    """Returns the study of the teacher and the recipes in the settings.
 
     Raises:
         InputError: the teacher or a recipe is invalid.
@@ -54,20 +54,20 @@ def find_study(config: StudyConfig) -> "Study":
     layers = config.student_layers or max(1, teacher.num_hidden_layers // 2)
     from_teacher.choose_layers(teacher, layers, None)
     baseline = mixes.Recipe(mixes.MASKED_LM, None, {mixes.MASKED_LM: 1.0})
-    made = mixes.make_mixes(
+    study_mixes = mixes.make_mixes(
         [baseline, *map(read_recipe, config.recipes)],
         shapes=mixes.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size,)),
         cache=config.cache,
     )
-    for mix in made[1:]:
+    for mix in study_mixes[1:]:
         if mix.source == mixes.LABELS:
-            expected = "recipes with a teacher, as labels alone are the baseline"
+            expected = "recipes with a teacher; the baseline already has labels only"
             raise InputError(Setting("recipes"), expected, mix.title)
-    return Study(config, made, layers, has_head=not source.is_bare)
+    return Study(config, study_mixes, layers, has_head=not source.is_bare)
 
 
 def _study(values: absl_flags.FlagValues) -> None:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     config = flags.read_config(values, StudyConfig)
     running.import_quietly("keras", "tensorflow")
 
@@ -77,7 +77,7 @@ def _study(values: absl_flags.FlagValues) -> None:
     study = find_study(config)
     study.claim()
     with contextlib.closing(study):
-        make_steps(list(study.steps()), begun)
+        make_steps(list(study.steps()), start_time)
     report = reports.read_report(study)
     text = reports.markdown(report, table.score_columns(study))
     (config.work / "study.json").write_json(report)

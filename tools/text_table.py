@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Text tables for the terminal."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ def aligned_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     """Returns the lines of a table: the first column flush left, the others flush right.
 
     Args:
-        titles: of the columns; a line is drawn below them.
-        rows: the cells, as many as there are titles.
+        titles: titles of the columns, with a line below them.
+        rows: the cells; each row has one cell per title.
     """
     widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
     lines = [

@@ -1,1 +1,1 @@
-"""The study of a teacher: its students on tasks, beside students of the labels alone."""
+"""The study of a teacher: task scores of distilled students and of baseline students."""

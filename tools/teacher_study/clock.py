@@ -1,4 +1,4 @@
-"""The seconds that steps have taken, over all processes of a tool."""
+"""The durations of steps, summed over all runs of a tool."""
 
 import dataclasses
 import time
@@ -8,11 +8,11 @@ from tools.commands import Step
 
 
 class Clock:
-    """A file of the seconds of finished steps.
+    """A file with the seconds of each finished step.
 
     Args:
         path: the file.
-        root: the directory below which steps leave their results.
+        root: the directory that contains the results of the steps.
     """
 
     def __init__(self, path: Location, root: Location) -> None:
@@ -20,23 +20,23 @@ class Clock:
         self._root = root
 
     def timed(self, step: Step) -> Step:
-        """Returns a step whose seconds are written when it is finished."""
+        """Returns a step that writes its seconds to the file when it is finished."""
 
         def make() -> None:
-            begun = time.monotonic()
+            start_time = time.monotonic()
             step.make()
-            seconds = self._read() | {self._key(step.result): time.monotonic() - begun}
+            seconds = self._read() | {self._key(step.result): time.monotonic() - start_time}
             self._path.write_json(seconds)
 
         return dataclasses.replace(step, make=make)
 
     @property
     def total(self) -> float:
-        """Seconds of all finished steps."""
+        """The sum of the seconds of all finished steps."""
         return sum(self._read().values())
 
     def seconds(self, result: Location) -> float:
-        """Returns the seconds of the step that left a result; 0 where none was timed."""
+        """Returns the seconds of the step that made a result; 0 if it was not timed."""
         return self._read().get(self._key(result), 0.0)
 
     def _key(self, result: Location) -> str:

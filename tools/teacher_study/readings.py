@@ -1,4 +1,4 @@
-"""Files that the steps of a study leave, read."""
+"""Readers of the files that the steps of a study write."""
 
 import statistics
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from pipeline.base.location import Location
 from tools.report.inputs import read_struct
 from tools.report.runs import EVAL, METRICS_FILE, TRAIN, read_metrics
 
-# Steps that compile.
+# The number of log lines whose steps include compiling.
 _WARM_UP = 2
 ACCURACY = "masked_lm_accuracy"
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
 class TaskCounts(msgspec.Struct, frozen=True):
-    """The counts of a run of `finetune`: a long example has several inputs."""
+    """The counts of a `finetune` run; a long example has several inputs."""
 
     num_train_examples: _Positive
     num_train_inputs: _Positive
@@ -48,7 +48,7 @@ class _Speed(msgspec.Struct, frozen=True):
 
 
 class Inference(msgspec.Struct, frozen=True):
-    """A table of `benchmark_inference`: of each computation the teacher, then the student."""
+    """A table of `benchmark_inference`: for each computation a teacher row, then a student row."""
 
     batch_size: int
     seq_length: int
@@ -56,12 +56,12 @@ class Inference(msgspec.Struct, frozen=True):
 
 
 def read_task_counts(directory: Location) -> TaskCounts:
-    """Returns the counts of the first run of a directory of `finetune`."""
+    """Returns the counts of the first run in an output directory of `finetune`."""
     return read_struct(directory / "summary.json", _Summary).runs[0].counts
 
 
 def examples_per_second(directory: Location) -> float:
-    """Returns the rate of the first run of a directory of `finetune`, without compiling steps."""
+    """Returns the training speed of the first run of `finetune`, without compiling steps."""
     run = read_struct(directory / "summary.json", _Summary).runs[0]
     lines = read_metrics(directory / run.directory / METRICS_FILE)
     rates = [line["examples_per_second"] for line in lines if line["split"] == TRAIN]
@@ -77,7 +77,7 @@ def last_evaluation(directory: Location) -> Mapping[str, float]:
     """Returns the last eval line of a run's `metrics.jsonl`.
 
     Raises:
-        InputError: there is none, or it lacks the accuracy.
+        InputError: the file has no eval line, or the last one lacks the accuracy.
     """
     path = directory / METRICS_FILE
     lines = [line for line in read_metrics(path) if line["split"] == EVAL]

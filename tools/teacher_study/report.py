@@ -25,10 +25,11 @@ def read_report(study: Study) -> dict[str, Any]:
 
     Returns:
         `settings`; `machine`; `minutes`; `sizes`; `head`, the steps and the accuracy of the
-        teacher's new head, None where it had one; `models`, the teacher first, each with its
-        `role`, parameters, `scores` and `share_kept`, the mean over the tasks of its score over
-        the teacher's; `gains`, the differences to the baseline of the same start; `speed`, the
-        student's beside the teacher's; `sentences`, one for each distilled recipe, the best first.
+        teacher's new head, None if it had one; `models`, the teacher first, each with its
+        `role`, parameters, `scores` and `share_kept`, the mean over the tasks of the ratio of
+        its score to the teacher's; `gains`, the differences to the baseline of the same start;
+        `speed`, the speeds of the teacher and the student; `sentences`, one for each distilled
+        recipe, the best first.
     """
     columns = table.score_columns(study)
     models = [_teacher(study), *_students(study, columns)]
@@ -73,7 +74,7 @@ def _teacher(study: Study) -> dict[str, Any]:
         for seed in study.config.seeds
     ]
     scores = {name: spreads.spread([scores[name] for scores in values]) for name in values[0]}
-    # It is evaluated once.
+    # The teacher is evaluated once, so this score has no deviation.
     scores[f"{LIKE}/{ACCURACY}"]["std"] = None
     return {
         "key": TEACHER,
@@ -115,7 +116,7 @@ def _students(study: Study, columns: Sequence[Score]) -> Iterator[dict[str, Any]
 
 
 def _add_shares(models: Sequence[dict[str, Any]], tasks: Iterable[str]) -> None:
-    """Adds `share_kept` to models, over the tasks on which the teacher scores above 0."""
+    """Adds `share_kept` to models, a mean over the tasks on which the teacher scores above 0."""
     means = {task: models[0]["scores"][task]["mean"] for task in tasks}
     scored = {task: mean for task, mean in means.items() if mean > 0.0}
     for model in models:
@@ -138,7 +139,7 @@ def _gains(
 
 
 def _speed(study: Study) -> dict[str, Any]:
-    """Returns, of each computation, how many times the student is as fast as the teacher."""
+    """Returns the teacher's and the student's speed, and their ratio, for each computation."""
     inference = read_inference(study.inference_file)
     pairs = zip(inference.rows[::2], inference.rows[1::2], strict=True)
     return {
@@ -162,13 +163,15 @@ def _speed(study: Study) -> dict[str, Any]:
 
 
 def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) -> Iterator[str]:
-    """Yields "x% smaller, y% faster, z% kept" of each distilled recipe, the best first."""
+    """Yields "x% smaller, y% faster, z% kept" for each distilled recipe, the best first."""
     teacher, faster = models[0], 100.0 * (speed["rows"][0]["throughput"][0] - 1.0)
     (baseline,) = (model for model in models if model["role"] == BASELINE)
     distilled = [model for model in models if model["role"] == DISTILLED]
     for model in sorted(distilled, key=lambda model: -(model["share_kept"] or 0.0)):
         smaller = 100.0 * (1.0 - model["parameters"] / teacher["parameters"])
-        share, of_baseline = (_percent(either["share_kept"]) for either in (model, baseline))
+        share, of_baseline = (
+            _percent(model_or_baseline["share_kept"]) for model_or_baseline in (model, baseline)
+        )
         yield (
             f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {share} kept "
             f"(by labels alone: {of_baseline} kept)"
@@ -218,7 +221,7 @@ def _steps(model: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _describe(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the sentences, and what they rest on."""
+    """Yields the sentences, then the settings behind them."""
     for sentence in report["sentences"]:
         yield f"- {sentence}"
     yield ""
@@ -247,7 +250,7 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _no_help(report: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
-    """Yields, of each distilled student, the tasks on which it is not better."""
+    """Yields, for each distilled student, the tasks on which it is not better."""
     for gain in report["gains"]:
         tasks = [task for task in report["sizes"]["task_examples"] if task in gain["scores"]]
         unhelped = [

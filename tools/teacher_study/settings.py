@@ -10,7 +10,7 @@ from tools.finetuning import short_runs
 from tools.recipe_comparison.settings import StudentRunsConfig
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
-# Of a student, where neither the settings nor a budget decide.
+# The steps of a student if neither the settings nor a budget decide them.
 DEFAULT_STEPS = 600
 
 
@@ -20,7 +20,7 @@ def parse_duration(text: str) -> float:
     Example: `1h30m` is 5400.
 
     Raises:
-        InputError: it is no duration, or 0.
+        InputError: the text is not a duration, or the duration is 0.
     """
     match = _DURATION.fullmatch(text.strip())
     numbers = [float(number or 0) for number in match.groups()] if match else [0.0]
@@ -36,30 +36,30 @@ class StudyConfig(StudentRunsConfig):
 
     recipes: tuple[str, ...] = setting(
         ("roberta_wwm", "distilbert", "kl_divergence=1+masked_lm=1"),
-        "Recipes of the distilled students, as compare_recipes takes them, separated by commas. "
+        "Recipes of the distilled students, separated by commas, in the form of compare_recipes. "
         "The first also continues a base model.",
         parse=parse_words,
         decides_output=False,
     )
     num_train_steps: int | None = setting(
         None,
-        f"Steps of each student; {DEFAULT_STEPS} by default, or as many as fit in `budget`. A base "
-        "model is continued for half as many.",
+        f"Steps of each student; by default {DEFAULT_STEPS}, or the number that fits in `budget`. "
+        "A base model is continued for half of the steps.",
         low=2,
     )
     head_steps: int = setting(
         1_000,
-        "Steps of the head that a teacher without one gets; fewer where they are a tenth of "
-        "`budget`.",
+        "Training steps of a new head for a teacher without one; fewer if they would take more "
+        "than a tenth of `budget`.",
         low=1,
     )
     num_shards: int = setting(
-        128, "Training shards of the masked examples, of which as many as needed are used.", low=1
+        128, "Number of training shards of masked examples; only the needed ones are used.", low=1
     )
     budget: float | None = setting(
         None,
-        "Time for the whole, for example 30m or 4h: the first steps are measured, and everything "
-        "is made as large as fits. Then no recipe, task or seed can be added later.",
+        "Time for the whole study, for example 30m or 4h. The first steps are measured, and the "
+        "largest sizes that fit are chosen. No recipe, task or seed can be added later.",
         parse=parse_duration,
         low=1.0,
     )

@@ -1,14 +1,14 @@
-"""Sizes of a study that fit in a budget of time, from the costs of its first steps."""
+"""Sizes of a study that fit in a time budget, computed from the costs of its first steps."""
 
 import dataclasses
 from collections.abc import Mapping
 
-# Shares of the budget that a teacher's new head may take, and that are left for what was not
-# measured.
+# The share of the budget that a teacher's new head may take, and the share that is reserved for
+# unmeasured work.
 HEAD_SHARE, RESERVE = 0.1, 0.12
-# The fewest that still train a student, a head, or a task.
+# The smallest useful numbers of student steps, head steps and task examples.
 LEAST_STEPS, LEAST_HEAD_STEPS, LEAST_EXAMPLES = 20, 50, 64
-# The least share of the time that can be chosen which is for the students' steps.
+# The minimum share of the disposable time that goes to the students' steps.
 _STEPS_SHARE = 0.5
 
 
@@ -17,10 +17,10 @@ class TaskCost:
     """The costs of fine-tuning on a task.
 
     Attributes:
-        num_examples: training examples of a whole run.
-        num_epochs: passes over them.
-        fixed: seconds of all runs for what does not depend on the examples.
-        per_example: seconds of all runs for an example and pass.
+        num_examples: number of training examples of a full run.
+        num_epochs: passes over the examples.
+        fixed: seconds of all runs that do not depend on the number of examples.
+        per_example: seconds of all runs per example and pass.
     """
 
     num_examples: int
@@ -30,18 +30,18 @@ class TaskCost:
 
     @property
     def seconds(self) -> float:
-        """Seconds of whole runs besides the fixed ones."""
+        """Seconds of full runs without the fixed seconds."""
         return self.num_examples * self.num_epochs * self.per_example
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """The costs of all that is still to be made.
+    """The costs of the remaining work.
 
     Attributes:
-        fixed: seconds of all students and evaluations besides their steps.
-        per_step: seconds of a step of all students, with its teacher targets.
-        tasks: by name.
+        fixed: seconds of all students and evaluations without the training steps.
+        per_step: seconds of one step of all students, with its teacher targets.
+        tasks: the costs of tasks by name.
     """
 
     fixed: float
@@ -50,50 +50,50 @@ class Costs:
 
     @property
     def fixed_of_tasks(self) -> float:
-        """Seconds of all fine-tuning runs besides their steps."""
+        """Seconds of all fine-tuning runs without their steps."""
         return sum(cost.fixed for cost in self.tasks.values())
 
     def least_seconds(self, num_steps: int) -> float:
-        """Returns the seconds of so many steps, and of tasks with the fewest examples."""
-        of_tasks = sum(
+        """Returns the seconds of `num_steps` steps, and of tasks with the fewest examples."""
+        task_seconds = sum(
             min(LEAST_EXAMPLES, cost.num_examples) * cost.num_epochs * cost.per_example
             for cost in self.tasks.values()
         )
-        return self.fixed + self.fixed_of_tasks + num_steps * self.per_step + of_tasks
+        return self.fixed + self.fixed_of_tasks + num_steps * self.per_step + task_seconds
 
 
 def choose_head_steps(budget: float, step_seconds: float, most: int) -> int:
-    """Returns the steps of a teacher's new head: `most`, or fewer in a short budget."""
+    """Returns the number of steps of a teacher's new head: `most`, or fewer in a short budget."""
     steps = int(HEAD_SHARE * budget / step_seconds)
     return min(most, max(LEAST_HEAD_STEPS, steps))
 
 
 def choose_steps(left: float, costs: Costs) -> int:
-    """Returns the steps of each student.
+    """Returns the number of steps of each student.
 
-    At least half of the time that can be chosen is for them, and what the tasks do not need.
+    The steps get the disposable time that the tasks do not need, and at least half of it.
 
     Args:
-        left: seconds of the budget that are left.
-        costs: of all that is to come.
+        left: remaining seconds of the budget.
+        costs: costs of the remaining work.
 
-    Example: with 100 seconds left, of which 20 are fixed, tasks that need 10 and steps of half a
-    second, 140 steps are made.
+    Example: 100 seconds are left, of which 20 are fixed. The tasks need 10 seconds, and a step
+    takes half a second. The result is 140 steps.
     """
-    room = left - costs.fixed - costs.fixed_of_tasks
-    of_tasks = sum(cost.seconds for cost in costs.tasks.values())
-    seconds = max(_STEPS_SHARE * room, room - of_tasks)
+    disposable_seconds = left - costs.fixed - costs.fixed_of_tasks
+    task_seconds = sum(cost.seconds for cost in costs.tasks.values())
+    seconds = max(_STEPS_SHARE * disposable_seconds, disposable_seconds - task_seconds)
     return max(LEAST_STEPS, int(seconds / costs.per_step))
 
 
 def choose_examples(left: float, tasks: Mapping[str, TaskCost]) -> dict[str, int]:
-    """Returns the training examples of each task: the same share of each that fits in what is left.
+    """Returns the number of training examples of each task: an equal share that fits.
 
-    Example: with 60 seconds left and two tasks that need 40 and 60 seconds, the first of which
-    has 10 more fixed ones, half of the examples of each are used.
+    Example: 60 seconds are left. Two tasks need 40 and 60 seconds, and the first has 10 fixed
+    seconds more. Each task uses half of its examples.
     """
-    room = left - sum(cost.fixed for cost in tasks.values())
-    share = min(1.0, max(0.0, room / sum(cost.seconds for cost in tasks.values())))
+    disposable_seconds = left - sum(cost.fixed for cost in tasks.values())
+    share = min(1.0, max(0.0, disposable_seconds / sum(cost.seconds for cost in tasks.values())))
     return {
         name: min(cost.num_examples, max(LEAST_EXAMPLES, int(share * cost.num_examples)))
         for name, cost in tasks.items()

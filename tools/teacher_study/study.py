@@ -1,4 +1,4 @@
-"""The steps of a study, in order, and the probe that measures them for a budget."""
+"""The ordered steps of a study, and the probe that measures their costs for a budget."""
 
 import dataclasses
 import functools
@@ -23,21 +23,21 @@ from tools.teacher_study.sizes import Costs, TaskCost
 TEACHER = "teacher"
 _HEAD_LEARNING_RATE = 2e-3
 _EVAL_FRACTION = 0.02
-# Training examples of a task in the probe, a few batches.
+# The number of training examples of a task in the probe: a few batches.
 _PROBE_EXAMPLES = 256
-# Steps of each measurement for a budget: a precise ratio is worth less than the time.
+# The number of timed steps with a budget: saving time matters more than a precise ratio.
 _PROBE_STEPS = 5
-# Seconds of the last table, latency and throughput.
+# The seconds of the last step, which measures latency and throughput.
 _INFERENCE_SECONDS = 60.0
 _INFERENCE_REPEATS = 10
 
 
 class Probe(StudentRuns):
-    """A study of one step, one seed and the baseline alone, which is measured.
+    """A measured study with one step, one seed and only the baseline student.
 
     Args:
-        study: the study that it is a probe of.
-        clock: of the study.
+        study: the study whose costs it measures.
+        clock: the clock of the study.
     """
 
     def __init__(self, study: "Study", clock: Clock) -> None:
@@ -49,26 +49,26 @@ class Probe(StudentRuns):
 
     @property
     def cells(self) -> list[Cell]:
-        """The baseline."""
+        """The baseline student of the first seed."""
         return [Cell(self.mixes[0], self.config.seeds[0])]
 
     def num_train_steps(self, cell: Cell) -> int:
-        """One."""
+        """Returns 1."""
         del cell
         return 1
 
     def task_changes(self, task: str) -> dict[str, Any]:
-        """A few batches, each of which is logged."""
+        """Returns the settings of a run of a few batches, each of which is logged."""
         del task
         return {"max_train_examples": _PROBE_EXAMPLES, "num_train_epochs": 1.0, "log_steps": 1}
 
     @property
     def timed_steps(self) -> int:
-        """A few."""
+        """A few steps, to save time."""
         return _PROBE_STEPS
 
     def judge(self, text: str) -> Location:
-        """Returns that of the study."""
+        """Returns the evaluation cache of the study."""
         return self._study.judge(text)
 
     def steps(self) -> Iterator[Step]:
@@ -87,29 +87,34 @@ class Probe(StudentRuns):
             yield from self.finetune_steps(task)
 
     def costs(self, cells: Sequence[Cell]) -> Costs:
-        """Returns what a study of some students costs, once all steps are made."""
+        """Returns the costs of a study with these students, after all steps of the probe."""
         (probed,) = self.cells
-        once = self._seconds(self.student(probed) / "config.json")
+        seconds_per_process = self._seconds(self.student(probed) / "config.json")
         evaluation = self._seconds(self.scores_file(probed))
         seconds = {mix.key: self.step_time_file(mix).read_json()["seconds"] for mix in self.mixes}
         per_step = sum(
             seconds[cell.mix.key] / (1 if cell.base is None else 2) for cell in cells
         ) + self.config.train_batch_size * sum(
-            self._seconds_per_target(self.work / "caches" / spec.key, once)
+            self._seconds_per_target(self.work / "caches" / spec.key, seconds_per_process)
             for spec in self.cache_specs
         )
-        fixed = len(cells) * (once + evaluation) + len(self.cache_specs) * once
+        fixed = (
+            len(cells) * (seconds_per_process + evaluation)
+            + len(self.cache_specs) * seconds_per_process
+        )
         tasks = {task: self._task_cost(task, len(cells)) for task in self.config.tasks}
         return Costs(fixed, per_step, tasks)
 
     def _seconds(self, result: Location) -> float:
-        """Returns the seconds of a step; where it ended after the tool was killed, of another."""
+        """Returns the seconds of a step; of the baseline's timing if the step was not timed."""
         return self._clock.seconds(result) or self._clock.seconds(self._baseline_file)
 
-    def _seconds_per_target(self, cache: Location, once: float) -> float:
-        """Returns the teacher's seconds for an example, without those of a process's begin."""
+    def _seconds_per_target(self, cache: Location, process_seconds: float) -> float:
+        """Returns the teacher's seconds per example, without the start of its process."""
         seconds = self._seconds(cache / manifests.MANIFEST_FILE)
-        return max(seconds - once, seconds / 4) / manifests.load(cache).num_examples(TRAIN)
+        return max(seconds - process_seconds, seconds / 4) / manifests.load(cache).num_examples(
+            TRAIN
+        )
 
     def _task_cost(self, task: str, num_students: int) -> TaskCost:
         (probed,) = self.cells
@@ -118,24 +123,24 @@ class Probe(StudentRuns):
         for key, count in ((TEACHER, seeds), (probed.key, num_students)):
             directory = self.task_directory(key, task)
             counts = read_task_counts(directory)
-            own = counts.num_train_inputs / examples_per_second(directory)
-            fixed += count * max(0.0, self._seconds(directory / "summary.json") - own)
-            per_example += count * own / counts.num_train_examples
+            training_seconds = counts.num_train_inputs / examples_per_second(directory)
+            fixed += count * max(0.0, self._seconds(directory / "summary.json") - training_seconds)
+            per_example += count * training_seconds / counts.num_train_examples
         settings = short_runs.task_settings(task)
         folder = self.config.tasks[task]
         rows = len(read_split(load_task(task), folder, TRAIN, skip_bad_rows=True).examples)
-        most = min(rows, settings.max_train_examples or rows)
-        return TaskCost(most, settings.num_train_epochs, fixed, per_example)
+        num_examples = min(rows, settings.max_train_examples or rows)
+        return TaskCost(num_examples, settings.num_train_epochs, fixed, per_example)
 
 
 class Study(StudentRuns):
     """A study of a teacher.
 
     Args:
-        config: of the tool.
-        mixes: that of labels alone first, the baseline; then those that are distilled.
-        student_layers: of the students.
-        has_head: whether the teacher has a masked-LM head; else it gets one.
+        config: the settings of the tool.
+        mixes: the baseline first, which has labels only; then the mixes that distill.
+        student_layers: number of layers of the students.
+        has_head: whether the teacher has a masked-LM head; otherwise the study trains one.
     """
 
     def __init__(
@@ -150,22 +155,22 @@ class Study(StudentRuns):
 
     @property
     def baseline(self) -> Mix:
-        """The labels alone."""
+        """The mix with labels only."""
         return self.mixes[0]
 
     @property
     def cells(self) -> list[Cell]:
-        """All students; those that continue a baseline last."""
-        more = (self.mixes[1], self.baseline)
+        """All students; those that continue a baseline student stand last."""
+        continuing_mixes = (self.mixes[1], self.baseline)
         return [Cell(mix, seed) for seed in self.config.seeds for mix in self.mixes] + [
-            Cell(mix, seed, self.baseline) for seed in self.config.seeds for mix in more
+            Cell(mix, seed, self.baseline) for seed in self.config.seeds for mix in continuing_mixes
         ]
 
     def claim(self) -> None:
-        """Marks the directory as of this study.
+        """Reserves the directory for this study.
 
         Raises:
-            InputError: results of other settings are there.
+            InputError: the directory contains results of other settings.
         """
         self._claim(self.config.request(), "study")
 
@@ -180,17 +185,17 @@ class Study(StudentRuns):
 
     @property
     def eval_fraction(self) -> float:
-        """Share of the documents that students are evaluated on, and that the teacher reads."""
+        """Share of documents for evaluation."""
         return _EVAL_FRACTION
 
     @property
     def timed_steps(self) -> int:
-        """See `StudentRuns`; a few for a budget."""
+        """See `StudentRuns`; fewer with a budget."""
         return super().timed_steps if self.config.budget is None else _PROBE_STEPS
 
     @property
     def common_steps(self) -> int:
-        """Steps of each student."""
+        """Number of steps of each student."""
         if self.config.num_train_steps is not None:
             return self.config.num_train_steps
         if self.config.budget is None:
@@ -199,15 +204,15 @@ class Study(StudentRuns):
 
     @property
     def head_steps(self) -> int:
-        """Steps of a teacher's new head."""
+        """Number of training steps of a teacher's new head."""
         if self.config.budget is None:
             return self.config.head_steps
         return self._head_file.read_json()["num_train_steps"]
 
     def step_time_ratio(self, mix: Mix) -> float:
         """Returns the step time of a mix as a multiple of the baseline's."""
-        measured = self if self.config.budget is None else self._probe
-        return measured.step_time_file(mix).read_json()["ratio"]
+        timed_runs = self if self.config.budget is None else self._probe
+        return timed_runs.step_time_file(mix).read_json()["ratio"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
         """Returns the number of examples that fits in the budget."""
@@ -217,12 +222,12 @@ class Study(StudentRuns):
         return {"max_train_examples": examples[short_runs.task_name(task)]}
 
     def training_data(self, *, live: bool) -> Location:
-        """Returns as many masked examples, or windows, as the steps read."""
+        """Returns the directory of the masked examples, or windows, that the steps read."""
         return self.work / ("train_windows" if live else "train_examples")
 
     @property
     def inference_file(self) -> Location:
-        """The file of the table of latency and throughput."""
+        """The file with the table of latency and throughput."""
         return self.work / "inference.json"
 
     @property
@@ -301,7 +306,7 @@ class Study(StudentRuns):
 
     @property
     def _seconds_left(self) -> float:
-        """Seconds of the budget that may still be used, without the last table's."""
+        """Remaining seconds of the budget, without the reserve and the last step."""
         usable = (1.0 - sizes.RESERVE) * self.config.budget
         return usable - self.clock.total - _INFERENCE_SECONDS
 
@@ -331,7 +336,7 @@ class Study(StudentRuns):
         path.write_json(chosen)
 
     def _take_data(self, *, live: bool) -> None:
-        """Makes a directory of the first shards of the data, as many as the steps read."""
+        """Makes a directory of the first shards of the data that cover the steps."""
         source = self.work / ("windows" if live else "examples")
         needed = self.common_steps * self.config.train_batch_size
         shards = manifests.load(source).splits[TRAIN]
