@@ -2,16 +2,16 @@
 
 offline_distill benchmark_inference --models=TEACHER,STUDENT --seq_length=512
 
-The table of DistilRuBERT: random sequences, one at a time (latency) and 16 at a time
-(throughput), and the size of the weights. What is timed ends with the encoder's last hidden
-states, which every task needs; a head, such as a vocabulary's, comes on top. Sequences have
-no padding; they come from NumPy, and results go back to it, within the time.
+The table follows DistilRuBERT's: random sequences, one at a time (latency) and 16 at a time
+(throughput), and the size of the weights. The time includes the encoder up to its last hidden
+states, which every task needs, and excludes any head. Sequences have no padding. The time
+includes the transfer of inputs from NumPy and of results to NumPy.
 
-Computed are float32, mixed_bfloat16 where the device has instructions for it, and int8:
-weights of 8 bits through LiteRT, on the CPU from a TensorFlow process (left out, and said
-so, without ai-edge-litert). A GPU is measured first, where there is one, then the CPU.
-Models run in turns; ratios are to the first, of the runs of one turn, as medians with the
-smallest and the largest. MB are 10⁶ bytes, of the weights file or the LiteRT file.
+The computations are float32, mixed_bfloat16 if the device has instructions for it, and int8:
+weights of 8 bits through LiteRT, on the CPU and in a TensorFlow process. Without ai-edge-litert,
+int8 is left out with a note. A GPU is measured first, if present, then the CPU. Models run in
+turns. Ratios compare a model with the first model in the same turn; the table has their median,
+smallest and largest value. MB are 10⁶ bytes, of the weights file or the LiteRT file.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ class BenchmarkConfig(Settings):
 
     models: tuple[Location, ...] = setting(
         dataclasses.MISSING,
-        "Model directories or models of the hub, the teacher first, separated by commas.",
+        "Model directories or models on the hub, separated by commas, the teacher first.",
         parse=parse_words,
         hub_files=hub_id.MODEL,
     )
-    seq_length: int = setting(512, "Tokens of a sequence.", low=1)
-    batch_size: int = setting(16, "Sequences at a time, for the throughput.", low=1)
-    repeats: int = setting(10, "Turns.", low=1)
+    seq_length: int = setting(512, "Tokens per sequence.", low=1)
+    batch_size: int = setting(16, "Sequences per batch for the throughput.", low=1)
+    repeats: int = setting(10, "Number of timed turns.", low=1)
     computations: tuple[str, ...] = setting(
         COMPUTATIONS,
         "Computations to measure, separated by commas.",
@@ -75,8 +75,8 @@ class Model:
     """One of the models.
 
     Attributes:
-        name: for people, no other has it.
-        source: where it lies.
+        name: a unique name for the table.
+        source: the model directory.
     """
 
     name: str
@@ -84,19 +84,19 @@ class Model:
 
     @property
     def megabytes(self) -> float:
-        """Of the files that hold its weights."""
+        """Size of the files with its weights, in 10⁶ bytes."""
         return sum(path.stat().st_size for path in self.source.weight_files) / 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Figures of the turns.
+    """Summary of a model's figures over all turns.
 
     Attributes:
-        median: of the turns.
-        smallest: of them.
-        largest: of them.
-        compared: how many times better than the first model.
+        median: the median.
+        smallest: the smallest figure.
+        largest: the largest figure.
+        compared: the comparison with the first model.
     """
 
     median: float
@@ -105,7 +105,7 @@ class Measured:
     compared: measurement.Row
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the figures; `times_better` has the median and the ends."""
+        """Returns the figures; `times_better` has the median, smallest and largest ratio."""
         return {
             "median": self.median,
             "smallest": self.smallest,
@@ -116,16 +116,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """One model, computed in one way.
+    """The speed of one model with one computation.
 
     Attributes:
-        model: its name.
-        device: Keras's name of what computes.
+        model: the model's name.
+        device: Keras's name of the device.
         computation: one of `COMPUTATIONS`.
-        parameters: of encoder and head.
-        megabytes: of its weights.
-        latency: seconds of one sequence; compared with the first model's.
-        throughput: sequences a second; compared likewise.
+        parameters: number of parameters of encoder and head.
+        megabytes: size of the weights.
+        latency: seconds per sequence.
+        throughput: sequences per second.
     """
 
     model: str
@@ -140,17 +140,17 @@ class Speed:
 def measured(
     figures: Sequence[float], first: Sequence[float], *, larger_is_better: bool
 ) -> Measured:
-    """Returns one model's figures, turn by turn, beside those of the first model."""
+    """Returns the summary of a model's figures, compared turn by turn with the first model."""
     pairs = list(zip(figures, first, strict=True))
     compared = measurement.compare_pairs(pairs, is_rate=larger_is_better, name="", unit="")
     return Measured(statistics.median(figures), min(figures), max(figures), compared)
 
 
 def find_models(config: BenchmarkConfig) -> list[Model]:
-    """Finds the models, and names those of one name by their paths.
+    """Finds the models; models that share a name are named by their paths.
 
     Raises:
-        InputError: one is no model, has no weights or too few positions.
+        InputError: a directory is not a model, or has no weights or too few positions.
     """
     names = [hub_id.name_of(path.resolve()) for path in config.models]
     models = []
@@ -169,12 +169,12 @@ def find_models(config: BenchmarkConfig) -> list[Model]:
 def choose_computations(
     wanted: Sequence[str], devices: Sequence[str], backend: str
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns what is computed, as (device, computation), and lines on what is left out.
+    """Returns pairs of a device and a computation, and lines about computations left out.
 
     Args:
         wanted: some of `COMPUTATIONS`.
-        devices: Keras's names.
-        backend: Keras's.
+        devices: Keras's device names.
+        backend: the name of Keras's backend.
     """
     others = [device for device in devices if not device.startswith("cpu")]
     chosen, notes = [], []
@@ -184,20 +184,20 @@ def choose_computations(
             if reason is None:
                 chosen.append((device, computation))
             else:
-                notes.append(f"{computation} on {device}: left out, as {reason}")
+                notes.append(f"{computation} on {device}: left out because {reason}")
     return chosen, notes
 
 
 def _why_not(device: str, computation: str, backend: str) -> str | None:
-    """Returns why something is not computed; None where it is."""
+    """Returns the reason to leave a computation out; None if it can run."""
     if computation == compute_dtype.BFLOAT16:
-        found, reason = compute_dtype.detect([device])
-        return None if found == computation else reason
+        supported_dtype, reason = compute_dtype.detect([device])
+        return None if supported_dtype == computation else reason
     if computation == INT8:
         if not device.startswith("cpu"):
-            return "LiteRT computes on the CPU here"
+            return "LiteRT runs only on the CPU here"
         if backend != "tensorflow":
-            return "a LiteRT model is made from a TensorFlow process (--backend=tensorflow)"
+            return "conversion to LiteRT needs a TensorFlow process (--backend=tensorflow)"
         missing = formats.missing_packages([formats.LITERT_INT8])
         if missing:
             return f"{', '.join(missing)} is not installed (pip install '.[export]')"
@@ -207,14 +207,14 @@ def _why_not(device: str, computation: str, backend: str) -> str | None:
 def measure(
     models: Sequence[Model], device: str, computation: str, batches: Batches, *, repeats: int
 ) -> list[Speed]:
-    """Measures all models in turns, computed in one way.
+    """Measures all models in turns with one computation.
 
     Args:
-        models: the first is what others are compared with.
-        device: Keras's name.
+        models: the models; the others are compared with the first.
+        device: Keras's name of the device.
         computation: one of `COMPUTATIONS`.
-        batches: what is computed.
-        repeats: turns.
+        batches: the inputs.
+        repeats: number of timed turns.
     """
     forwards, sizes = zip(*(_build(model, device, computation) for model in models), strict=True)
     calls = [
@@ -242,16 +242,16 @@ def measure(
 
 
 def _build(model: Model, device: str, computation: str) -> tuple[Forward, float]:
-    """Returns what computes a model, and the size of its file in MB."""
+    """Returns the forward function of a model, and the size of its file in MB."""
     if computation == INT8:
         return inference_programs.litert_forward(model.source)
     return inference_programs.keras_forward(model.source, device, computation), model.megabytes
 
 
 def _cells(speed: Speed) -> list[str]:
-    def times_better(one: Measured) -> str:
-        low, high = one.compared.spread
-        return f"{one.compared.ratio:.2f} ({low:.2f}-{high:.2f})"
+    def times_better(figures: Measured) -> str:
+        low, high = figures.compared.spread
+        return f"{figures.compared.ratio:.2f} ({low:.2f}-{high:.2f})"
 
     latency, throughput = speed.latency, speed.throughput
     return [
@@ -274,7 +274,7 @@ def table(speeds: Sequence[Speed]) -> str:
 
 
 def to_json(speed: Speed) -> dict[str, Any]:
-    """Returns the fields; what was measured as `Measured.to_json`."""
+    """Returns the fields as JSON values, with `Measured.to_json` for the figures."""
     fields = {field.name: getattr(speed, field.name) for field in dataclasses.fields(speed)}
     return fields | {"latency": speed.latency.to_json(), "throughput": speed.throughput.to_json()}
 

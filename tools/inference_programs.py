@@ -1,4 +1,4 @@
-"""An encoder's forward pass, computed in one way."""
+"""Compiled forward passes of an encoder, on a device and with a precision."""
 
 import dataclasses
 import pathlib
@@ -18,9 +18,9 @@ from pipeline.models.formats.model_directory import (
 from pipeline.models.weight_names import encoder_table
 
 Arrays = dict[str, np.ndarray]
-# Computes a batch, and has the result as NumPy arrays.
+# Maps a batch to the result as NumPy arrays.
 Forward = Callable[[Mapping[str, np.ndarray]], Any]
-# From the last hidden states [B, L, D] and the mask [B, L] to what is kept of them.
+# Maps the last hidden states [B, L, D] and the mask [B, L] to the result of a forward pass.
 Keep = Callable[[Any, Any], Any]
 _SEED = 12345
 _INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
@@ -28,29 +28,29 @@ _INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The random sequences that are computed.
+    """Random input sequences.
 
     Attributes:
-        seq_length: tokens of each, L.
-        size: sequences at a time for the throughput.
+        seq_length: L, the number of tokens of a sequence.
+        size: sequences per batch for the throughput.
     """
 
     seq_length: int
     size: int
 
     def draw(self, num_sequences: int, vocab_size: int) -> Arrays:
-        """Returns sequences without padding, int32 [B, L] by BERT's names."""
+        """Returns sequences without padding, int32 [B, L], under BERT's names."""
         shape = (num_sequences, self.seq_length)
-        random = seeding.stream(_SEED, "sequences", num_sequences)
+        rng = seeding.stream(_SEED, "sequences", num_sequences)
         return {
-            records.INPUT_IDS: random.integers(0, vocab_size, shape, dtype=np.int32),
+            records.INPUT_IDS: rng.integers(0, vocab_size, shape, dtype=np.int32),
             records.INPUT_MASK: np.ones(shape, np.int32),
             records.SEGMENT_IDS: np.zeros(shape, np.int32),
         }
 
 
 def _load(source: ModelSource, dtype: str) -> Any:
-    """Loads a model's encoder; the head, which is not computed, is random."""
+    """Loads a model's encoder; the head, which is never computed, has random weights."""
     from pipeline.models.masked_lm import MaskedLM
 
     model = MaskedLM(source.config, dtype=dtype)
@@ -73,10 +73,10 @@ def keras_forward(
     """Loads a model and compiles its encoder.
 
     Args:
-        source: has weights.
-        device: Keras's name of what computes.
+        source: a model directory with weights.
+        device: Keras's name of the device.
         compute_dtype: name of a dtype policy.
-        keep: by default all of the last hidden states, float32 [B, L, D].
+        keep: computes the result; by default the last hidden states, float32 [B, L, D].
     """
     import keras
 
@@ -113,7 +113,8 @@ def _tensorflow_forward(model: Any, device: str, keep: Keep) -> Forward:
 
     @tf.function(input_signature=[signature])
     def forward(batch):
-        # Within the graph, which else goes to a GPU whatever is said outside.
+        # The device must be set inside the graph. Otherwise the graph runs on a GPU, whatever
+        # device is set outside.
         with tf.device(device):
             states = model.encoder(batch, training=False)[records.HIDDEN_STATES]
             return keep(states[-1], batch[records.INPUT_MASK])
@@ -125,7 +126,7 @@ def litert_forward(source: ModelSource) -> tuple[Forward, float]:
     """Converts a model's encoder to LiteRT with weights of 8 bits.
 
     Returns:
-        what computes it on all processors; and the file's size, 10⁶ bytes.
+        the forward function, which uses all processors, and the size of the file in 10⁶ bytes.
 
     Raises:
         ExportError: LiteRT lacks an operation.
@@ -138,5 +139,5 @@ def litert_forward(source: ModelSource) -> tuple[Forward, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / litert.MODEL_FILE
         path.write_bytes(content)
-        # It is in memory from here on.
+        # The loaded model is in memory, so the temporary file is no longer needed.
         return litert.load(program, path), len(content) / 1e6

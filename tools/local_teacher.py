@@ -1,4 +1,4 @@
-"""Small teachers that are trained from nothing, where no real one is at hand."""
+"""Small teachers trained from scratch, for use without a pre-trained teacher."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from tools import quickstart_teacher_init
 from tools.commands import Step, run_command
 
 _SEED = 12345
-# Longer inputs than those that a teacher of minutes is trained on.
+# More positions than the inputs of its short training have.
 _POSITIONS = 128
 BATCH_SIZE = 64
 LOG_STEPS = 10
 
 
 def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int) -> EncoderConfig:
-    """Returns the configuration of a small BERT of four heads for the inputs of a directory."""
+    """Returns the configuration of a small BERT with four heads for the inputs of a directory."""
     return EncoderConfig(
         vocab_size=manifest.vocab.size,
         hidden_size=hidden_size,
@@ -41,14 +41,14 @@ def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int
 def write_start(
     examples_dir: Location, directory: Location, config: EncoderConfig, *, seed: int
 ) -> None:
-    """Writes weights from which a small model learns within minutes, as a model directory.
+    """Writes a model directory with initial weights from which a model learns within minutes.
 
     Args:
-        examples_dir: masked examples or unmasked windows: tokens are counted in
-            the first shard of their train split.
-        directory: where the model goes.
-        config: from `local_config`.
-        seed: of the random numbers among the weights.
+        examples_dir: masked examples or unmasked windows. Tokens are counted in the first
+            shard of the train split.
+        directory: the model directory to write.
+        config: the configuration from `local_config`.
+        seed: seed of the random weights.
     """
     manifest = manifests.load(examples_dir)
     path = examples_dir / manifest.splits[manifests.TRAIN][0].file
@@ -69,11 +69,11 @@ class LocalTraining:
     """The training of a teacher of 4 layers × 192 on a directory of examples or windows.
 
     Attributes:
-        examples: the directory.
-        start: directory for the first weights.
+        examples: the directory of examples or windows.
+        start: directory for the initial weights.
         teacher: directory for the teacher.
-        num_steps: of its training.
-        compute_dtype: as of `run_distill`.
+        num_steps: number of training steps.
+        compute_dtype: the setting of `run_distill`.
     """
 
     examples: Location
@@ -83,7 +83,7 @@ class LocalTraining:
     compute_dtype: str
 
     def steps(self) -> list[Step]:
-        """Returns the steps, in order."""
+        """Returns the ordered steps."""
         return [
             Step("a teacher's first weights", self.start / "config.json", self._make_start),
             Step("training the teacher", self.teacher / "config.json", self._train),

@@ -1,4 +1,4 @@
-"""Measurements side by side, their targets, and a description of the machine."""
+"""Comparative measurements, their targets, and a description of the machine."""
 
 import dataclasses
 import importlib.metadata
@@ -23,9 +23,9 @@ _PACKAGES = (
     "ai-edge-litert",
     "onnxruntime",
 )
-# Instructions that decide how fast a teacher is.
+# Processor instructions that decide the speed of a teacher.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-# Kinds of machines whose ratios differ, by the best instructions that they have.
+# Machine kinds, between which ratios differ, by their best instructions.
 _KINDS = {
     "amx_bf16": "AMX-BF16",
     "avx512_bf16": "AVX-512-BF16",
@@ -41,16 +41,16 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: what was measured.
-        unit: of both figures.
-        ours: the figure here, a median.
-        against: what it is compared with; empty where it stands alone.
-        baseline: the other's figure, a median; None where there is none.
-        ratio: how many times better than the other; the median of the pairs' ratios.
+        name: the quantity that was measured.
+        unit: the unit of both figures.
+        ours: the median figure of this project.
+        against: the name of the baseline; empty without one.
+        baseline: the median figure of the baseline; None without one.
+        ratio: factor by which `ours` is better than the baseline, the median over pairs.
         spread: the smallest and the largest ratio of a pair.
-        least_ratio: the target of the ratio, if there is one.
-        most: the target of the figure itself, if there is one: no more than that.
-        note: what else is to be known of it.
+        least_ratio: the minimum of the ratio; None without a target.
+        most: the maximum of `ours`; None without a target.
+        note: an explanation.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the targets are met; None where there is none."""
+        """Whether all targets are met; None without targets."""
         checks = []
         if self.least_ratio is not None:
             checks.append(self.ratio is not None and self.ratio >= self.least_ratio)
@@ -82,15 +82,17 @@ class Row:
 def compare(
     ours: Callable[[], float], baseline: Callable[[], float], repeats: int, **fields: Any
 ) -> Row:
-    """Calls two measurements in turns, so that whatever else the machine does meets both.
+    """Calls two measurements in turns, so that other load on the machine affects both.
 
-    Example: seconds 2.0 and 2.2 against 4.0 and 4.4 make 2.1 and 4.2, a ratio of 2.
+    Example: 2.0 and 2.2 seconds against 4.0 and 4.4 seconds give the medians 2.1 and 4.2, and
+    a ratio of 2.
 
     Args:
-        ours: returns a figure.
-        baseline: returns the other's.
-        repeats: of each.
-        **fields: the rest of `Row`; of a rate, of which more is better, the `unit` ends in `/s`.
+        ours: returns a figure of this project.
+        baseline: returns a figure of the baseline.
+        repeats: number of calls of each.
+        **fields: the other fields of `Row`. A `unit` that ends in `/s` marks a rate, of which
+            larger values are better.
     """
     pairs = [(ours(), baseline()) for _ in range(repeats)]
     return compare_pairs(pairs, is_rate=fields["unit"].endswith("/s"), **fields)
@@ -100,14 +102,14 @@ def compare_pairs(pairs: Sequence[tuple[float, float]], *, is_rate: bool, **fiel
     """Compares figures that were measured in turns.
 
     Args:
-        pairs: a figure and the baseline's of the same turn.
-        is_rate: whether more is better.
-        **fields: the rest of `Row`.
+        pairs: for each turn, the figure of this project and that of the baseline.
+        is_rate: whether larger values are better.
+        **fields: the other fields of `Row`.
     """
-    ratios = [one / other if is_rate else other / one for one, other in pairs]
+    ratios = [ours / baseline if is_rate else baseline / ours for ours, baseline in pairs]
     return Row(
-        ours=statistics.median(one for one, _ in pairs),
-        baseline=statistics.median(other for _, other in pairs),
+        ours=statistics.median(ours for ours, _ in pairs),
+        baseline=statistics.median(baseline for _, baseline in pairs),
         ratio=statistics.median(ratios),
         spread=(min(ratios), max(ratios)),
         **fields,
@@ -117,23 +119,23 @@ def compare_pairs(pairs: Sequence[tuple[float, float]], *, is_rate: bool, **fiel
 def in_turns(
     calls: Sequence[Callable[[], Any]], repeats: int, *, warm_up: int = 3
 ) -> list[list[float]]:
-    """Times calls one after another, again and again, so that whatever else happens meets all.
+    """Times calls in turns, so that other load on the machine affects all of them.
 
-    Returns the seconds of each call, run by run. The calls of the warm-up are not timed: they
-    compile, and fill caches.
+    Returns the seconds of all timed runs of each call. Warm-up runs compile and fill caches,
+    and are not timed.
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(warm_up + repeats):
-        for call, taken in zip(calls, times, strict=True):
-            begun = time.perf_counter()
+        for call, call_times in zip(calls, times, strict=True):
+            start_time = time.perf_counter()
             call()
             if turn >= warm_up:
-                taken.append(time.perf_counter() - begun)
+                call_times.append(time.perf_counter() - start_time)
     return times
 
 
 def _proc(path: str, name: str) -> str | None:
-    """Returns the first value of a name in a file of `/proc`; None where there is none."""
+    """Returns the first value of a name in a file of `/proc`; None if it has none."""
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
@@ -153,13 +155,13 @@ def _version(package: str) -> str | None:
 
 
 def machine_kind(instructions: Sequence[str]) -> str:
-    """Returns the kind of a machine, within which ratios may be compared."""
+    """Returns the kind of a machine; ratios are comparable within a kind."""
     kinds = (kind for name, kind in _KINDS.items() if name in instructions)
     return next(kinds, platform.machine())
 
 
 def describe_machine() -> dict[str, object]:
-    """Returns the processor, its kind and instructions, memory, and versions of what computes."""
+    """Returns the processor, its kind and instructions, the memory and the package versions."""
     flags = (_proc("/proc/cpuinfo", "flags") or _proc("/proc/cpuinfo", "Features") or "").split()
     instructions = [name for name in _INSTRUCTIONS if name in flags]
     memory = _proc("/proc/meminfo", "MemTotal")

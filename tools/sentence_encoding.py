@@ -1,4 +1,4 @@
-"""Vectors of texts, by a model's encoder, and how well their cosines follow given similarities."""
+"""Text vectors from a model's encoder, and correlations of cosines with given similarities."""
 
 import dataclasses
 import functools
@@ -19,22 +19,22 @@ from tools.finetuning.task_files import TaskExample
 from tools.inference_programs import Forward
 from tools.sentence_layout import SentenceLayout
 
-# Texts that are in memory at once, sorted by length.
+# The number of texts in memory at once, sorted by length.
 _BLOCK = 4096
-# Cosines of vectors of zeros are 0.
+# The minimum of a denominator, which makes cosines of zero vectors 0.
 _LEAST_NORM = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """Makes the inputs of a model from texts.
+    """Encodes texts with a model.
 
     Attributes:
         source: the model.
-        tokenizer: the model's.
-        layout: how a text becomes a vector.
-        max_seq_length: tokens that a text is cut to.
-        batch_size: texts of a batch.
+        tokenizer: the model's tokenizer.
+        layout: the pooling and normalization of vectors.
+        max_seq_length: maximum number of tokens; longer texts are truncated.
+        batch_size: texts per batch.
     """
 
     source: ModelSource
@@ -45,12 +45,12 @@ class TextReader:
 
     @property
     def hidden_size(self) -> int:
-        """D of the vectors."""
+        """D, the size of the vectors."""
         return self.source.config.hidden_size
 
     def compile(self, device: str, compute_dtype: str) -> Forward:
-        """Loads the encoder, and returns what computes the vectors of a batch, float32 [B, D]."""
-        # Imports Keras, after everything that a user may have got wrong.
+        """Returns the compiled function from a batch to its vectors, float32 [B, D]."""
+        # Keras is imported only here, so that invalid settings are reported without it.
         from pipeline.models import embeddings
 
         layout = self.layout
@@ -62,18 +62,18 @@ class TextReader:
     def encode(
         self, forward: Forward, texts: Iterable[str], bar: tqdm.tqdm
     ) -> Iterator[np.ndarray]:
-        """Yields the vectors of texts, block by block, in their order: float32 [texts, D].
+        """Yields the vectors of texts block by block, in their order, float32 [texts, D].
 
         Args:
             forward: from `compile`.
-            texts: any number.
-            bar: told of texts that are done.
+            texts: any number of texts.
+            bar: progress bar that counts the texts done.
 
         Raises:
             InputError: the model returns NaN or infinity.
         """
-        rest = iter(texts)
-        while block := list(itertools.islice(rest, _BLOCK)):
+        text_iterator = iter(texts)
+        while block := list(itertools.islice(text_iterator, _BLOCK)):
             yield self._encode_block(forward, block, bar)
 
     def _encode_block(self, forward: Forward, texts: Sequence[str], bar: tqdm.tqdm) -> np.ndarray:
@@ -99,9 +99,9 @@ class TextReader:
 
 
 def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns the cosines of vectors, float64 [N], of float [N, D] each; 0 for a vector of zeros.
+    """Returns the cosines of two arrays of vectors, float [N, D], as float64 [N].
 
-    Example: of [3, 4] and [4, 3] it is 0.96.
+    The cosine with a zero vector is 0. Example: the cosine of [3, 4] and [4, 3] is 0.96.
     """
     first, second = (side.astype(np.float64) for side in (first, second))
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
@@ -109,7 +109,11 @@ def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def expect_similarities(spec: TaskSpec) -> None:
-    """Raises InputError unless a task has pairs of texts with a number each."""
+    """Checks that a task consists of pairs of texts with a number each.
+
+    Raises:
+        InputError: the task has another kind or another number of texts.
+    """
     if spec.kind != REGRESSION or len(spec.text_fields) != 2:
         expected = "a task of kind regression with two texts, for example stsb"
         received = f"{spec.name} of kind {spec.kind} with {len(spec.text_fields)}"

@@ -1,4 +1,4 @@
-"""Directories that `sentence-transformers` loads: a model, and how its states become vectors."""
+"""The files of `sentence-transformers` directories: pooling and normalization of a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,20 +28,20 @@ _MODE_KEYS: Mapping[str, str] = {
     "mean": "pooling_mode_mean_tokens",
 }
 _MODE_KEY = "pooling_mode"
-# Of modes that are not known here, so that readers of any version take them as off.
+# Keys of other pooling modes. They are written as off, for readers of any version.
 _OTHER_MODES = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceLayout:
-    """The way from a text to a vector.
+    """The settings that turn a text into a vector.
 
     Attributes:
-        pooling: of the last hidden states, one of `data_specs.records.POOLINGS`.
+        pooling: pooling of the last hidden states, one of `data_specs.records.POOLINGS`.
         normalize: whether vectors have length 1.
-        max_seq_length: tokens that a text is cut to, if the model has as many positions; None for
-            these.
-        lower_case: whether texts are in lower case before the tokenizer reads them.
+        max_seq_length: maximum number of tokens of a text, if the model has enough positions;
+            None for the model's number of positions.
+        lower_case: whether texts are lower-cased before tokenization.
     """
 
     pooling: str = "mean"
@@ -56,14 +56,14 @@ class PoolingSettings(Settings):
 
     pooling: str | None = setting(
         None,
-        "Pooling of the last hidden states to a text's vector: cls, or mean over all tokens. By "
-        "default as the model's sentence-transformers files or its training say, else mean.",
+        "Pooling of the last hidden states to a text vector: cls, or the mean over all tokens. By "
+        "default that of the model's sentence-transformers files or of its training, or mean.",
         choices=POOLINGS,
     )
     normalize: bool | None = setting(
         None,
-        "Whether vectors have length 1. By default as the model's sentence-transformers files say, "
-        "else not.",
+        "Whether vectors have length 1. By default that of the model's sentence-transformers "
+        "files, or false.",
     )
 
 
@@ -78,7 +78,7 @@ class _Texts(msgspec.Struct):
 
 
 class _Tokenizer(msgspec.Struct):
-    # Some files have 1e30 for no limit.
+    # Some files write 1e30 for no limit.
     model_max_length: int | float | None = None
 
 
@@ -91,10 +91,10 @@ class _Request(msgspec.Struct):
 
 
 def choose_layout(directory: Location, settings: PoolingSettings) -> SentenceLayout:
-    """Returns how a model's vectors are made: by the settings, else as its directory says.
+    """Returns the layout of a model's vectors, from the settings or from its directory.
 
     Raises:
-        InputError: its files ask for what is not known here, and the settings do not say all.
+        InputError: its files require something unsupported, and the settings do not replace it.
     """
     pooling, normalize = settings.pooling, settings.normalize
     if pooling is not None and normalize is not None:
@@ -108,7 +108,7 @@ def choose_layout(directory: Location, settings: PoolingSettings) -> SentenceLay
 
 
 def _trained_pooling(directory: Location) -> str | None:
-    """Returns the pooling that a student's run named; None where none did."""
+    """Returns the pooling in the run configuration of a student; None if it has none."""
     path = directory / REQUEST_FILE
     if not path.is_file():
         return None
@@ -117,13 +117,13 @@ def _trained_pooling(directory: Location) -> str | None:
 
 
 def read_layout(directory: Location) -> SentenceLayout | None:
-    """Returns what the files of `sentence-transformers` in a model directory say.
+    """Returns the layout in a model directory's `sentence-transformers` files.
 
     Returns:
-        None where there are none.
+        the layout; None if the directory has no such files.
 
     Raises:
-        InputError: a malformed file, or modules, a pooling or a prompt that are not known here.
+        InputError: a file is malformed, or has unsupported modules, pooling or prompts.
     """
     path = directory / MODULES_FILE
     if not path.is_file():
@@ -140,14 +140,14 @@ def read_layout(directory: Location) -> SentenceLayout | None:
         received = shown(prompts.default_prompt_name)
         raise InputError(directory / _PROMPTS_FILE, "no default prompt", received, hint)
     texts = _read(directory / _TEXT_FILE, _Texts)
-    # Newer versions write the length into the tokenizer's file only.
+    # Newer versions write the length only to the tokenizer's file.
     length = texts.max_seq_length or _read(directory / _TOKENIZER_FILE, _Tokenizer).model_max_length
     pooling = _read_pooling(directory, modules[1].path)
     return SentenceLayout(pooling, names == _MODULES, length, texts.do_lower_case)
 
 
 def _read(path: Location, kind: type[Any]) -> Any:
-    """Reads a file that may be missing."""
+    """Reads a file; a missing file has default values."""
     return json_text.convert(path.read_json(), kind, path) if path.is_file() else kind()
 
 
@@ -172,7 +172,7 @@ def _read_pooling(directory: Location, folder: str) -> str:
 
 
 def write_layout(directory: Location, layout: SentenceLayout, hidden_size: int) -> None:
-    """Writes the files of `sentence-transformers` beside a model, the list of modules last."""
+    """Writes the `sentence-transformers` files of a model, the list of modules last."""
     pooling: dict[str, Any] = {"word_embedding_dimension": hidden_size}
     pooling |= {key: name == layout.pooling for name, key in _MODE_KEYS.items()}
     pooling |= dict.fromkeys(_OTHER_MODES, False)

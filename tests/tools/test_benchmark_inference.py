@@ -90,7 +90,7 @@ def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
     assert result.returncode == 0, result.stderr
     _expect_report(output, teacher_dir, student_dir)
     assert json.loads(output.read_text())["left_out"] == [
-        "int8 on cpu:0: left out, as a LiteRT model is made from a TensorFlow process "
+        "int8 on cpu:0: left out because conversion to LiteRT needs a TensorFlow process "
         "(--backend=tensorflow)"
     ]
 
@@ -160,13 +160,13 @@ def test_computations_are_chosen_by_device(monkeypatch) -> None:
     pairs = ["gpu:0 float32", "gpu:0 mixed_bfloat16", "cpu:0 float32", "cpu:0 int8"]
     assert [" ".join(pair) for pair in chosen] == pairs
     assert notes == [
-        "int8 on gpu:0: left out, as LiteRT computes on the CPU here",
-        "mixed_bfloat16 on cpu:0: left out, as of the test",
+        "int8 on gpu:0: left out because LiteRT runs only on the CPU here",
+        "mixed_bfloat16 on cpu:0: left out because of the test",
     ]
     monkeypatch.setattr(tool.formats, "missing_packages", lambda names: ["ai-edge-litert"])
     chosen, notes = tool.choose_computations(["int8"], ["cpu:0"], "tensorflow")
     assert not chosen and notes == [
-        "int8 on cpu:0: left out, as ai-edge-litert is not installed (pip install '.[export]')"
+        "int8 on cpu:0: left out because ai-edge-litert is not installed (pip install '.[export]')"
     ]
 
 
