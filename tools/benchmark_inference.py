@@ -224,7 +224,7 @@ def measure(
     ]
     times = measurement.in_turns(calls, repeats)
     latencies = times[::2]
-    throughputs = [[batches.size / seconds for seconds in taken] for taken in times[1::2]]
+    throughputs = [[batches.size / seconds for seconds in runs] for runs in times[1::2]]
     return [
         Speed(
             model.name,

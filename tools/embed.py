@@ -1,16 +1,17 @@
-"""Vectors of texts, or how well their cosines follow given similarities.
+"""Writes vectors of texts, or scores their cosines against given similarities.
 
 offline_distill embed --model=MODEL --sentences=TEXT --output=vectors.npy
 offline_distill embed --model=MODEL --task=stsb --data_dir=DATA
 
-The vector of a text is its last hidden states, pooled. A text file has one text a line, and the
-output a row for each, in order: float32 [texts, size] in an .npy file, or objects of text and
-vector in a .jsonl file. A .jsonl file of --sentences has the texts in --text_field.
+The vector of a text is the pooling of its last hidden states. A text file has one text per line.
+The output has one row per text, in the same order: float32 [texts, size] in an .npy file, or
+objects with text and vector in a .jsonl file. If --sentences is a .jsonl file, --text_field names
+the field with the text.
 
-With --task, pairs of texts are scored: Spearman's and Pearson's correlation of the cosines of
-their vectors with the given similarities. stsb reads GLUE's files, stsb_multi_mt the translated
-ones (CSV), stsb_json JSON lines; a .yaml file of your own declares others. --output is a .json
-file for the scores, as export_student --scores takes it.
+With --task, pairs of texts are scored by Spearman's and Pearson's correlation between the cosines
+of their vectors and the given similarities. stsb reads GLUE's files, stsb_multi_mt the translated
+CSV files, and stsb_json JSON lines; your own .yaml file can declare others. --output is a .json
+file for the scores, which export_student --scores accepts.
 """
 
 import contextlib
@@ -51,33 +52,33 @@ class EmbedConfig(Settings):
 
     model: Location = setting(
         dataclasses.MISSING,
-        "Model directory with its tokenizer, or a model of the hub.",
+        "Model directory with its tokenizer, or a model on the hub.",
         hub_files=hub_id.MODEL,
     )
     sentences: Location | None = setting(
-        None, "Text file with one text a line, or a .jsonl file with one object a line."
+        None, "Text file with one text per line, or a .jsonl file with one object per line."
     )
-    text_field: str = setting("text", "Field of the text in a .jsonl file.")
+    text_field: str = setting("text", "Field with the text in a .jsonl file.")
     task: str | None = setting(
         None,
-        "In place of `sentences`: pairs of texts to score, a known task such as stsb, or the path "
-        "of a declaration (.yaml) of your own.",
+        "Replaces `sentences`: task with pairs of texts to score, for example stsb, or the path "
+        "of your own declaration (.yaml).",
     )
-    data_dir: Location | None = setting(None, "Requires `task`. Folder of the task's files.")
+    data_dir: Location | None = setting(None, "Directory of the task's files; requires `task`.")
     eval_split: str = setting("dev", "Split of the task that is scored.")
     output: Location | None = setting(
         None, "New file: .npy or .jsonl for vectors, .json for the scores of a task."
     )
     max_seq_length: int | None = setting(
         None,
-        "Tokens that a text is cut to. By default as the model's sentence-transformers files say, "
-        "else the model's positions.",
+        "Maximum number of tokens of a text; longer texts are truncated. By default the length in "
+        "the model's sentence-transformers files, or the model's number of positions.",
         low=3,
     )
-    batch_size: int = setting(64, "Texts of a batch.", low=1)
+    batch_size: int = setting(64, "Texts per batch.", low=1)
     compute_dtype: str = setting(
         compute_dtype.FLOAT32,
-        "Precision of the encoder. auto is mixed_bfloat16 where the hardware supports it, else "
+        "Precision of the encoder. auto is mixed_bfloat16 if the hardware supports it, otherwise "
         "float32.",
         choices=compute_dtype.CHOICES,
     )
@@ -105,7 +106,8 @@ def read_texts(path: Location, text_field: str) -> Iterator[str]:
     """Yields the texts of a file: its lines, or a field of the objects of a .jsonl file.
 
     Raises:
-        InputError: no such file, not UTF-8, or a line without such a field; names the line.
+        InputError: the file is missing, is not UTF-8, or has a line without the field; names
+            the line.
     """
     if not path.is_file():
         raise InputError(path, "a text file", "none")
@@ -125,7 +127,7 @@ def _field_of(line: str, name: str, where: str) -> str:
     except ValueError as error:
         raise InputError(where, "a JSON object", f"{json_text.shown(line)} ({error})") from error
     text = value.get(name) if isinstance(value, dict) else None
-    # Halves of letters, which JSON can spell and no tokenizer reads.
+    # JSON can contain unpaired surrogates, which no tokenizer accepts.
     if not isinstance(text, str) or _SURROGATES.search(text):
         hint = "`text_field` names the field"
         raise InputError(where, f"text in the field {name}", json_text.shown(value), hint)
@@ -135,13 +137,13 @@ def _field_of(line: str, name: str, where: str) -> str:
 def write_vectors(
     path: Location, texts: Iterator[str], blocks: Iterator[np.ndarray], shape: tuple[int, int]
 ) -> None:
-    """Writes vectors, atomically.
+    """Writes vectors atomically.
 
     Args:
         path: an .npy or a .jsonl file.
-        texts: of the vectors.
-        blocks: the vectors, float32 [texts, D] each.
-        shape: of all of them.
+        texts: the texts of the vectors.
+        blocks: blocks of vectors, float32 [texts, D] each.
+        shape: the shape of all vectors together.
     """
     with path.atomic_write() as temporary:
         if path.suffix == _NUMPY:
@@ -160,7 +162,7 @@ def write_vectors(
 
 
 def find_reader(config: EmbedConfig, pooling: PoolingSettings) -> "TextReader":
-    """Finds the model and how its vectors are made.
+    """Finds the model, its tokenizer and the layout of its vectors.
 
     Raises:
         InputError: the model, its tokenizer or a setting is invalid.
@@ -179,7 +181,7 @@ def find_reader(config: EmbedConfig, pooling: PoolingSettings) -> "TextReader":
 
 
 def describe(reader: "TextReader") -> str:
-    """Returns a line on what makes vectors."""
+    """Returns a line that describes the vectors of a reader."""
     layout = reader.layout
     length = "length 1" if layout.normalize else "any length"
     return (
@@ -225,7 +227,7 @@ def _write_vectors(
     def texts() -> Iterator[str]:
         return read_texts(config.sentences, config.text_field)
 
-    # Reads all of them once: a broken line is told before anything is computed.
+    # This first pass reports a malformed line before the model runs.
     lengths = [len(text) for text in texts()]
     if not lengths:
         raise InputError(config.sentences, "lines of text", "none")
@@ -234,8 +236,8 @@ def _write_vectors(
     with _progress(len(lengths)) as bar:
         write_vectors(config.output, texts(), reader.encode(forward, texts(), bar), shape)
     empty = lengths.count(0)
-    more = f", {empty:,} of them of empty lines" if empty else ""
-    print(f"{len(lengths):,} vectors{more}: {config.output}")
+    empty_note = f", {empty:,} of them of empty lines" if empty else ""
+    print(f"{len(lengths):,} vectors{empty_note}: {config.output}")
 
 
 def _score(

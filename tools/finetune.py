@@ -1,11 +1,11 @@
-"""Fine-tunes a model on a task, over learning rates and seeds, and scores it.
+"""Fine-tunes a model on a task for several learning rates and seeds, and scores it.
 
 offline_distill finetune --task=chnsenticorp --data_dir=DATA --model=MODEL --output_dir=RUNS
     --learning_rates=2e-5,3e-5,5e-5 --seeds=1,2,3
 
-Each run has a folder of its own in --output_dir with the fine-tuned model, its scores
-and its predictions in the form that the benchmark takes. A run that is finished is not
-made again. With --finetune_teacher a model that was fine-tuned before teaches its logits.
+Each run has a separate directory in --output_dir with the fine-tuned model, its scores and
+its predictions in the benchmark's format. Finished runs are not repeated. With
+--finetune_teacher, the model also learns from the logits of a fine-tuned teacher.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tools.finetuning.training import Result
 
 SUMMARY_FILE = "summary.json"
-# Of a run alone; the rest is the same for all of a grid.
+# The settings that differ between the runs of a grid.
 _OWN_SETTINGS = ("learning_rate", "random_seed")
 FLAGS = flags.FlagSet(
     (FinetuneConfig, GridSettings),
@@ -43,7 +43,7 @@ FLAGS = flags.FlagSet(
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns this program's flags."""
+    """Returns the flags of this tool."""
     return FLAGS.define()
 
 
@@ -51,7 +51,7 @@ def read_config(values: absl_flags.FlagValues) -> FinetuneConfig:
     """Returns the settings that all runs of the grid share.
 
     Raises:
-        InputError: they contradict each other.
+        InputError: the settings contradict each other.
     """
     for name in ("distill_temperature", "distill_weight"):
         if values[name].present and not (values.finetune_teacher or values.teacher_cache):
@@ -65,17 +65,15 @@ def parse_tasks(text: str) -> dict[str, Location]:
     """Parses tasks and the directories of their files, TASK=DIRECTORY,….
 
     Raises:
-        InputError: a part has another form, there is no such task, or its files are missing.
+        InputError: an entry is malformed, a task does not exist, or its files are missing.
     """
     tasks: dict[str, Location] = {}
-    for part in text.split(","):
-        name, _, folder = part.strip().partition("=")
+    for entry in text.split(","):
+        name, _, folder = entry.strip().partition("=")
         if not name or not folder or task_name(name) in map(task_name, tasks):
-            raise InputError(
-                None, "a list such as task=folder,…, in which each task stands once", f"{part!r}"
-            )
+            raise InputError(None, "a list task=directory,… with each task only once", f"{entry!r}")
         tasks[name] = Location.parse(folder, "tasks").expect_local()
-    # They are read last of all, when hours have gone by.
+    # The files are read last, after hours of work, so their existence is checked here.
     for name, folder in tasks.items():
         try:
             spec = load_task(name)
@@ -87,10 +85,10 @@ def parse_tasks(text: str) -> dict[str, Location]:
 
 
 def read_grid(values: absl_flags.FlagValues) -> list[tuple[float, int]]:
-    """Returns the rate and the seed of each run, in order; one run where nothing is trained.
+    """Returns the learning rate and the seed of each run; a single run without training.
 
     Raises:
-        InputError: a rate is not above 0.
+        InputError: a learning rate is not above 0.
     """
     settings = flags.read_config(values, GridSettings)
     rates = dict.fromkeys(settings.learning_rates)
@@ -99,7 +97,7 @@ def read_grid(values: absl_flags.FlagValues) -> list[tuple[float, int]]:
 
 
 def run_folder(config: FinetuneConfig) -> str:
-    """Returns the name of a run's folder, such as `lr-3e-05_seed-1`."""
+    """Returns the name of a run's directory, for example `lr-3e-05_seed-1`."""
     if not config.do_train:
         return "evaluated"
     return f"lr-{config.learning_rate:g}_seed-{config.random_seed}"
@@ -107,7 +105,7 @@ def run_folder(config: FinetuneConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of the grid and what it left; nothing where it diverged."""
+    """A run of the grid and its result; None if the run diverged."""
 
     learning_rate: float
     seed: int
@@ -117,15 +115,15 @@ class Run:
 def make_runs(
     config: FinetuneConfig, preparation: "Preparation", grid: Sequence[tuple[float, int]]
 ) -> Iterator[Run]:
-    """Makes the runs one after the other, or reads those that are finished.
+    """Makes the runs in order; reads the results of finished runs.
 
     Args:
-        config: what is the same for all.
-        preparation: likewise.
-        grid: the rate and the seed of each.
+        config: the settings that all runs share.
+        preparation: the preparation that all runs share.
+        grid: the learning rate and the seed of each run.
 
     Raises:
-        DivergedError: the only one has.
+        DivergedError: the only run of the grid diverged.
     """
     from tools.finetuning import training
 
@@ -139,28 +137,28 @@ def make_runs(
         except DivergedError as error:
             if len(grid) == 1:
                 raise
-            # One rate too many costs the others nothing.
-            print(f"{error}; left out", file=sys.stderr)
+            # A learning rate that is too high must not stop the other runs.
+            print(f"{error}; this run is left out", file=sys.stderr)
             result = None
         yield Run(rate, seed, result)
 
 
 def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
-    """Returns means and deviations over seeds, and the rate that is best by its mean.
+    """Returns means and deviations over seeds, and the learning rate with the best mean.
 
     Args:
-        runs: all of a grid.
-        main_metric: the score that decides.
+        runs: all runs of a grid.
+        main_metric: the score that decides the best learning rate.
 
     Returns:
-        JSON values: `rates`, a list of `learning_rate`, `num_seeds` and, under
-        `metrics`, of each score `mean` and `std`, the sample's standard deviation,
-        which a single seed does not have; `best_learning_rate`, of equal ones the
-        first; `runs`; `diverged`, the rate and the seed of runs that left nothing: their
-        rates stand nowhere else.
+        JSON values. `rates` is a list of `learning_rate`, `num_seeds` and `metrics`, which
+        has the `mean` of each score and its sample standard deviation `std`, None for a
+        single seed. `best_learning_rate` is the first of equally good ones. `runs` lists the
+        runs. `diverged` has the learning rate and the seed of diverged runs; their rates are
+        left out everywhere else.
 
     Raises:
-        InputError: no rate has gone well with each seed.
+        InputError: at least one run diverged at every learning rate.
     """
     diverged = [run for run in runs if run.result is None]
     runs = _without_rates(runs, {run.learning_rate for run in diverged})
@@ -194,12 +192,14 @@ def summarize(runs: Sequence[Run], main_metric: str) -> dict[str, Any]:
 
 
 def _without_rates(runs: Sequence[Run], unfit: set[float]) -> list[Run]:
-    """Leaves out the runs of rates at which one diverged."""
-    left = [run for run in runs if run.learning_rate not in unfit]
-    if not left:
+    """Leaves out the runs of learning rates at which a run diverged."""
+    remaining = [run for run in runs if run.learning_rate not in unfit]
+    if not remaining:
         listed = ",".join(f"{rate:g}" for rate in sorted(unfit))
-        raise InputError(Setting("learning_rates"), "one at which no seed diverges", listed)
-    return left
+        raise InputError(
+            Setting("learning_rates"), "a learning rate at which no seed diverges", listed
+        )
+    return remaining
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -208,7 +208,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def table(summary: Mapping[str, Any]) -> list[str]:
-    """Returns the lines of a summary's table: scores in hundredths, the best rate starred."""
+    """Returns the table of a summary: scores times 100, and a star at the best learning rate."""
     rows, names = [], list(summary["rates"][0]["metrics"])
     for row in summary["rates"]:
         star = " *" if row["learning_rate"] == summary["best_learning_rate"] else ""
@@ -222,7 +222,7 @@ def _cell(mean: float, std: float | None) -> str:
 
 
 def _reserve_output_dir(config: FinetuneConfig, preparation: "Preparation") -> None:
-    """Marks the folder as that of this grid; rates and seeds may be added to it later."""
+    """Reserves the directory for this grid; learning rates and seeds may be added later."""
     request = preparation.request(config)
     for name in _OWN_SETTINGS:
         del request[name]
@@ -242,7 +242,7 @@ def _finetune(values: absl_flags.FlagValues) -> None:
 
     from tools.finetuning.preparation import prepare
 
-    # All that may be wrong is found before anything heavy is imported.
+    # Errors in the input are reported before TensorFlow is imported.
     preparation = prepare(config)
     spec = preparation.spec
     print("\n".join(preparation.describe()), file=sys.stderr)

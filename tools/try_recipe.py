@@ -1,11 +1,10 @@
-"""Runs a published recipe on your text, shrunk to minutes, without any model.
+"""Runs a small version of a published recipe on your text within minutes, without any model.
 
 offline_distill try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.txt --work=DIR
 
-Masks the text as the recipe wants it, trains a teacher of 12 layers and 64 dimensions
-for some minutes, lets it make a cache where the recipe reads one, and runs the recipe's
-flagfile with --run_local. Nothing is said about quality. Stopped at any moment, the same
-command continues.
+Masks the text as the recipe requires, trains a teacher of 12 layers and 64 dimensions for a few
+minutes, captures a cache if the recipe reads one, and runs the recipe's flagfile with
+--run_local. The result says nothing about quality. Re-run the command to resume.
 """
 
 import dataclasses
@@ -33,17 +32,17 @@ _NUM_SHARDS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a flagfile needs around it.
+    """The data and models that a recipe's flagfile requires.
 
     Attributes:
-        masking: flags of `create_pretraining_data`.
-        cached: whether it reads a teacher cache, or wants a live teacher.
-        from_layers: whether the student begins with the teacher's layers, or is a
-            model of its own.
-        num_layers: of a student of its own that is half as wide as the teacher; None for one
-            of the teacher's shape.
-        capture: flags of `create_teacher_output_data`.
-        settings: flags that replace those of the flagfile, which are for larger models.
+        masking: settings of `create_pretraining_data`.
+        cached: whether the recipe reads a teacher cache; otherwise it has a live teacher.
+        from_layers: whether the student starts from the teacher's layers; otherwise it is a
+            separate model.
+        num_layers: layers of a separate student that is half as wide as the teacher; None for
+            a separate student of the teacher's shape.
+        capture: settings of `create_teacher_output_data`.
+        settings: settings that replace those of the flagfile, which are for larger models.
     """
 
     masking: Mapping[str, object]
@@ -96,12 +95,14 @@ class TryConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     recipe: str = setting(dataclasses.MISSING, "Recipe to try.", choices=tuple(RECIPES))
-    corpus: str = setting(dataclasses.MISSING, "Text: a file, a directory or a glob.")
+    corpus: str = setting(dataclasses.MISSING, "Training text: a file, a directory or a glob.")
     vocab_file: str = setting(
         dataclasses.MISSING, "A vocab.txt, tokenizer.json or SentencePiece model."
     )
-    work: Location = setting(dataclasses.MISSING, "Directory for everything.", decides_output=False)
-    max_seq_length: int = setting(64, "Longest input in tokens.", low=16, high=512)
+    work: Location = setting(
+        dataclasses.MISSING, "Directory for all results.", decides_output=False
+    )
+    max_seq_length: int = setting(64, "Maximum number of tokens of an input.", low=16, high=512)
 
 
 def _mask(config: TryConfig, output_dir: Location, masking: Mapping[str, object]) -> None:
@@ -123,7 +124,7 @@ def _mask(config: TryConfig, output_dir: Location, masking: Mapping[str, object]
 def _write_start(
     examples: Location, directory: Location, *, num_layers: int, hidden_size: int
 ) -> None:
-    """Writes the first weights of a small model, unless they are there."""
+    """Writes the initial weights of a small model, unless they exist."""
     if not (directory / "config.json").is_file():
         config = local_teacher.local_config(
             manifests.load(examples), num_hidden_layers=num_layers, hidden_size=hidden_size
@@ -149,19 +150,19 @@ def _train_teacher(work: Location, examples: Location) -> None:
 
 
 def _make_cache(work: Location, settings: Mapping[str, object]) -> None:
-    """The teacher over the first shard of each split: enough for the steps of a local run."""
+    """Captures the first shard of each split, which suffices for the steps of a local run."""
     run_command(
         "create_teacher_output_data",
         input_file=work / "examples/*-00000-of-*.tfrecord",
         teacher=work / "teacher",
         output_dir=work / "cache",
-        # It was trained for minutes.
+        # The check of the teacher would reject one that was trained for a few minutes.
         force=True,
         **settings,
     )
 
 
-def _distil(name: str, recipe: Recipe, work: Location) -> None:
+def _distill(name: str, recipe: Recipe, work: Location) -> None:
     settings = {"student": work / "start"}
     if recipe.from_layers:
         settings = {"init_from": work / "teacher"}
@@ -203,18 +204,22 @@ def _describe(work: Location) -> str:
 
 def _try(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, TryConfig)
-    recipe, work, settings = RECIPES[config.recipe], config.work.expect_local(), config.decisive()
-    claim_directory(work, settings, "another try")
+    recipe, work, decisive_settings = (
+        RECIPES[config.recipe],
+        config.work.expect_local(),
+        config.decisive(),
+    )
+    claim_directory(work, decisive_settings, "another try")
     _mask(config, work / "examples", recipe.masking)
     examples = work / "examples"
     if "masking" in recipe.masking:
-        # A teacher of minutes learns little from rare words alone.
+        # In a short training, a teacher learns little from a mask that prefers rare words.
         examples = work / "teacher_examples"
         _mask(config, examples, _STATIC | {"segments": recipe.masking["segments"]})
     _train_teacher(work, examples)
     if recipe.cached:
         _make_cache(work, recipe.capture)
-    _distil(config.recipe, recipe, work)
+    _distill(config.recipe, recipe, work)
     print(f"\n{_describe(work)}\nstudent: {work / 'student'}")
 
 
