@@ -1,27 +1,27 @@
-"""Writes a masked LM or a fine-tuned model in the formats that others read, and checks each.
+"""Exports a masked LM or a fine-tuned model to common formats, and checks each export.
 
 offline_distill export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
-hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes
-ids, and any TensorFlow loads it; saved_model_text takes text, of a model with a WordPiece
+hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes ids
+and loads in any TensorFlow. saved_model_text takes text; it requires a model with a WordPiece
 vocab.txt, and its readers must import tensorflow_text first. Both are loaded in a fresh process.
-litert is a file for phones, litert_int8 the same with weights of 8 bits; onnx is read by
-onnxruntime. All but litert_int8 are float32, and all take any batch and any length.
-sentence_transformers is a directory that the library of this name loads: hf, and how vectors of
-texts are made (--pooling, --normalize). Its vectors are compared in place of guesses.
+litert is a file for phones, and litert_int8 is the same with weights of 8 bits. onnxruntime reads
+onnx. All formats except litert_int8 are float32, and all accept any batch size and any length.
+sentence_transformers is a directory for the library of this name: hf together with the settings
+of text vectors (--pooling, --normalize). Its vectors are compared instead of predictions.
 
-Each is read again and compared with the model on real text: the lines of --sentences, every
-seventh token masked, or the eval examples of --input_dir. A format whose first guesses are
-not the model's (at least 99.9% of all positions, litert_int8 90%) or that lacks an operation
-is left out, and the command fails after the others are written. Files: output_dir/FORMAT/,
-and export.json with the figures. All but hf and saved_model need
-pip install '.[export]'.
+Each export is reloaded and compared with the model on real text: the lines of --sentences with
+every seventh token masked, or the eval examples of --input_dir. A format is left out if it lacks
+an operation, or if too few of its first guesses agree with the model (at least 99.9% of all
+positions, 90% for litert_int8). The command then fails after the other formats are written. The
+files are output_dir/FORMAT/, and export.json with the figures. All formats except hf and
+saved_model need pip install '.[export]'.
 
-Of a fine-tuned model (a run's folder model, as tools.finetune writes it) the logits are those
-of the classes, [B, C], of an answer's start and end, [B, 2, L], or of each token's tags,
-[B, L, C]. It is compared on the lines as they are. For pairs and questions they are taken two
-by two: the first with the second, the third with the fourth. That a classification is of
-pairs is read from the run's request.json.
+The logits of a fine-tuned model (the directory model of a finetune run) are those of the
+classes, [B, C], of an answer's start and end, [B, 2, L], or of each token's tags, [B, L, C]. Such
+a model is compared on unmasked lines. Pairs and questions take two lines each: the first with the
+second, the third with the fourth. The run's request.json decides whether a classification has
+pairs.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class ExportConfig(Settings):
 
     model: Location = setting(
         dataclasses.MISSING,
-        "Model directory, for example of run_distill or finetune, or a model of the hub.",
+        "Model directory, for example of run_distill or finetune, or a model on the hub.",
         hub_files=hub_id.MODEL,
     )
     output_dir: Location = setting(
@@ -71,20 +71,23 @@ class ExportConfig(Settings):
     )
     formats: tuple[str, ...] = setting(
         (formats.HF, formats.SAVED_MODEL),
-        f"Formats separated by commas, of {','.join(formats.FORMATS)}.",
+        f"Formats, separated by commas: any of {','.join(formats.FORMATS)}.",
         parse=parse_words,
     )
-    sentences: Location | None = setting(None, "Text file whose lines the exports are checked on.")
+    sentences: Location | None = setting(None, "Text file with lines to check the exports on.")
     input_dir: Location | None = setting(
-        None, "In place of `sentences`: a cache whose eval examples the exports are checked on."
+        None, "Replaces `sentences`: a cache with eval examples to check the exports on."
     )
-    num_sentences: int = setting(64, "Number of lines, pairs of lines or examples.", low=1)
+    num_sentences: int = setting(
+        64, "Number of lines, pairs of lines or examples in the check.", low=1
+    )
     max_seq_length: int | None = setting(
         None,
-        "Tokens that a text is cut to, also by saved_model_text; the model's positions by default.",
+        "Maximum number of tokens of a text, also in saved_model_text; by default the model's "
+        "number of positions.",
         low=3,
     )
-    repeats: int = setting(20, "Timed runs of each format, in turns.", low=1)
+    repeats: int = setting(20, "Number of timed runs of each format, in turns.", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +148,7 @@ def _read_sentences(
 
 
 def cells(row: "Row") -> tuple[str, ...]:
-    """Returns a row of the table as text."""
+    """Returns the cells of a table row as text."""
     latency = f"{row.latency * 1e3:.4g} ms"
     if row.comparison is None:
         return (row.name, row.reader, "", "", "", "", latency)
@@ -161,7 +164,7 @@ def cells(row: "Row") -> tuple[str, ...]:
 
 
 def describe(report: "Report") -> str:
-    """Returns, in a line, what the table's figures are of."""
+    """Returns a line that explains the figures of the table."""
     compared = [row.comparison.num_guesses for row in report.rows if row.comparison is not None]
     return (
         f"difference and guesses: {report.num_examples} examples, {max(compared, default=0):,} "
@@ -172,7 +175,7 @@ def describe(report: "Report") -> str:
 def _find_layout(
     config: ExportConfig, pooling: PoolingSettings, source: "ModelSource"
 ) -> SentenceLayout | None:
-    """Returns how vectors are made; None where no format needs it."""
+    """Returns the layout of vectors; None if no format needs it."""
     if formats.SENTENCE_TRANSFORMERS not in config.formats:
         for name in ("pooling", "normalize"):
             if getattr(pooling, name) is not None:
@@ -199,7 +202,7 @@ def _write_report(report: "Report", config: ExportConfig, max_seq_length: int) -
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What the flags name, found and checked."""
+    """The inputs of an export, found and checked."""
 
     source: "ModelSource"
     task: "ModelTask"
@@ -222,7 +225,7 @@ def _prepare(config: ExportConfig, card: CardSettings, pooling: PoolingSettings)
         checked = _read_sentences(config, source, task, tokenizer)
     else:
         checked = examples.read_cache(cache, config.num_sentences)
-    # Read once more for the card: a mistake is told now.
+    # The card reads the scores again later. This call reports an invalid file now.
     model_card.read_scores(card.scores)
     if card.name is None:
         card = dataclasses.replace(card, name=hub_id.name_of(config.model.resolve()))
@@ -252,7 +255,7 @@ def _export(values: absl_flags.FlagValues) -> None:
     card, pooling = (flags.read_config(values, kind) for kind in (CardSettings, PoolingSettings))
     prepared = _prepare(config, card, pooling)
     directory = config.output_dir
-    # Other backends' graphs are not TensorFlow's.
+    # The exports need TensorFlow graphs, which other Keras backends do not have.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
     from tools.exports import exporter, hugging_face

@@ -1,9 +1,9 @@
-"""The whole pipeline on real text; `bash tools/quickstart.sh` installs and runs it.
+"""Runs the whole pipeline on real text; `bash tools/quickstart.sh` installs and runs it.
 
-A small teacher that comes with the project (or --teacher, or one that is trained first) runs once
-over masked examples. A student of half its layers is trained from the cache of its targets, and
-once more from the true tokens alone. Everything goes into --work; a run that was stopped continues
-there.
+The teacher is a small model that comes with the project, --teacher, or a model that is trained
+first. It runs once over masked examples. A student with half of its layers is trained from the
+cache of teacher targets, and a baseline student from labels only. All results go into --work.
+Re-run the command to resume.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from tools.local_teacher import LocalTraining
 from tools.report.page import expect_packages
 
 SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
-# The cache holds one shard in so many.
+# The number of training shards; the cache has one of them.
 _NUM_SHARDS = 24
 _VOCAB_SIZE = 8_000
-# What some four minutes are enough for on two cores, by what is computed in.
+# The steps that take about four minutes on two cores, by compute dtype.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
-# Few: with many more, labels alone bring the student of a small teacher as far as the teacher.
+# Few steps: with many more, a student reaches its small teacher from labels alone.
 _STUDENT_STEPS = 60
 _STUDENT_LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
     "undistilled": "masked_lm=1",
 }
-# What follows a training takes so many times as long as that.
+# The time of all work after a training, as a multiple of the training's time.
 _REST = {"teacher": 1.0, "distilled": 1.4, "undistilled": 0.4}
-# The steps of a training and its evaluations take so many times as long as the steps alone.
+# The time of a training with its evaluations, as a multiple of the time of its steps.
 _WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "undistilled": 1.5}
 
 
@@ -49,21 +49,21 @@ _WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "undistilled": 1.5}
 class QuickstartConfig(Settings):
     """The settings of the quickstart; its flags are generated from them."""
 
-    work: Location = setting("quickstart", "Directory for everything.")
+    work: Location = setting("quickstart", "Directory for all results.")
     teacher: Location | None = setting(
         None,
-        "Your own teacher, a model directory or a model of the hub; by default a small Chinese "
-        "one, which comes with the project.",
+        "Your own teacher, a model directory or a model on the hub. By default the small Chinese "
+        "teacher that comes with the project.",
         hub_files=hub_id.MODEL,
     )
     corpus: Location | None = setting(None, "Your own text: a file, a directory or a glob.")
     train_teacher: bool | None = setting(
         None,
-        "Whether to train a teacher on the text first, in about five minutes; by default for "
+        "Whether to train a teacher on the text first, in about five minutes. By default only for "
         "your own text without `teacher`.",
     )
     install_seconds: float = setting(
-        0.0, "Seconds that installing took, which count as part of the whole.", low=0.0
+        0.0, "Seconds that the installation took, which are added to the total time.", low=0.0
     )
 
     def __post_init__(self) -> None:
@@ -83,10 +83,10 @@ class Quickstart:
     """The steps of the quickstart.
 
     Attributes:
-        begun: when it began, installing included, on the monotonic clock.
-        work: the folder of everything.
+        begun: start on the monotonic clock, before the installation.
+        work: the directory of all results.
         teacher: the teacher's directory.
-        compute_dtype: what is trained in.
+        compute_dtype: the dtype policy of training.
     """
 
     def __init__(self, config: QuickstartConfig) -> None:
@@ -107,7 +107,7 @@ class Quickstart:
         )
 
     def claim(self) -> None:
-        """Makes the folder, or recognises it as that of the same run."""
+        """Reserves the directory, or checks that it belongs to a run with the same settings."""
         teacher, corpus = self._config.teacher, self._config.corpus
         default = "trained" if self._config.trains_teacher else "shipped"
         settings = {
@@ -118,7 +118,7 @@ class Quickstart:
         claim_directory(self.work, settings, contents, "choose another with WORK=…")
 
     def steps(self) -> list[Step]:
-        """Returns the steps, in order."""
+        """Returns the ordered steps."""
         work, trains = self.work, self._config.trains_teacher
         steps = [Step("text", work / quickstart_text.CORPORA_FILE, self.make_corpora)]
         if trains:
@@ -138,7 +138,7 @@ class Quickstart:
         return steps
 
     def make_corpora(self) -> None:
-        """Writes the documents, or where the user's are."""
+        """Writes the documents of the package, or a mixture with the path of the user's text."""
         if self._config.corpus is None:
             quickstart_text.write_package_corpora(self.work)
         else:
@@ -149,13 +149,13 @@ class Quickstart:
         quickstart_text.make_vocabulary(self.work, _VOCAB_SIZE)
 
     def mask(self) -> None:
-        """Stage 1a."""
+        """Prepares the masked examples."""
         quickstart_text.make_examples(
             self.work, self._tokenizer, "examples", dupe_factor=1, num_shards=_NUM_SHARDS
         )
 
     def run_teacher(self) -> None:
-        """Stage 1b, over the first shard of each split."""
+        """Captures the teacher's targets for the first shard of each split."""
         run_command(
             "create_teacher_output_data",
             input_file=self.work / "examples/*-00000-of-*.tfrecord",
@@ -165,7 +165,7 @@ class Quickstart:
         )
 
     def train_student(self, name: str) -> None:
-        """Stage 2: the same start, data and steps for either student."""
+        """Trains a student; both students have the same start, data and steps."""
         layers = model_directory.find_model(self.teacher).config.num_hidden_layers
         is_small = self._config.teacher is None
         run_command(
@@ -187,7 +187,7 @@ class Quickstart:
         )
 
     def _forecasting(self, step: Step, num_steps: int) -> Step:
-        """Returns a training that says, after its first steps, how long the whole will take."""
+        """Returns a training step that prints a forecast of the total time after a few updates."""
         log = step.result.parent
 
         def remaining() -> float | None:
@@ -204,17 +204,18 @@ class Quickstart:
         return dataclasses.replace(step, make=make)
 
     def _tell(self, before: float, times: float, seconds: float) -> None:
-        """Says once how long the whole will take, of which `before` is over."""
+        """Prints the expected total time once; `before` is the number of elapsed seconds."""
         if not self._has_forecast:
             self._has_forecast = True
             minutes = (before + times * seconds) / 60
-            print(f"\nabout {minutes:.0f} minutes in all, as these steps show", flush=True)
+            print(f"\nabout {minutes:.0f} minutes in all, estimated from these steps", flush=True)
 
 
 def _quickstart(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, QuickstartConfig)
     expect_packages()
-    # What the user may have got wrong first: a corrected command may then use the folder.
+    # Invalid settings are reported before the directory is reserved, so that the corrected
+    # command can use the same directory.
     if config.teacher is not None:
         model_directory.find_model(config.teacher)
         loading.find_vocab_file(config.teacher)

@@ -1,4 +1,4 @@
-"""A forecast of the quickstart's whole time, from the first steps of its first training."""
+"""A forecast of the quickstart's total time from the first steps of its first training."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ from pipeline.storage.manifest import TRAIN
 from tools.report.runs import METRICS_FILE, read_metrics
 
 _RATE = "examples_per_second"
-# Between two looks at the log.
+# Seconds between two reads of the log.
 _POLL_SECONDS = 0.5
 
 
@@ -19,12 +19,13 @@ def training_seconds(log: Location, num_steps: int, batch_size: int) -> float | 
     """Returns the seconds that the remaining steps of a training take without evaluation.
 
     Args:
-        log: the directory of `run_distill`.
-        num_steps: of the training.
-        batch_size: examples of a step.
+        log: the output directory of `run_distill`.
+        num_steps: number of steps of the training.
+        batch_size: examples per step.
 
     Returns:
-        None before the second line of the log: the first one's time has the compiler in it.
+        the seconds; None before the second line of the log, because the time of the first
+        line includes compiling.
     """
     if not (log / METRICS_FILE).is_file():
         return None
@@ -38,20 +39,20 @@ def training_seconds(log: Location, num_steps: int, batch_size: int) -> float | 
 def first_steps_measured(
     remaining: Callable[[], float | None], tell: Callable[[float], None]
 ) -> Iterator[None]:
-    """Tells once, as soon as it is known in the block, how many seconds the block takes in all.
+    """Reports the expected total seconds of the block once, as soon as they are known.
 
     Args:
-        remaining: returns the seconds that are left, or None; as `training_seconds`.
-        tell: called in another thread.
+        remaining: returns the remaining seconds, or None, as `training_seconds` does.
+        tell: receives the total seconds; called in another thread.
     """
-    begun, is_over = time.monotonic(), threading.Event()
+    start_time, is_over = time.monotonic(), threading.Event()
 
     def watch() -> None:
         while not is_over.wait(_POLL_SECONDS):
-            # A line that is just being written is read again.
+            # An incomplete line, which is still being written, raises. It is read again later.
             with contextlib.suppress(InputError):
                 if (seconds := remaining()) is not None:
-                    tell(time.monotonic() - begun + seconds)
+                    tell(time.monotonic() - start_time + seconds)
                     return
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -21,7 +21,7 @@ from tools.text_table import aligned_lines
 
 STUDENTS = ("distilled", "undistilled")
 _LATENCY_RUNS = 60
-# Records that sizes are measured on.
+# The number of records for the measurement of sizes.
 _SAMPLE = 200
 _MEASURES = (curves.ACCURACY, curves.LOSS, curves.AGREEMENT)
 _TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency")
@@ -29,7 +29,7 @@ _TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency"
 
 @dataclasses.dataclass(frozen=True)
 class ModelReport:
-    """One model: shares are of held-out masked positions, the latency is in milliseconds."""
+    """The results of a model on held-out masked positions; the latency is in milliseconds."""
 
     name: str
     parameters: int
@@ -44,12 +44,12 @@ class Report:
     """The numbers of the tables.
 
     Attributes:
-        models: teacher, distilled and undistilled.
-        num_positions: held-out masked positions.
-        position_bytes: bytes of the cache for each masked position, inputs included.
-        list_bytes: the same in lists of int64 and float, padded, as the Chinese
-            RoBERTa-wwm distillation stores them.
-        truncation_factor: k.
+        models: the teacher, the distilled student and the baseline student (undistilled).
+        num_positions: number of held-out masked positions.
+        position_bytes: bytes of the cache per masked position, including inputs.
+        list_bytes: bytes per masked position in padded lists of int64 and float, the format
+            of the Chinese RoBERTa-wwm distillation.
+        truncation_factor: k, the number of stored tokens per position.
     """
 
     models: tuple[ModelReport, ...]
@@ -65,7 +65,7 @@ def read_students(work: Location) -> list[Run]:
 
 
 def measure(work: Location, teacher: Location, students: Sequence[Run]) -> Report:
-    """Returns the results of the runs below `work`, and measures latencies and sizes."""
+    """Returns the results of the runs in `work`, with measured latencies and sizes."""
     cache = cache_input.open_cache(work / "cache", None)
     manifest = cache.manifest
     evaluation = [
@@ -103,7 +103,7 @@ def _label_log_probs(cache: CacheInput, examples: Sequence[MaskedExample]) -> np
 
 
 def _position_bytes(cache: CacheInput, sample: Sequence[MaskedExample]) -> tuple[float, float]:
-    """Returns the bytes per masked position of records here, and of padded lists."""
+    """Returns the bytes per masked position of this cache, and of padded lists."""
     from tools import list_records
 
     own_records = [serialization.encode_example(example.features) for example in sample]
@@ -120,8 +120,8 @@ def _num_parameters(directory: Location) -> int:
 def _latencies(
     directories: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
-    """Returns the median milliseconds that each model takes for one example, in turns."""
-    # Keras is imported only now that there is something to compute.
+    """Returns each model's median milliseconds for one example; the models run in turns."""
+    # Keras is imported only here, because the other functions do not need it.
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher.forward import build_batch, compile_forward
 
@@ -133,14 +133,14 @@ def _latencies(
     )
     forwards = [
         compile_forward(
-            model_directory.load_masked_lm(model_directory.find_model(place)),
+            model_directory.load_masked_lm(model_directory.find_model(directory)),
             lambda outputs, _: {LOGITS: outputs[LOGITS]},
         )
-        for place in directories
+        for directory in directories
     ]
     calls = [functools.partial(forward, batch) for forward in forwards]
     times = measurement.in_turns(calls, _LATENCY_RUNS, warm_up=5)
-    return [1000.0 * statistics.median(taken) for taken in times]
+    return [1000.0 * statistics.median(seconds) for seconds in times]
 
 
 def _rows(report: Report) -> list[tuple[str, ...]]:
@@ -161,7 +161,7 @@ def _notes(report: Report) -> list[str]:
     ratio = report.list_bytes / report.position_bytes
     return [
         f"accuracy, loss: of {report.num_positions:,} masked tokens of held-out documents",
-        "agreement: share of predictions that are the teacher's",
+        "agreement: share of predictions that equal the teacher's",
         f"cache: {report.position_bytes:.0f} bytes per masked position at "
         f"k={report.truncation_factor}, inputs included; "
         f"{report.list_bytes:.0f} in lists of int64 and float ({ratio:.2f} times as many)",
@@ -174,7 +174,7 @@ def table(report: Report) -> str:
 
 
 def _size_chart(report: Report) -> page.Chart:
-    """Returns a chart of the bytes of a masked position, here and in lists."""
+    """Returns a chart of the bytes per masked position in this cache and in lists."""
     sizes = {"this cache": report.position_bytes, "int64 and float lists": report.list_bytes}
     colours = (0, charts.NUM_COLOURS)
     rows = []

