@@ -176,9 +176,9 @@ def choose_computations(
         devices: Keras's device names.
         backend: the name of Keras's backend.
     """
-    others = [device for device in devices if not device.startswith("cpu")]
+    accelerators = [device for device in devices if not device.startswith("cpu")]
     chosen, notes = [], []
-    for device in [*others[:1], "cpu:0"]:
+    for device in [*accelerators[:1], "cpu:0"]:
         for computation in wanted:
             reason = _why_not(device, computation, backend)
             if reason is None:
@@ -282,9 +282,9 @@ def to_json(speed: Speed) -> dict[str, Any]:
 def _benchmark(values: absl_flags.FlagValues) -> None:
     config = flags.read_config(values, BenchmarkConfig)
     models = find_models(config)
-    wanted = [name for name in COMPUTATIONS if name in config.computations]
+    computations = [name for name in COMPUTATIONS if name in config.computations]
     devices = running.choose_backend(values)
-    chosen, notes = choose_computations(wanted, devices, values.backend)
+    chosen, notes = choose_computations(computations, devices, values.backend)
     batches = Batches(config.seq_length, config.batch_size)
     speeds: list[Speed] = []
     for device, computation in chosen:

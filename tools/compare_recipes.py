@@ -89,7 +89,7 @@ def _find_flagfile(name: str) -> Location:
     try:
         return Location.parse(published.find(name))
     except ValueError as error:
-        hint = "or the path of a flagfile, or losses such as kl_divergence=1+masked_lm=1"
+        hint = "or give a flagfile's path, or losses, for example kl_divergence=1+masked_lm=1"
         raise InputError(Setting("recipes"), received=error, hint=hint) from error
 
 

@@ -171,11 +171,11 @@ def find_reader(config: EmbedConfig, pooling: PoolingSettings) -> "TextReader":
 
     source = model_directory.find_model(config.model)
     layout = choose_layout(source.directory, pooling)
-    limit, wanted = source.config.max_input_length, config.max_seq_length
-    if wanted is not None and wanted > limit:
-        expected = f"at most {limit}, the model's positions"
-        raise InputError(Setting("max_seq_length"), expected, wanted)
-    length = int(min(limit, wanted or layout.max_seq_length or limit))
+    max_positions, requested_length = source.config.max_input_length, config.max_seq_length
+    if requested_length is not None and requested_length > max_positions:
+        expected = f"at most {max_positions}, the model's positions"
+        raise InputError(Setting("max_seq_length"), expected, requested_length)
+    length = int(min(max_positions, requested_length or layout.max_seq_length or max_positions))
     tokenizer = load_model_tokenizer(source)
     return TextReader(source, tokenizer, layout, length, config.batch_size)
 
@@ -208,9 +208,9 @@ def _read_pairs(config: EmbedConfig) -> tuple[TaskSpec, SplitData]:
 
 def _compile(reader: "TextReader", values: absl_flags.FlagValues) -> "Forward":
     devices = running.choose_backend(values)
-    chosen = running.choose_compute_dtype(values, devices)
+    dtype_name = running.choose_compute_dtype(values, devices)
     print(describe(reader), file=sys.stderr)
-    return reader.compile(devices[0], chosen)
+    return reader.compile(devices[0], dtype_name)
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def _write_vectors(
     with _progress(len(lengths)) as bar:
         write_vectors(config.output, texts(), reader.encode(forward, texts(), bar), shape)
     empty = lengths.count(0)
-    empty_note = f", {empty:,} of them of empty lines" if empty else ""
+    empty_note = f", {empty:,} of them from empty lines" if empty else ""
     print(f"{len(lengths):,} vectors{empty_note}: {config.output}")
 
 

@@ -103,12 +103,14 @@ class ExportConfig(Settings):
 
 
 def _max_seq_length(config: ExportConfig, source: "ModelSource") -> int:
-    limit, wanted = source.config.max_input_length, config.max_seq_length
-    if wanted is not None and wanted > limit:
+    max_positions, requested_length = source.config.max_input_length, config.max_seq_length
+    if requested_length is not None and requested_length > max_positions:
         raise InputError(
-            Setting("max_seq_length"), f"at most {limit}, the model's positions", wanted
+            Setting("max_seq_length"),
+            f"at most {max_positions}, the model's positions",
+            requested_length,
         )
-    return wanted or limit
+    return requested_length or max_positions
 
 
 def _find_tokenizer(config: ExportConfig, source: "ModelSource") -> "Tokenizer | None":
@@ -222,9 +224,9 @@ def _prepare(config: ExportConfig, card: CardSettings, pooling: PoolingSettings)
     task, max_seq_length = model_task.find_task(source), _max_seq_length(config, source)
     tokenizer, cache = _find_tokenizer(config, source), _open_cache(config, source)
     if cache is None:
-        checked = _read_sentences(config, source, task, tokenizer)
+        checked_examples = _read_sentences(config, source, task, tokenizer)
     else:
-        checked = examples.read_cache(cache, config.num_sentences)
+        checked_examples = examples.read_cache(cache, config.num_sentences)
     # The card reads the scores again later. This call reports an invalid file now.
     model_card.read_scores(card.scores)
     if card.name is None:
@@ -233,7 +235,9 @@ def _prepare(config: ExportConfig, card: CardSettings, pooling: PoolingSettings)
     if card.base_model is None and origin.teacher is not None:
         card = dataclasses.replace(card, base_model=origin.teacher.id)
     layout = _find_layout(config, pooling, source)
-    return _Prepared(source, task, tokenizer, max_seq_length, checked, card, origin, layout)
+    return _Prepared(
+        source, task, tokenizer, max_seq_length, checked_examples, card, origin, layout
+    )
 
 
 def _write_card(prepared: _Prepared, report: "Report", directory: pathlib.Path) -> None:

@@ -164,7 +164,7 @@ def _notes(report: Report) -> list[str]:
         "agreement: share of predictions that equal the teacher's",
         f"cache: {report.position_bytes:.0f} bytes per masked position at "
         f"k={report.truncation_factor}, inputs included; "
-        f"{report.list_bytes:.0f} in lists of int64 and float ({ratio:.2f} times as many)",
+        f"{report.list_bytes:.0f} in lists of int64 and float (a factor of {ratio:.2f})",
     ]
 
 

@@ -106,15 +106,15 @@ class TryConfig(Settings):
 
 
 def _mask(config: TryConfig, output_dir: Location, masking: Mapping[str, object]) -> None:
-    length = config.max_seq_length
+    max_seq_length = config.max_seq_length
     run_command(
         "create_pretraining_data",
         input_dir=config.corpus,
         vocab_file=config.vocab_file,
         output_dir=output_dir,
-        max_seq_length=length,
-        doc_stride=length - 2,
-        max_predictions_per_seq=-(-length * 15 // 100),
+        max_seq_length=max_seq_length,
+        doc_stride=max_seq_length - 2,
+        max_predictions_per_seq=-(-max_seq_length * 15 // 100),
         eval_fraction=0.01,
         num_shards=_NUM_SHARDS,
         **masking,

@@ -228,7 +228,7 @@ def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) ->
     if config.max_seq_length is None:
         return min(limit, KINDS[spec.kind].max_seq_length)
     if config.max_seq_length > limit:
-        expected = f"at most {limit}, as {config.model} has positions"
+        expected = f"at most {limit}, the positions of {config.model}"
         raise InputError(Setting("max_seq_length"), expected, config.max_seq_length)
     return config.max_seq_length
 

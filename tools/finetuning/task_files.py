@@ -203,8 +203,8 @@ def _quoted_cells(
             begin = reader.line_num + 1
             limited.left = MAX_ROW_BYTES
     except (csv.Error, UnicodeDecodeError) as error:
-        expected = "fields of UTF-8 in double quotation marks where they need them"
-        received = f"something else ({error})"
+        expected = "UTF-8 fields, in double quotation marks if they contain a delimiter"
+        received = f"a malformed row ({error})"
         raise InputError(f"{path}, line {begin}", expected, received) from error
     finally:
         # `_opened` closes the file, which may happen before all rows are read.

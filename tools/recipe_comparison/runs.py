@@ -373,10 +373,10 @@ class StudentRuns(abc.ABC):
         ratio = 1.0
         if mix.arguments() != _BASELINE:
             try:
-                own, baseline = self._step_seconds(mix, None)
+                mix_seconds, baseline_seconds = self._step_seconds(mix, None)
             except InputError as error:
                 raise InputError(Setting("recipes"), received=f"{mix.title}: {error}") from error
-            ratio = own / baseline
+            ratio = mix_seconds / baseline_seconds
         seconds = ratio * self._baseline_file.read_json()["seconds"]
         value = {"ratio": ratio, "seconds": seconds, **self.sizes_for(ratio, seconds)}
         self.step_time_file(mix).write_json(value)
@@ -404,8 +404,8 @@ class StudentRuns(abc.ABC):
 
     def _evaluate(self, cell: Cell) -> None:
         caches = {text: self.judge(text) for text in self.texts}
-        student, most = self.student(cell), self.config.max_eval_steps
-        reports = self._process.call(measuring.evaluate_on, student, caches, most)
+        student, max_steps = self.student(cell), self.config.max_eval_steps
+        reports = self._process.call(measuring.evaluate_on, student, caches, max_steps)
         path = self.scores_file(cell)
         path.parent.make_directory()
         path.write_json(reports)

@@ -201,7 +201,7 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         for model in report["models"]
     ]
     lines += markdown_table(("", "parameters", "steps", "step time", *names, "kept"), rows)
-    lines += ["", "## Difference to the same start and steps by labels alone", ""]
+    lines += ["", "## Difference to the baseline student (same start and steps, labels only)", ""]
     effects = [
         (titles[gain["model"]], *(column.effect(gain["scores"][column.key]) for column in columns))
         for gain in report["gains"]
@@ -228,15 +228,17 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
     settings, sizes, head = report["settings"], report["sizes"], report["head"]
     yield (
         f"{sizes['num_train_steps']:,} steps of {settings['train_batch_size']} inputs for each "
-        f"student; a base model is continued for half as many. Mean and standard deviation of "
-        f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: of "
-        "the teacher's score, the mean over the tasks on which it scores above 0. Faster: the "
+        f"student; a base model is continued for half of the steps. Mean and standard deviation of "
+        f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: "
+        "the mean share of the teacher's score, over the tasks on which it is above 0. Faster: "
         "throughput."
     )
     examples = sizes["task_examples"].items()
-    limits = ", ".join(f"{task} {most:,}" for task, most in examples if most is not None)
+    limits = ", ".join(
+        f"{task} {max_examples:,}" for task, max_examples in examples if max_examples is not None
+    )
     if limits:
-        yield f"Training examples of the tasks at most: {limits}."
+        yield f"Maximum number of training examples: {limits}."
     if head is not None:
         accuracy = f"{100 * head[ACCURACY]:.1f}%"
         yield (

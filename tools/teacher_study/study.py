@@ -76,7 +76,7 @@ class Probe(StudentRuns):
         for name in ("examples", "windows") if self.has_live_teacher else ("examples",):
             source, target = self._study.work / name, self.work / name
             make = functools.partial(link_first_shards, source, target, 1)
-            yield self.published(f"a first part of {name}", target, make)
+            yield self.published(f"first shard of {name}", target, make)
         yield from self.cache_steps()
         yield from self.time_steps()
         yield from self.train_steps()
@@ -328,12 +328,15 @@ class Study(StudentRuns):
         names = {short_runs.task_name(task): count for task, count in examples.items()}
         self._write_sizes(self._examples_file, names)
 
-    def _write_sizes(self, path: Location, chosen: Mapping[str, int]) -> None:
-        spent, budget = self.clock.total / 60, self.config.budget / 60
-        shown = ", ".join(f"{name} {count:,}" for name, count in chosen.items())
-        print(f"{spent:.1f} of {budget:.1f} min are used; chosen to fit: {shown}", flush=True)
+    def _write_sizes(self, path: Location, chosen_sizes: Mapping[str, int]) -> None:
+        spent_minutes, budget_minutes = self.clock.total / 60, self.config.budget / 60
+        shown = ", ".join(f"{name} {count:,}" for name, count in chosen_sizes.items())
+        print(
+            f"{spent_minutes:.1f} of {budget_minutes:.1f} min are used; chosen sizes: {shown}",
+            flush=True,
+        )
         path.parent.make_directory()
-        path.write_json(chosen)
+        path.write_json(chosen_sizes)
 
     def _take_data(self, *, live: bool) -> None:
         """Makes a directory of the first shards of the data that cover the steps."""

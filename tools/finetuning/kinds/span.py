@@ -399,7 +399,7 @@ def _question_example(
     key = str(content.get("id", ""))
     where = f"{path}, question {' '.join(key.split())[:80]}"
     if not key or key in seen_keys or not is_text(key):
-        raise InputError(where, "an id of its own", shown(key))
+        raise InputError(where, "a unique id", shown(key))
     seen_keys.add(key)
     question = json_text.convert(content, _SquadQuestion, where)
     answers = []
@@ -415,7 +415,7 @@ def _question_example(
             description = f"the answer {answer.text[:40]!r} in its context at character"
             raise InputError(where, f"{description} {answer.answer_start}", "none")
     if data.labelled and not answers:
-        received = f"an unanswerable question of SQuAD 2.0, as {data.spec.name} has none"
+        received = f"an unanswerable question of SQuAD 2.0, which {data.spec.name} does not have"
         raise InputError(where, "an answer", received)
     return TaskExample(key, (question.question, context), answers=tuple(answers))
 

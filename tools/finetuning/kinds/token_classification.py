@@ -383,7 +383,8 @@ def _find_word(spec: TaskSpec, cell: str, where: str) -> str:
         return cell
     match = re.fullmatch(spec.word_pattern, cell)
     if match is None:
-        raise InputError(where, f"a word as `word_pattern` ({spec.word_pattern})", shown(cell))
+        expected = f"a cell that matches `word_pattern` ({spec.word_pattern})"
+        raise InputError(where, expected, shown(cell))
     return match[1]
 
 
