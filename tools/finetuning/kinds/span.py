@@ -570,7 +570,7 @@ class Span(TaskKind):
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
-        """Returns F1 and exact match; a question without an answer scores 0."""
+        """Returns F1 and exact match; a question without a prediction scores 0."""
         answers, metric = answer_texts(predictions), spec.metrics[0]
         scores = [
             answer_scores(metric, answers[example.key], [right.text for right in example.answers])
