@@ -38,8 +38,8 @@ setup(
     package_dir={"offline_distill": "pipeline/api"},
     package_data={
         "data_specs": ["corpora/*.yaml", "tasks/*.yaml", "recipes/*.flags"],
-        # Templates of pages.
-        "tools": ["**/*.jinja"],
+        # Templates of pages, and the teacher of the quickstart.
+        "tools": ["**/*.jinja", "quickstart_teacher/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require={

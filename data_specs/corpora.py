@@ -37,17 +37,19 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         url: source of the corpus.
         licence: licence of the corpus.
         files: globs of file names, without suffixes of compressions; all files by default.
-        reader: one of `pipeline.corpora.readers.READERS`, for files whose format the content does
-            not identify.
+        reader: reader of files whose content does not identify their format, one of
+            `pipeline.corpora.readers.READERS`.
         text_fields: fields of a row that contain its text.
-        documents: separation of the documents in text, one of `DOCUMENTS`. Blank lines separate
-            documents; `lines_per_document` lines are a document; a line that matches
-            `document_start` begins a document; each file is a document.
+        documents: separation of the documents in text, one of `DOCUMENTS`. By default, blank lines
+            separate documents. With `lines`, a document has `lines_per_document` lines. With
+            `starts`, a line that matches `document_start` begins a document. With `files`, each
+            file is a document.
         lines_per_document: number of lines of a document.
         document_start: regular expression that matches the beginning of a document's first line.
-        cleaning: steps of `pipeline.corpora.cleaning.STEPS`, in order.
+        cleaning: cleaning steps, in the order of their use: any of
+            `pipeline.corpora.cleaning.STEPS`.
         language: language code, for example `zh`.
-        segmenter: one of `pipeline.tokenizers.segmenters.SEGMENTERS`.
+        segmenter: segmenter of Chinese words, one of `pipeline.tokenizers.segmenters.SEGMENTERS`.
     """
 
     name: str = ""

@@ -73,10 +73,15 @@ _METADATA = ("title", "url", "licence", "language", "submission")
 _LATER = {"scheme": "bio", "word_pattern": ""}
 
 
-def _every(field: str) -> tuple[str, ...]:
+def _all_values(field: str) -> tuple[str, ...]:
     """Returns the values of a field of all kinds, each once."""
     values = (value for rules in KINDS.values() for value in getattr(rules, field))
     return tuple(dict.fromkeys(values))
+
+
+METRICS: Mapping[str, tuple[str, ...]] = {kind: rules.metrics for kind, rules in KINDS.items()}
+READERS = _all_values("readers")
+SUBMISSIONS = _all_values("submissions")
 
 
 class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +89,7 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         file: the name that the benchmark expects.
-        format: one of its kind's: JSON lines of `id` and `label`; a TSV with
+        format: one of `SUBMISSIONS`: JSON lines of `id` and `label`; a TSV with
             the header `index`, `prediction`; one JSON object of answers by id; lines of
             a word, a tab and its tag; JSON lines of `id` and entities by their types.
         split_files: the names of splits that have another one.
@@ -98,7 +103,7 @@ class SubmissionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _expect_plain_name("file", self.file)
         for name in self.split_files.values():
             _expect_plain_name("split_files", name)
-        declarations.expect_one_of("format", self.format, _every("submissions"))
+        declarations.expect_one_of("format", self.format, SUBMISSIONS)
 
     def file_of(self, split: str) -> str:
         """Returns the name of a split's file."""
@@ -119,7 +124,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             a `conll` file the column of words.
         files: for each split the names or globs of its files, the first that match taken; several
             matches are read one after another. Splits whose name begins with `test` need no labels.
-        metrics: of its kind's, the main one first.
+        metrics: of `METRICS`, the main one first.
         submission: how predictions are handed in.
         label_field: the field of a row that is its label.
         labels: the labels as in the file; their order is that of the classes.
@@ -128,13 +133,13 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         skip_labels: rows with these are left out.
         score_range: of a regression; predictions are cut to it where they are handed in.
         id_field: the field that names a row, where it has one; elsewhere its number, from 0.
-        reader: one of its kind's; `squad` is SQuAD's JSON, `conll` columns of tabs or spaces, a
+        reader: one of `READERS`; `squad` is SQuAD's JSON, `conll` columns of tabs or spaces, a
             word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
         columns: their names where it does not; a first row that holds the names
-            of all texts is a header all the same, as in CoLA's test file.
+            of all texts is nevertheless a header, as in CoLA's test file.
         quoting: one of `QUOTING`.
-        scheme: of tags, a key of `SCHEMES`.
+        scheme: the prefixes of tags, one of `SCHEMES`.
         word_pattern: a regular expression of the whole cell of a word, whose only group is the
             word; empty where the cell is the word.
     """
@@ -163,11 +168,11 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         declarations.expect_one_of("kind", self.kind, tuple(KINDS))
-        declarations.expect_one_of("reader", self.reader, _every("readers"))
+        declarations.expect_one_of("reader", self.reader, READERS)
         declarations.expect_one_of("quoting", self.quoting, QUOTING)
         declarations.expect_one_of("scheme", self.scheme, tuple(SCHEMES))
         for metric in self.metrics:
-            declarations.expect_one_of("metrics", metric, KINDS[self.kind].metrics)
+            declarations.expect_one_of("metrics", metric, METRICS[self.kind])
         if len(self.text_fields) > 2:
             raise ValueError(f"text_fields: expected one or two, received {len(self.text_fields)}")
         self._check_presence()

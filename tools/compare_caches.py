@@ -4,7 +4,7 @@ offline_distill compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
   --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"
 
 Each student is trained for the same number of steps and evaluated on the eval split of the first
-cache, so that all are compared with the same teacher targets. Re-run the command to resume an
+cache. All are therefore compared with the same teacher targets. Re-run the command to resume an
 interrupted comparison.
 """
 

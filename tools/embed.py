@@ -33,7 +33,8 @@ from pipeline.base.text_encoding import not_utf8, utf8_stream
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
 from pipeline.models.formats import model_directory
-from tools.finetuning.task_data import SplitData, read_split
+from tools.finetuning.task_data import read_split
+from tools.finetuning.task_files import SplitData
 from tools.model_tokenizer import load_model_tokenizer
 from tools.sentence_layout import PoolingSettings, choose_layout
 

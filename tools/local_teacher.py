@@ -1,4 +1,6 @@
-"""First weights of small teachers that are trained in minutes, where no real one is at hand."""
+"""Small teachers that are trained from nothing, where no real one is at hand."""
+
+import dataclasses
 
 import numpy as np
 
@@ -11,6 +13,13 @@ from pipeline.storage import serialization
 from pipeline.storage.arrays import Column
 from pipeline.storage.manifest import Manifest
 from tools import quickstart_teacher_init
+from tools.commands import Step, run_command
+
+_SEED = 12345
+# Longer inputs than those that a teacher of minutes is trained on.
+_POSITIONS = 128
+BATCH_SIZE = 64
+LOG_STEPS = 10
 
 
 def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int) -> EncoderConfig:
@@ -53,3 +62,52 @@ def write_start(
     folder = directory.make_directory()
     manifests.copy_tokenizer(examples_dir, manifest, folder)
     model_directory.save_hf_weights(folder, config, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """The training of a teacher of 4 layers × 192 on a directory of examples or windows.
+
+    Attributes:
+        examples: the directory.
+        start: directory for the first weights.
+        teacher: directory for the teacher.
+        num_steps: of its training.
+        compute_dtype: as of `run_distill`.
+    """
+
+    examples: Location
+    start: Location
+    teacher: Location
+    num_steps: int
+    compute_dtype: str
+
+    def steps(self) -> list[Step]:
+        """Returns the steps, in order."""
+        return [
+            Step("a teacher's first weights", self.start / "config.json", self._make_start),
+            Step("training the teacher", self.teacher / "config.json", self._train),
+        ]
+
+    def _make_start(self) -> None:
+        manifest = manifests.load(self.examples)
+        config = local_config(manifest, num_hidden_layers=4, hidden_size=192)
+        config = dataclasses.replace(config, max_position_embeddings=_POSITIONS)
+        write_start(self.examples, self.start, config, seed=_SEED)
+
+    def _train(self) -> None:
+        run_command(
+            "run_distill",
+            input_dir=self.examples,
+            student=self.start,
+            output_dir=self.teacher,
+            losses="masked_lm=1",
+            num_train_steps=self.num_steps,
+            num_warmup_steps=20,
+            train_batch_size=BATCH_SIZE,
+            learning_rate=2e-3,
+            save_checkpoints_steps=250,
+            log_steps=LOG_STEPS,
+            max_eval_steps=20,
+            compute_dtype=self.compute_dtype,
+        )

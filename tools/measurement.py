@@ -25,6 +25,15 @@ _PACKAGES = (
 )
 # Instructions that decide how fast a teacher is.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+# Kinds of machines whose ratios differ, by the best instructions that they have.
+_KINDS = {
+    "amx_bf16": "AMX-BF16",
+    "avx512_bf16": "AVX-512-BF16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "bf16": "Arm with BF16",
+    "asimd": "Arm",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +152,22 @@ def _version(package: str) -> str | None:
         return None
 
 
+def machine_kind(instructions: Sequence[str]) -> str:
+    """Returns the kind of a machine, within which ratios may be compared."""
+    kinds = (kind for name, kind in _KINDS.items() if name in instructions)
+    return next(kinds, platform.machine())
+
+
 def describe_machine() -> dict[str, object]:
-    """Returns the processor, its instructions, memory, and versions of what computes."""
-    flags = (_proc("/proc/cpuinfo", "flags") or "").split()
+    """Returns the processor, its kind and instructions, memory, and versions of what computes."""
+    flags = (_proc("/proc/cpuinfo", "flags") or _proc("/proc/cpuinfo", "Features") or "").split()
+    instructions = [name for name in _INSTRUCTIONS if name in flags]
     memory = _proc("/proc/meminfo", "MemTotal")
     return {
         "processor": _proc("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": local.num_cpus(),
-        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "kind": machine_kind(instructions),
+        "instructions": instructions,
         "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},

@@ -35,7 +35,7 @@ class PlanConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     input_dir: Location = setting(
-        dataclasses.MISSING, "Masked examples, from create_pretraining_data."
+        dataclasses.MISSING, "Shard directory of masked examples, from create_pretraining_data."
     )
     teacher: Location = setting(
         dataclasses.MISSING,
@@ -173,7 +173,7 @@ def cache_costs(
 
 def plan_cache(config: PlanConfig) -> Plan:
     """Measures fidelity, size and time of caches."""
-    # Keras is imported only now that there is something to compute.
+    # Importing Keras takes seconds, so that it is imported only when it is needed.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
     from pipeline.teacher import capture
@@ -244,7 +244,7 @@ def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
             for plan in plans
             if plan.state_bits is None
         }
-        if too_small := [k for k, mass in masses.items() if mass < list_mass.LEAST]:
+        if too_small := [k for k, mass in masses.items() if mass < list_mass.MIN_MASS]:
             k = max(too_small)
             yield list_mass.warning(temperature, masses[k], k)
 
@@ -275,9 +275,10 @@ def table(plan: Plan) -> str:
             f"measured at {plan.sample.num_positions:,} masked positions of "
             f"{plan.sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
             f"{plan.dupe_factor})",
-            "KL: teacher to decoded, with the tail spread evenly over its tokens; nats, without T²",
-            "codec KL, reverse: teacher to decoded, and decoded to teacher, with the tail as a "
-            "single class",
+            "KL: KL(teacher || decoded) in nats, without T², with the tail spread evenly over its "
+            "tokens",
+            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher), with the tail "
+            "as a single class",
             "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
             f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
             f"{plan.compute_dtype}",

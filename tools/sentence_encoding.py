@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from data_specs.tasks import TaskSpec
+from data_specs.tasks import CLASSIFICATION, REGRESSION, TaskSpec
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.tokenizers.tokens import Tokenizer
 from tools import inference_programs
-from tools.finetuning import scoring
-from tools.finetuning.head_layout import CLASSIFICATION
-from tools.finetuning.inputs import Padding, build_features, prediction_batches
-from tools.finetuning.task_data import TaskExample
+from tools.finetuning.inputs import Padding, prediction_batches
+from tools.finetuning.kinds import build_features, regression
+from tools.finetuning.task_files import TaskExample
 from tools.inference_programs import Forward
 from tools.sentence_layout import SentenceLayout
 
@@ -111,7 +110,7 @@ def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def expect_similarities(spec: TaskSpec) -> None:
     """Raises InputError unless a task has pairs of texts with a number each."""
-    if spec.kind != "regression" or len(spec.text_fields) != 2:
+    if spec.kind != REGRESSION or len(spec.text_fields) != 2:
         expected = "a task of kind regression with two texts, for example stsb"
         received = f"{spec.name} of kind {spec.kind} with {len(spec.text_fields)}"
         raise InputError(Setting("task"), expected, received)
@@ -120,6 +119,6 @@ def expect_similarities(spec: TaskSpec) -> None:
 def similarity_scores(cosines: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Returns the correlations of cosines with given similarities, the main one first."""
     return {
-        "spearman": scoring.spearman(cosines, expected),
-        "pearson": scoring.pearson(cosines, expected),
+        "spearman": regression.spearman(cosines, expected),
+        "pearson": regression.pearson(cosines, expected),
     }

@@ -10,7 +10,8 @@ teacher's targets or by labels alone. All are fine-tuned on the tasks, as the te
 made with two seeds at least.
 
 With --budget the first steps are measured, and steps and examples are chosen so that the whole
-fits. Re-running the command resumes. Writes study.md and study.json, with the sentence
+fits. For a short budget take few --recipes and a small --max_seq_length and --max_eval_steps.
+Re-running the command resumes. Writes study.md and study.json, with the sentence
 "x% smaller, y% faster, z% kept".
 """
 

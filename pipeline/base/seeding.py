@@ -5,7 +5,7 @@ in every process and at any time.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -26,9 +26,27 @@ def digest(*key: KeyPart) -> bytes:
     Example:
         `digest("ab", "c") != digest("a", "bc")`
     """
-    encoded = [_encode(key_part) for key_part in key]
-    message = b"".join(len(content).to_bytes(8, "little") + content for content in encoded)
-    return hashlib.blake2b(message, digest_size=16).digest()
+    return hashlib.blake2b(_message(key), digest_size=16).digest()
+
+
+def digester(*beginning: KeyPart) -> Callable[..., bytes]:
+    """Returns a function whose `digest` is of these key parts and of its arguments.
+
+    For many digests that begin alike, in half the time.
+    """
+    begun = hashlib.blake2b(_message(beginning), digest_size=16)
+
+    def finish(*key: KeyPart) -> bytes:
+        whole = begun.copy()
+        whole.update(_message(key))
+        return whole.digest()
+
+    return finish
+
+
+def _message(key: Iterable[KeyPart]) -> bytes:
+    encoded = map(_encode, key)
+    return b"".join([len(content).to_bytes(8, "little") + content for content in encoded])
 
 
 def stream(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
@@ -53,20 +71,34 @@ def streams(
 ) -> Iterator[np.random.Generator]:
     """Yields the random generator of (seed, purpose, key) for each of many keys.
 
-    It yields the same object each time, with a new state. Use a generator only until the next
-    one is requested. This takes a third of the time of separate calls of `stream`.
+    They are those of a `RestartedGenerator`: use one only until the next one is requested.
 
     Args:
         seed: see `stream`.
         purpose: see `stream`.
         keys: the keys, as tuples of key parts.
     """
-    bit_generator = np.random.Philox(key=0)
-    rng, state = np.random.Generator(bit_generator), bit_generator.state
+    restarted, finish = RestartedGenerator(), digester(seed, purpose)
     for key in keys:
-        state["state"]["key"] = np.frombuffer(digest(seed, purpose, *key), "<u8")
-        bit_generator.state = state
-        yield rng
+        yield restarted.stream(finish(*key))
+
+
+class RestartedGenerator:
+    """A random generator with a new state for each key.
+
+    It returns the same object each time. Use it only until the next one is requested. This
+    takes a third of the time of separate calls of `stream`.
+    """
+
+    def __init__(self) -> None:
+        self._bit_generator = np.random.Philox(key=0)
+        self._rng, self._state = np.random.Generator(self._bit_generator), self._bit_generator.state
+
+    def stream(self, key_digest: bytes) -> np.random.Generator:
+        """Returns the generator that `stream` returns for the arguments of this `digest`."""
+        self._state["state"]["key"] = np.frombuffer(key_digest, "<u8")
+        self._bit_generator.state = self._state
+        return self._rng
 
 
 def hash64(seed: int, purpose: str, *key: KeyPart) -> int:

@@ -10,7 +10,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,8 @@ _TEXT_SLICE_CHARS = 2**17
 _SHORTEST_SHARE = 8
 # Windows that are masked at a time: bounds the memory, too.
 _BATCH_WINDOWS = 256
+# Characters of short texts that are tokenised and masked together.
+_GROUP_CHARS = 2**14
 SPILL_FOLDER = ".spill"
 # Why a document has no examples.
 BAD_ROWS = "bad rows"
@@ -44,13 +46,39 @@ _SHORT = "shorter than --min_chars"
 _DIVISIONS = (re.compile(r"\n"), re.compile(r"(?<=[。！？])|(?<=[.!?])\s"), re.compile(r"\s"))
 
 
-@dataclasses.dataclass(frozen=True)
-class _TokenizedDocument:
+class _TokenizedDocument(NamedTuple):
     """A document's tokens: ids int32 [n]; which begin a word or a line, bool [n]."""
 
     ids: np.ndarray
     word_starts: np.ndarray
     line_starts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Passage:
+    """A text to mask: a document, or a part of one.
+
+    Attributes:
+        text: the text.
+        key: its digest, on which every random choice depends.
+        segmenter: a name in `segmenters.SEGMENTERS`.
+        num_copies: masked copies of each of its windows.
+        group: decides the split of its examples.
+        document: the number of its document within the block.
+        statistics: of its document; counts are added while it is masked.
+    """
+
+    text: str
+    key: bytes
+    segmenter: str
+    num_copies: int
+    group: int = 0
+    document: int = 0
+    statistics: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+# A window of a passage: its number there, and the number of the copy.
+_Place = tuple[Passage, int, int]
 
 
 class DocumentMasker:
@@ -66,103 +94,192 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
+        self._window_random = seeding.RestartedGenerator()
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
-        segment = segmenters.SEGMENTERS[segmenter]
-        slices = []
-        for piece in _text_slices(text):
-            tokens = self.tokenizer.tokenize(piece)
-            word_starts = np.ones(len(tokens.ids), bool)
-            if self._config.do_whole_word_mask:
-                word_starts = segmenters.word_starts(piece, tokens, segment)
-            slices.append((tokens.ids, word_starts, _line_starts(piece, tokens.starts)))
+        slices = [self._tokenize_slice(piece, segmenter)[0] for piece in _text_slices(text)]
+        if len(slices) == 1:
+            return slices[0]
         return _TokenizedDocument(*map(np.concatenate, zip(*slices, strict=True)))
+
+    def _tokenize_slice(self, text: str, segmenter: str) -> tuple[_TokenizedDocument, np.ndarray]:
+        """Returns the tokens of a text, and the character at which each begins."""
+        tokens = self.tokenizer.tokenize(text)
+        word_starts = np.ones(len(tokens.ids), bool)
+        if self._config.do_whole_word_mask:
+            segment = segmenters.SEGMENTERS[segmenter]
+            word_starts = segmenters.word_starts(text, tokens, segment)
+        line_starts = _line_starts(text, tokens.starts)
+        return _TokenizedDocument(tokens.ids, word_starts, line_starts), tokens.starts
+
+    def _tokenize_together(self, passages: Sequence[Passage]) -> list[_TokenizedDocument]:
+        """Tokenises passages of one segmenter as the lines of one text."""
+        if len(passages) == 1:
+            return [self._tokenize(passages[0].text, passages[0].segmenter)]
+        texts = [passage.text for passage in passages]
+        joined, starts = self._tokenize_slice("\n".join(texts), passages[0].segmenter)
+        ends = np.searchsorted(starts, np.cumsum([len(text) + 1 for text in texts]))
+        columns = (np.split(values, ends[:-1]) for values in joined)
+        return [_TokenizedDocument(*values) for values in zip(*columns, strict=True)]
 
     def num_copies(self, key: bytes, weight: float) -> int:
         """Returns how many masked copies a document has: `weight · copies`, on average."""
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
 
-    def examples(
-        self, text: str, key: bytes, statistics: Counter[str], *, segmenter: str, num_copies: int
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yields the masked copies of every window of a document, or the window as it is.
-
-        Args:
-            key: its digest, on which every random choice depends.
-            statistics: counts are added to it.
-            segmenter: a name in `segmenters.SEGMENTERS`.
+    def examples(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, bytes, bytes]]:
+        """Yields the masked copies of every window of passages, or the windows as they are.
 
         Yields:
-            example ids and serialised examples.
+            the passage, an example id, and the serialised example.
         """
         seed = self._config.random_seed
-        document = self._tokenize(text, segmenter)
-        # A byte-level vocabulary may have no unknown token.
-        unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
-        statistics["tokens"] += len(document.ids)
-        statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-        inputs = self._windows(document, key)
+        for group in self._groups(passages):
+            documents = self._tokenize_together(group)
+            for passage, document in zip(group, documents, strict=True):
+                # A byte-level vocabulary may have no unknown token.
+                unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
+                passage.statistics["tokens"] += len(document.ids)
+                passage.statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
+            digests = {passage: seeding.digester(seed, "example", passage.key) for passage in group}
+            for (passage, number, copy), values in self._features(group, documents):
+                example_id = values[records.EXAMPLE_ID] = digests[passage](number, copy)
+                passage.statistics["examples"] += 1
+                yield passage, example_id, serialization.encode_example(values)
+
+    def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+        """Yields short passages together that follow each other and have the same settings."""
+        group: list[Passage] = []
+        size = 0
+        for passage in passages:
+            is_full = size + len(passage.text) > _GROUP_CHARS
+            if group and (is_full or not self._may_join(group[0], passage)):
+                yield group
+                group, size = [], 0
+            group.append(passage)
+            size += len(passage.text)
+        if group:
+            yield group
+
+    def _may_join(self, first: Passage, second: Passage) -> bool:
+        settings = [(passage.segmenter, passage.num_copies) for passage in (first, second)]
+        return self.tokenizer.splits_at_lines and settings[0] == settings[1]
+
+    def _features(
+        self, group: Sequence[Passage], documents: Sequence[_TokenizedDocument]
+    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+        """Yields the features of a group's examples, without their ids, and where they are from."""
+        inputs = (
+            self._windows(document, passage.key)
+            for passage, document in zip(group, documents, strict=True)
+        )
         if self._config.is_dynamic:
-            features = self._unmasked(inputs, num_copies, statistics)
+            for passage, own in zip(group, inputs, strict=True):
+                yield from self._unmasked(passage, own)
+        elif len(group) == 1:
+            yield from self._masked_alone(group[0], next(inputs))
         else:
-            rngs = [seeding.stream(seed, "mask", key, copy) for copy in range(num_copies)]
-            features = self._masked(inputs, rngs, statistics)
-        for number, copy, values in features:
-            example_id = seeding.digest(seed, "example", key, number, copy)
-            statistics["examples"] += 1
-            record = serialization.encode_example({**values, records.EXAMPLE_ID: example_id})
-            yield example_id, record
+            counted = [(passage, list(own)) for passage, own in zip(group, inputs, strict=True)]
+            yield from self._masked_in_batches(counted)
 
     def _unmasked(
-        self, inputs: Iterable[WindowInput], num_copies: int, statistics: Counter[str]
-    ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
-        """Yields windows: number, copy and features; those that can be masked."""
+        self, passage: Passage, inputs: Iterable[WindowInput]
+    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+        """Yields windows as they are; those that can be masked."""
         for number, window in enumerate(inputs):
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
             words = masks.maskable_words(window.word_starts, special, longest)
-            statistics[duplicates.WINDOWS[len(words.starts) > 0]] += 1
+            passage.statistics[duplicates.WINDOWS[len(words.starts) > 0]] += 1
             features = windows.window_features(window, self.vocab_size)
-            for copy in range(num_copies if len(words.starts) else 0):
-                yield number, copy, features
+            for copy in range(passage.num_copies if len(words.starts) else 0):
+                yield (passage, number, copy), features
 
-    def _masked(
-        self,
-        inputs: Iterator[WindowInput],
-        rngs: Sequence[np.random.Generator],
-        statistics: Counter[str],
-    ) -> Iterator[tuple[int, int, dict[str, bytes]]]:
-        """Yields masked copies of windows: the window's number, the copy's, and its features.
+    def _masked_alone(
+        self, passage: Passage, inputs: Iterator[WindowInput]
+    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+        """Yields masked copies of a passage's windows.
 
         A copy's random generator masks one window after another.
         """
-        begin = 0
-        while batch := list(itertools.islice(inputs, _BATCH_WINDOWS)):
-            joined = windows.join_windows(batch)
+        batch, begin = list(itertools.islice(inputs, _BATCH_WINDOWS)), 0
+        if len(batch) < _BATCH_WINDOWS:
+            yield from self._masked_in_batches([(passage, batch)])
+            return
+        seed, copies = self._config.random_seed, range(passage.num_copies)
+        # Each copy continues in the next batch.
+        rngs = [seeding.stream(seed, "mask", passage.key, copy) for copy in copies]
+        while batch:
             repeated = (rng for rng in rngs for _ in batch)
-            masked = masks.mask_windows(
-                joined, self._policy, self._is_special, repeated, copies=len(rngs)
-            )
-            statistics["masked_positions"] += len(masked.positions)
-            features = masks.masked_features(joined, masked, self.vocab_size)
-            numbers = itertools.product(range(len(rngs)), range(begin, begin + len(batch)))
-            counts = masked.counts.tolist()
-            for count in counts[: len(batch)]:
-                statistics[duplicates.WINDOWS[count > 0]] += 1
-            for (copy, number), count, values in zip(numbers, counts, features, strict=True):
-                if count:
-                    yield number, copy, values
+            yield from self._masked([(passage, begin, batch)], repeated)
             begin += len(batch)
+            batch = list(itertools.islice(inputs, _BATCH_WINDOWS))
+
+    def _masked_in_batches(
+        self, passages: Iterable[tuple[Passage, list[WindowInput]]]
+    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+        """Yields masked copies of the windows of passages with equally many copies."""
+        batch: list[tuple[Passage, int, list[WindowInput]]] = []
+        size = 0
+        for passage, inputs in passages:
+            if batch and size + len(inputs) > _BATCH_WINDOWS:
+                yield from self._masked(batch, self._streams(batch))
+                batch, size = [], 0
+            if inputs:
+                batch.append((passage, 0, inputs))
+                size += len(inputs)
+        if batch:
+            yield from self._masked(batch, self._streams(batch))
+
+    def _streams(
+        self, batch: Sequence[tuple[Passage, int, list[WindowInput]]]
+    ) -> Iterator[np.random.Generator]:
+        """Yields the random generator of each window of a batch, copy by copy."""
+        copies = range(batch[0][0].num_copies)
+        keys = [(passage.key, copy) for copy in copies for passage, _, _ in batch]
+        sizes = [len(inputs) for _, _, inputs in batch] * len(copies)
+        rngs = seeding.streams(self._config.random_seed, "mask", keys)
+        return itertools.chain.from_iterable(map(itertools.repeat, rngs, sizes))
+
+    def _masked(
+        self,
+        batch: Sequence[tuple[Passage, int, list[WindowInput]]],
+        rngs: Iterator[np.random.Generator],
+    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+        """Yields masked copies of windows.
+
+        Args:
+            batch: passages with equally many copies, each with the number of its first window
+                in the batch, and its windows of the batch.
+            rngs: of each window, copy by copy.
+        """
+        num_copies = batch[0][0].num_copies
+        joined = windows.join_windows([window for _, _, inputs in batch for window in inputs])
+        masked = masks.mask_windows(joined, self._policy, self._is_special, rngs, copies=num_copies)
+        features = masks.masked_features(joined, masked, self.vocab_size)
+        origins = [
+            (passage, number)
+            for passage, begin, inputs in batch
+            for number in range(begin, begin + len(inputs))
+        ]
+        counts = masked.counts.tolist()
+        for (passage, _), count in zip(origins, counts, strict=False):
+            passage.statistics[duplicates.WINDOWS[count > 0]] += 1
+        rows = zip(itertools.product(range(num_copies), origins), counts, features, strict=True)
+        for (copy, (passage, number)), count, values in rows:
+            passage.statistics["masked_positions"] += count
+            if count:
+                yield (passage, number, copy), values
 
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
         config, special_ids = self._config, self.tokenizer.special_ids
         length = config.window_length
-        rng = seeding.stream(config.random_seed, "window length", key)
+        seed, restarted = config.random_seed, self._window_random
+        rng = restarted.stream(seeding.digest(seed, "window length", key))
         if rng.random() < config.short_seq_prob:
             length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        split_rng = seeding.stream(config.random_seed, "segments", key)
+        split_rng = restarted.stream(seeding.digest(seed, "segments", key))
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
             ids, starts = document.ids[begin:end], document.word_starts[begin:end]
             split = None
@@ -319,29 +436,78 @@ def _mask_documents(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
 ) -> tuple[dict[str, Any], list[MaskedDocument], list[spill.Entry]]:
     """Returns the header of a block's spill file, its table of documents and its examples."""
-    statistics: Counter[str] = Counter(documents=len(block.documents))
     skipped: Counter[str] = Counter()
-    by_corpus: Counter[str] = Counter()
-    table: list[MaskedDocument] = []
-    entries: list[spill.Entry] = []
-    for number, document in enumerate(block.documents):
-        before = len(entries)
-        text, reason = _read_text(config, document)
-        if text is not None:
+    plans: list[_DocumentPlan] = []
+
+    def passages() -> Iterator[Passage]:
+        for number, document in enumerate(block.documents):
+            text, reason = _read_text(config, document)
+            if text is None:
+                skipped[reason] += 1
+                continue
             groups = _groups(config, document, text, divides_text=divides_text)
-            table.append(_mask_document(config, document, number, text, groups, entries))
-            statistics.update(table[-1].statistics)
-            reason = table[-1].skipped
-        if reason is not None:
-            skipped[reason] += 1
-        by_corpus[document.file.corpus.label] += len(entries) - before
+            plans.append(_plan_document(config, document, number, text, groups))
+            yield from plans[-1].passages
+
+    entries = [
+        spill.Entry(name, passage.group, record, passage.document)
+        for passage, name, record in _masker(config).examples(passages())
+    ]
+    sizes = [len(entry.record) for entry in entries]
+    numbers = [entry.document for entry in entries]
+    document_bytes = np.bincount(numbers, sizes, len(block.documents)).astype(np.int64).tolist()
+    statistics: Counter[str] = Counter(documents=len(block.documents))
+    by_corpus = Counter({document.file.corpus.label: 0 for document in block.documents})
+    table = [plan.finished(document_bytes[plan.number]) for plan in plans]
+    for document in table:
+        statistics.update(document.statistics)
+        by_corpus[document.corpus] += document.statistics["examples"]
+        if document.skipped is not None:
+            skipped[document.skipped] += 1
     header = {
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
-        "bytes": sum(len(entry.record) for entry in entries),
+        "bytes": sum(sizes),
     }
     return header, table, entries
+
+
+@dataclasses.dataclass(frozen=True)
+class _DocumentPlan:
+    """A document with text: what is masked of it, and for its row in the table.
+
+    Attributes:
+        number: within the block.
+        key: see `MaskedDocument`, as of `groups` and `corpus`.
+        copies: masked copies of each window.
+        passages: what is masked; nothing of a duplicate.
+        statistics: of the passages.
+        is_duplicate: whether it has been seen to be one.
+    """
+
+    number: int
+    key: bytes
+    groups: tuple[int, int]
+    corpus: str
+    copies: int
+    passages: tuple[Passage, ...]
+    statistics: Counter[str]
+    is_duplicate: bool
+
+    def finished(self, num_bytes: int) -> MaskedDocument:
+        """Returns the row, once all is masked to examples of so many bytes."""
+        skipped = duplicates.UNMASKABLE if self.copies else duplicates.LEFT_OUT
+        return MaskedDocument(
+            key=self.key,
+            number=self.number,
+            groups=self.groups,
+            corpus=self.corpus,
+            copies=self.copies,
+            bytes=num_bytes,
+            statistics=self.statistics,
+            skipped=None if self.statistics["examples"] or self.is_duplicate else skipped,
+        )
 
 
 def _groups(
@@ -354,15 +520,14 @@ def _groups(
     return {text: _group(config, document, text)}
 
 
-def _mask_document(
+def _plan_document(
     config: MaskedExamplesConfig,
     document: RawDocument,
     number: int,
     text: str,
     groups: Mapping[str, int],
-    entries: list[spill.Entry],
-) -> MaskedDocument:
-    """Adds the masked examples of a document's parts to `entries`.
+) -> _DocumentPlan:
+    """Returns what is masked of a document.
 
     Args:
         number: the document's within the block.
@@ -370,25 +535,30 @@ def _mask_document(
     """
     document_key = _document_key(config, document, text)
     masker, settings = _masker(config), document.file.corpus
-    statistics, before = Counter(), len(entries)
     num_copies = masker.num_copies(document_key, settings.weight)
-    options = {"segmenter": settings.spec.segmenter, "num_copies": num_copies}
     is_duplicate = masker.masked_texts.add(document_key, num_copies)
-    for part, group in groups.items() if num_copies and not is_duplicate else ():
-        examples = masker.examples(
-            part, _document_key(config, document, part), statistics, **options
+    statistics: Counter[str] = Counter()
+    passages = (
+        Passage(
+            text=part,
+            key=_document_key(config, document, part),
+            segmenter=settings.spec.segmenter,
+            num_copies=num_copies,
+            group=group,
+            document=number,
+            statistics=statistics,
         )
-        entries.extend(spill.Entry(name, group, record, number) for name, record in examples)
-    skipped = duplicates.UNMASKABLE if num_copies else duplicates.LEFT_OUT
-    return MaskedDocument(
-        key=document_key,
+        for part, group in groups.items()
+    )
+    return _DocumentPlan(
         number=number,
+        key=document_key,
         groups=(min(groups.values()), max(groups.values())),
         corpus=settings.label,
         copies=num_copies,
-        bytes=sum(len(entry.record) for entry in entries[before:]),
+        passages=tuple(passages) if num_copies and not is_duplicate else (),
         statistics=statistics,
-        skipped=skipped if len(entries) == before and not is_duplicate else None,
+        is_duplicate=is_duplicate,
     )
 
 

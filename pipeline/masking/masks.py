@@ -127,18 +127,21 @@ def word_order(
     return (rng.standard_exponential(count) / weights).argsort(kind="stable")
 
 
-def choose_words(lengths: Sequence[int], order: Iterable[int], room: int) -> tuple[list[int], int]:
+def choose_words(lengths: Sequence[int], order: np.ndarray, room: int) -> tuple[list[int], int]:
     """Returns the words that fit into a room of tokens, tried in an order, and how many tokens.
 
     Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
     """
     chosen, left = [], room
-    for index in order:
-        if lengths[index] <= left:
-            chosen.append(index)
-            left -= lengths[index]
-            if not left:
-                break
+    # The first words mostly fill the room: the others are rarely needed as Python's numbers.
+    for part in (order[: 2 * room], order[2 * room :]):
+        for index in part.tolist():
+            length = lengths[index]
+            if length <= left:
+                chosen.append(index)
+                left -= length
+                if not left:
+                    return chosen, room
     return chosen, room - left
 
 
@@ -213,18 +216,23 @@ def mask_windows(
     words = maskable_words(windows.word_starts, is_special[tokens], longest)
     weights = None if token_weights is None else word_weights(words, token_weights[tokens])
     ends = np.searchsorted(words.starts, np.cumsum(windows.counts)).tolist()
-    bounds, lengths = list(zip([0, *ends[:-1]], ends, rooms, strict=True)), words.lengths.tolist()
-    is_chosen = np.zeros((copies, len(lengths)), bool)
-    counts, draws = [], []
-    numbered = ((copy, *bound) for copy in range(copies) for bound in bounds)
-    for rng, (copy, first, end, room) in zip(rngs, numbered, strict=True):
-        own = None if weights is None else weights[first:end]
-        order = word_order(end - first, rng, own) + first
-        chosen, count = choose_words(lengths, order.tolist(), room)
-        is_chosen[copy, chosen] = True
+    starts, lengths = [0, *ends[:-1]], words.lengths.tolist()
+    own_lengths = [lengths[first:end] for first, end in zip(starts, ends, strict=True)]
+    chosen, num_chosen, counts, draws = [], [], [], []
+    bounds = list(zip(starts, ends, rooms, own_lengths, strict=True)) * copies
+    for rng, (first, end, room, own) in zip(rngs, bounds, strict=True):
+        preferred = None if weights is None else weights[first:end]
+        order = word_order(end - first, rng, preferred)
+        indices, count = choose_words(own, order, room)
+        chosen += indices
+        num_chosen.append(len(indices))
         counts.append(count)
         draws.append(draw_tokens(count, policy, rng))
-    copy, word = np.nonzero(is_chosen)
+    # The words of a copy are numbered behind those of the copies before it.
+    firsts = np.add.outer(np.arange(copies) * len(lengths), starts).ravel()
+    numbers = np.array(chosen, np.int64) + np.repeat(firsts, num_chosen)
+    numbers.sort()
+    copy, word = np.divmod(numbers, max(1, len(lengths)))
     indices = windows.positions[_word_tokens(words.starts[word], words.lengths[word])]
     indices += np.repeat(copy * len(windows.input_ids), words.lengths[word])
     input_ids, lengths = np.tile(windows.input_ids, copies), np.tile(windows.lengths, copies)

@@ -21,7 +21,7 @@ from pipeline.storage.manifest import EVAL, SAMPLED, Manifest
 from pipeline.storage.records import TeacherTargets, read_examples
 
 # Share of the teacher's mass below which a top-k is a poor target.
-LEAST = 0.5
+MIN_MASS = 0.5
 # Number of examples from which the mean mass is estimated.
 _NUM_EXAMPLES = 256
 _ALTERNATIVE = "create_teacher_output_data `logit_encoding`=states"
@@ -97,7 +97,7 @@ def measure(
 
 
 def warning(temperature: float | str, mass: float, k: int) -> str:
-    """Returns a line on a temperature at which a top-k holds less than `LEAST` of the mass."""
+    """Returns a line on a temperature at which a top-k holds less than `MIN_MASS` of the mass."""
     alternative = show_settings(_ALTERNATIVE, str)
     return (
         f"warning: at temperature {float(temperature):g} the top {k} hold {mass:.1%} of the "
@@ -108,5 +108,5 @@ def warning(temperature: float | str, mass: float, k: int) -> str:
 def warnings(fits: Mapping[float, ListFit], k: int) -> Iterator[str]:
     """Yields a line for each temperature at which a cache's top-k holds too little of the mass."""
     for temperature, fit in fits.items():
-        if fit.mass < LEAST:
+        if fit.mass < MIN_MASS:
             yield warning(temperature, fit.mass, k)

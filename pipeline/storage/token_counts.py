@@ -2,7 +2,7 @@
 
 Directories of unmasked windows have the file, and teacher caches of codecs that give frequent
 tokens small numbers. The manifest records its size and checksum. The counts of a corpus are
-complete only after all its blocks are read, so that each document block writes its counts next
+complete only after all its blocks are read. Therefore each document block writes its counts next
 to its spill file, and they are summed later.
 """
 

@@ -177,8 +177,8 @@ def remap_batch(
 ) -> dict[str, Any]:
     """Maps the ids of a batch to the student's, and splits missing tokens.
 
-    The teacher's remaining ids move to the front of their row in their order, so that a smaller
-    k is still a prefix, and `NO_ID` pads the row. A position gets weight 0 in three cases:
+    The teacher's remaining ids move to the front of their row in their order, and `NO_ID` pads
+    the row. A smaller k is therefore still a prefix. A position gets weight 0 in three cases:
 
     - Its label cannot be split.
     - No id remains, or the remaining ids have less than a millionth of the mass at a cached

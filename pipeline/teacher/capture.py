@@ -54,8 +54,8 @@ from pipeline.teacher.settings import TeacherCacheConfig
 # Memory for the targets of a block. The examples of a block are sorted by length, so that a
 # larger block gives batches with less padding.
 _BLOCK_BYTES = 128 * 2**20
-# The teacher is judged before any shard is made. Twice the minimum number of labels makes the
-# judgement certain; the number of examples bounds its cost.
+# The teacher is judged before any shard is made. Twice the minimum number of labels is used, so
+# that the judgement does not depend on a few labels. The number of examples bounds its cost.
 _JUDGED_LABELS = 2 * MIN_LABELS
 _MAX_JUDGED_EXAMPLES = 1_024
 # A capture of at least this many examples refuses a teacher that predicts noise. A smaller one

@@ -4,8 +4,8 @@ A teacher whose masked-LM head was never trained has all its tensors, but its ta
 Its predictions reveal it: its most probable token is the label no more often than by chance.
 
 The unigram model predicts a label from the frequencies of the other labels. Leaving the label
-itself out keeps a small sample from predicting itself. If c of n labels equal the label, and T
-labels are distinct, its probability is (c − 1 + T / V) / (n − 1 + T), after Witten and Bell
+itself out keeps a small sample from predicting itself. Of n labels, c equal the label and T are
+distinct. The label's probability is then (c − 1 + T / V) / (n − 1 + T), after Witten and Bell
 (1991).
 """
 

@@ -58,7 +58,7 @@ def describe_mass(directory: Location, manifest: Manifest) -> Iterator[str]:
             f"T = {temperature:g}: {fit.mass:.1%}, KL {fit.divergence:.2g}"
             for temperature, fit in fits.items()
         )
-        yield f"mass       in the top-k, and KL from the teacher to it: {by_temperature}"
+        yield f"mass       in the top-k, and KL(top-k || teacher) in nats: {by_temperature}"
     yield from list_mass.warnings(fits, info.truncation_factor)
 
 

@@ -58,6 +58,18 @@ SEGMENTERS: dict[str, Segmenter] = {"jieba": _jieba, "whitespace": _whitespace, 
 
 def is_chinese(code_points: np.ndarray) -> np.ndarray:
     """Returns which code points (uint32 [n]) are Chinese characters (bool [n])."""
+    if code_points.max(initial=0) < 2**16:
+        return _chinese()[code_points]
+    return _in_chinese_blocks(code_points)
+
+
+@functools.cache
+def _chinese() -> np.ndarray:
+    """Returns bool [65,536]: the Chinese characters among those of 16 bits."""
+    return _in_chinese_blocks(np.arange(2**16, dtype=np.uint32))
+
+
+def _in_chinese_blocks(code_points: np.ndarray) -> np.ndarray:
     block = np.searchsorted(_CHINESE_BLOCKS[:, 0], code_points, side="right")
     # Blocks are ascending: a character can only be in the last that begins before it.
     return (block > 0) & (code_points <= _CHINESE_BLOCKS[block - 1, 1])
@@ -88,10 +100,11 @@ def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
     right = code_points[np.minimum(right_starts, len(code_points) - 1)]
     chinese_left, chinese_right = is_chinese(left), is_chinese(right)
     # Two tokens are of one Chinese word when no word begins between them.
-    boundaries = segment(text)
-    before = np.searchsorted(boundaries, left_ends, side="left")
-    after = np.searchsorted(boundaries, right_starts, side="right")
-    same_chinese_word = chinese_left & chinese_right & (after <= before)
+    begins = np.zeros(len(code_points) + 1, np.int32)
+    begins[segment(text)] = 1
+    words = np.cumsum(begins, out=begins)
+    is_within_word = words[right_starts] <= words[np.maximum(left_ends - 1, 0)]
+    same_chinese_word = chinese_left & chinese_right & is_within_word
     # A token of spaces only, such as a lone ▁, goes with what follows.
     visible = tokens.ends[:-1] > tokens.starts[:-1]
     # Tokens that share a character are parts of it.

@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.tokenizers.segmenters import is_chinese, is_punctuation
 from pipeline.tokenizers.tokens import Tokens
 
-# In the table of characters: those that are no token of their own.
-_SPACE, _OF_A_RUN = -1, -2
+# In the table of characters: those that are no token of their own, and those that may be one.
+_SPACE, _OF_A_RUN, _UNTRIED = -1, -2, -3
 # Characters beyond the table are of runs.
 _TABLE_SIZE = 2**16
 # Runs that are remembered; where there are more, all are forgotten.
@@ -30,7 +30,7 @@ class TextRuns:
 
     def __init__(self, encode: Callable[[str], Tokens]) -> None:
         self._encode = encode
-        self._table = _character_table(encode)
+        self._table = _untried_table()
         self._forget()
 
     def _forget(self) -> None:
@@ -44,6 +44,9 @@ class TextRuns:
         """Returns a text's tokens."""
         code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kinds = self._table[np.minimum(code_points, _TABLE_SIZE - 1)]
+        if kinds.min(initial=0) == _UNTRIED:
+            self._try_characters(np.unique(code_points[kinds == _UNTRIED]))
+            kinds = self._table[np.minimum(code_points, _TABLE_SIZE - 1)]
         bounds = np.flatnonzero(np.diff(kinds == _OF_A_RUN, prepend=False, append=False))
         runs = [text[begin:end] for begin, end in bounds.reshape(-1, 2).tolist()]
         numbers = self._look_up(runs)
@@ -60,6 +63,23 @@ class TextRuns:
         starts[of_run] += _view(self._starts)[tokens]
         begins[of_run] = _view(self._begins)[tokens]
         return Tokens(ids, starts, ends, np.cumsum(begins, dtype=np.int32) - 1)
+
+    def _try_characters(self, candidates: np.ndarray) -> None:
+        """Fills the table at some characters: each is tried between letters."""
+        tokens = self._encode("a" + "".join(f"{chr(index)}a" for index in candidates.tolist()))
+        positions = 2 * np.arange(len(candidates)) + 1
+        # The first token at each candidate or behind it; the last letter is behind the last one.
+        first = np.searchsorted(tokens.starts, positions)
+        is_token = (tokens.starts[first] == positions) & (tokens.ends[first] == positions + 1)
+        is_apart = tokens.word_ids[first] != tokens.word_ids[first - 1]
+        following = np.minimum(first + 1, len(tokens.ids) - 1)
+        is_lone = is_token & is_apart & (tokens.word_ids[first] != tokens.word_ids[following])
+        is_space = (
+            is_apart & (tokens.starts[first] > positions) & (tokens.ends[first - 1] <= positions)
+        )
+        self._table[candidates] = _OF_A_RUN
+        self._table[candidates[is_space]] = _SPACE
+        self._table[candidates[is_lone]] = tokens.ids[first[is_lone]]
 
     def _look_up(self, runs: Sequence[str]) -> np.ndarray:
         """Returns the numbers of runs, int [n]; those that are not known are tokenised."""
@@ -89,26 +109,16 @@ class TextRuns:
         _extend(self._begins, begins)
 
 
-def _character_table(encode: Callable[[str], Tokens]) -> np.ndarray:
-    """Returns the id of each character that is always a token of its own, int32 [65,536].
+def _untried_table() -> np.ndarray:
+    """Returns an empty table of characters, int32 [65,536].
 
-    Elsewhere there is `_SPACE` or `_OF_A_RUN`. Candidates are tried between letters.
+    It will hold the id of each character that is always a token of its own. These are among
+    Chinese characters, punctuation and spaces, which are tried when a text has them.
     """
     every = np.arange(_TABLE_SIZE, dtype=np.uint32)
     spaces = np.array([chr(index).isspace() for index in range(_TABLE_SIZE)])
-    candidates = np.flatnonzero(is_chinese(every) | is_punctuation(every) | spaces)
-    tokens = encode("a" + "".join(f"{chr(index)}a" for index in candidates))
-    places = 2 * np.arange(len(candidates)) + 1
-    # The first token at each candidate or behind it; the last letter is behind the last one.
-    first = np.searchsorted(tokens.starts, places)
-    is_token = (tokens.starts[first] == places) & (tokens.ends[first] == places + 1)
-    is_apart = tokens.word_ids[first] != tokens.word_ids[first - 1]
-    following = np.minimum(first + 1, len(tokens.ids) - 1)
-    is_lone = is_token & is_apart & (tokens.word_ids[first] != tokens.word_ids[following])
-    is_space = is_apart & (tokens.starts[first] > places) & (tokens.ends[first - 1] <= places)
     table = np.full(_TABLE_SIZE, _OF_A_RUN, np.int32)
-    table[candidates[is_space]] = _SPACE
-    table[candidates[is_lone]] = tokens.ids[first[is_lone]]
+    table[is_chinese(every) | is_punctuation(every) | spaces] = _UNTRIED
     return table
 
 

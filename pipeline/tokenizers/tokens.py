@@ -85,6 +85,11 @@ class Tokenizer(abc.ABC):
         """Returns this vocabulary with the settings of another tokenizer of its kind."""
         return dataclasses.replace(self, do_lower_case=other.do_lower_case)
 
+    @property
+    def splits_at_lines(self) -> bool:
+        """Whether a line's tokens are the same whatever lines are before and after it."""
+        return False
+
     @functools.cached_property
     def _is_special(self) -> np.ndarray:
         special = np.zeros(len(self.vocab), bool)

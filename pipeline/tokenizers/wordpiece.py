@@ -146,6 +146,11 @@ class WordPieceTokenizer(Tokenizer):
             return TextRuns(self._encode)
         return None
 
+    @property
+    def splits_at_lines(self) -> bool:
+        """See `Tokenizer`."""
+        return self._text_runs is not None
+
     def tokenize(self, text: str) -> Tokens:
         return self._encode(text) if self._text_runs is None else self._text_runs.tokenize(text)
 

@@ -29,3 +29,9 @@ def test_generators_of_many_keys_equal_separate_generators() -> None:
         if number > 1:
             drawn.append(_draw(rng))
     assert drawn == expected[2:]
+
+
+def test_a_digest_may_be_finished_for_many_keys() -> None:
+    finish = seeding.digester(5, "example", b"key")
+    for key in ((), (0, 1), ("text", b"bytes", 7)):
+        assert finish(*key) == seeding.digest(5, "example", b"key", *key)

@@ -31,6 +31,7 @@ _OTHER_FLAGS = {
 _MOST_WORDS = 25
 _NAMED_PATH = re.compile(r"(?:data_specs|pipeline|tools|tests)/[\w./*-]+")
 _NAMED_MODULE = re.compile(r"(?:data_specs|pipeline|tools|tests)(?:\.\w+)+")
+_RUN_MODULE = re.compile(r"-m ((?:data_specs|pipeline|tools|tests)(?:\.[a-z_]+)+)")
 _FLAG = re.compile(r"(?<![\w-])--(\w+)(?![\w-])")
 
 
@@ -96,6 +97,8 @@ def test_files_and_modules_that_are_named_exist(page: Page) -> None:
         if _NAMED_PATH.fullmatch(code):
             # NAME stands for any name.
             assert any(ROOT.glob(re.sub(r"\bNAME\b", "*", code.rstrip("/")))), code
+        elif match := _RUN_MODULE.search(code):
+            assert importlib.util.find_spec(match[1]) is not None, code
         elif _NAMED_MODULE.fullmatch(code) and "NAME" not in code:
             assert _exists(code), code
 

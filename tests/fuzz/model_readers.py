@@ -186,6 +186,15 @@ _TASKS: dict[str, tuple[str, str, Mutate]] = {
         mutate_json_lines,
     ),
     "rusentiment": ("", "", mutate_bytes),
+    "weibo_ner": ("train.conll", "口0\tO\n女1\tB-PER.NOM\n\n好0\tO\n", mutate_bytes),
+    "cluener": (
+        "train.json",
+        "".join(
+            json.dumps({"text": text, "label": {"name": {"ab": [[0, 1]]}}}) + "\n"
+            for text in ("ab", "abc", "ab d")
+        ),
+        mutate_json_lines,
+    ),
     "cmrc2018": ("train.json", json.dumps({"data": [{"paragraphs": [_PARAGRAPH]}]}), mutate_json),
 }
 

@@ -66,7 +66,7 @@ def choose_positions(
     """
     starts, lengths = words.starts.tolist(), words.lengths.tolist()
     order = masks.word_order(len(starts), random, weights)
-    chosen, _ = masks.choose_words(lengths, order.tolist(), num_to_predict)
+    chosen, _ = masks.choose_words(lengths, order, num_to_predict)
     tokens = [range(starts[word], starts[word] + lengths[word]) for word in sorted(chosen)]
     return np.array(list(itertools.chain.from_iterable(tokens)), np.int64)
 

@@ -231,9 +231,13 @@ def masked(monkeypatch) -> list[str]:
     texts: list[str] = []
     examples = document_masker.DocumentMasker.examples
 
-    def counted(self, text, *args, **settings):
-        texts.append(text)
-        return examples(self, text, *args, **settings)
+    def counted(self, passages):
+        def seen():
+            for passage in passages:
+                texts.append(passage.text)
+                yield passage
+
+        return examples(self, seen())
 
     monkeypatch.setattr(document_masker.DocumentMasker, "examples", counted)
     return texts

@@ -60,7 +60,7 @@ def test_runs_that_are_forgotten_are_tokenised_again(tokenizer, texts: list[str]
         text_runs._MAX_RUNS = limit
 
 
-def test_a_run_is_tokenised_once(tokenizer) -> None:
+def test_runs_and_characters_are_tokenised_once(tokenizer) -> None:
     texts: list[str] = []
 
     def encode(text: str) -> Tokens:
@@ -68,12 +68,12 @@ def test_a_run_is_tokenised_once(tokenizer) -> None:
         return tokenizer._encode(text)
 
     runs = TextRuns(encode)
-    del texts[:]
     for _ in range(2):
         runs.tokenize("我们用BERT，step by step 2024。")
     runs.tokenize("春天来了，by BERT")
     runs.tokenize("by one")
-    assert texts == ["BERT\nstep\nby\n2024", "one"]
+    characters = "a a。a们a我a用a，a", "a了a天a春a来a"
+    assert texts == [characters[0], "BERT\nstep\nby\n2024", characters[1], "one"]
 
 
 def test_tokens_of_several_words_stay_whole(vocab_file) -> None:

@@ -18,6 +18,8 @@ from tests.tools.finetuning.conftest import (  # noqa: F401  (fixtures)
     sentiment_dir,
     similarity_dir,
     span_teacher_dir,
+    tags_dir,
+    tags_teacher_dir,
     task_teacher_dir,
 )
 from tools.merge_caches import MergeConfig, merge_caches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data_specs.tasks import CLASSIFICATION, SPAN
+from data_specs.tasks import CLASSIFICATION, SPAN, TOKEN_CLASSIFICATION
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.families import FAMILIES
 from tests.conftest import save_tiny_bert
@@ -117,6 +117,71 @@ def test_questions_are_answered_over_several_windows(flags, questions_dir) -> No
     path = flags["output_dir"] / run["directory"] / "predictions/dev/cmrc2018_predict.json"
     answers = json.loads(path.read_text())
     assert len(answers) == 12 and "咖啡馆" in answers.values()
+
+
+def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path) -> None:
+    """The labels are those of the training file; the test file has none."""
+    changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "max_seq_length": 12}
+    flags = {**flags, **changes, "num_train_epochs": 12}
+    assert _run(**flags, predict_split="test") == 0
+    text = "a token classification head with 5 labels (O, B-LOC, I-LOC, B-ORG, I-ORG)"
+    assert f"head: new, {text}" in capsys.readouterr().err
+    (run,) = _summary(flags["output_dir"])["runs"]
+    assert run["counts"]["num_train_inputs"] > run["counts"]["num_train_examples"] == 96
+    assert list(run["metrics"]) == ["f1", "precision", "recall"]
+    # A head that nobody trained has hardly an entity right.
+    assert run["metrics"]["f1"] > 0.5
+    folder = flags["output_dir"] / run["directory"]
+    for split in ("dev", "test"):
+        predicted = (folder / f"predictions/{split}/wnut17.conll").read_text("utf-8").splitlines()
+        words = (tags_dir / f"{split}.conll").read_text("utf-8").splitlines()
+        assert [line.partition("\t")[0] for line in predicted] == [
+            line.partition(" ")[0] for line in words
+        ]
+    config = json.loads((folder / "model/config.json").read_text())
+    assert config["architectures"] == ["BertForTokenClassification"]
+    # Scored again, the labels are the model's; no training file is needed.
+    data = shutil.copytree(tags_dir, tmp_path / "data")
+    (data / "train.conll").unlink()
+    again = {**flags, "data_dir": data, "model": folder / "model", "do_train": False}
+    assert _run(**{**again, "output_dir": tmp_path / "again"}) == 0
+    printed = capsys.readouterr()
+    assert f"head: the model's, {text}" in printed.err
+    assert f"f1           {100 * run['metrics']['f1']:6.2f}\n" in printed.out
+
+
+_TURNED = ("I-ORG", "B-ORG", "O", "B-LOC", "I-LOC")
+
+
+def test_tags_that_a_head_does_not_have_are_refused(
+    flags, tags_dir, tags_teacher_dir, tmp_path
+) -> None:
+    data = shutil.copytree(tags_dir, tmp_path / "data")
+    path = data / "dev.conll"
+    path.write_text(path.read_text("utf-8").replace("B-ORG", "B-PER"), "utf-8")
+    line = path.read_text("utf-8").splitlines().index("出 B-PER") + 1
+    changes = {"task": tags_dir / "tags.yaml", "data_dir": data}
+    for model in ({}, {"model": tags_teacher_dir, "do_train": False}):
+        error = _refusal(flags, **changes, **model)
+        assert error.subject == f"{path}, line {line}: tag" and error.received == "'B-PER'"
+        assert error.expected == "one of O, B-LOC, I-LOC, B-ORG, I-ORG"
+    # Names tell what tags mean: the order of a model that others made does not matter.
+    other = save_tiny_head(tmp_path / "other", flags["model"], Head(TOKEN_CLASSIFICATION, _TURNED))
+    path = tmp_path / "declared.yaml"
+    content = (tags_dir / "tags.yaml").read_text("utf-8")
+    path.write_text(f"{content}labels: [O, B-LOC, I-LOC, B-ORG, I-ORG]\n", "utf-8")
+    changes = {**flags, "task": path, "data_dir": tags_dir, "model": other}
+    assert _run(**changes, do_train=False) == 0
+    unnamed = tuple(f"LABEL_{number}" for number in range(5))
+    other = save_tiny_head(tmp_path / "none", flags["model"], Head(TOKEN_CLASSIFICATION, unnamed))
+    changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "model": other}
+    assert _refusal(flags, **changes, do_train=False).subject == Setting("model")
+    # Those of the declaration are of another set than the model's.
+    error = _refusal(
+        flags, task="wnut17", data_dir=tags_dir, model=tags_teacher_dir, do_train=False
+    )
+    assert error.subject == Setting("model")
+    assert error.received.endswith("with 5 labels (O, B-LOC, I-LOC, B-ORG, I-ORG)")
 
 
 def test_a_modernbert_is_trained(flags, questions_dir, vocab_file, tmp_path) -> None:

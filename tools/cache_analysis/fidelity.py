@@ -58,7 +58,7 @@ def measure_tail(log_probs: np.ndarray, ids: np.ndarray) -> Tail:
         log_probs: float64 [positions, V].
         ids: int [positions, K], distinct; negative at padding.
 
-    Example: for the probabilities [0.5, 0.25, 0.125, 0.125] and the ids [0, 1], the tail has two
+    Example: the probabilities are [0.5, 0.25, 0.125, 0.125] and the ids [0, 1]. The tail has two
     tokens of total mass 0.25 with Σ p log p = 0.25 · log 0.125.
     """
     with np.errstate(divide="ignore", invalid="ignore"):

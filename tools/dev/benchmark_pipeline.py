@@ -1,6 +1,6 @@
 """Measures every stage against its baseline, in turns.
 
-python -m tools.dev.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR
+python -m tools.dev.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR [--quick]
 
 The corpus is a text file of 5 to 10 MB of long documents; --mixed_corpus one of documents
 of mixed length. Baselines that need jieba, torch or transformers are left out where these
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tools.dev.benchmarks.inputs import Inputs
 
 GROUPS = ("masking", "teacher", "records", "sizes", "student", "kernel", "memory", "ray")
+# What a quick run has at most.
+_QUICK_GROUPS = ("masking", "teacher", "records", "sizes", "student")
+_QUICK_LENGTH, _QUICK_REPEATS, _QUICK_CORPUS_BYTES = 128, 2, 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,11 @@ class BenchmarkConfig(Settings):
     )
     max_seq_length: int = setting(512, "Inputs of teacher and student in tokens.", low=16)
     repeats: int = setting(5, "Pairs of each measurement.", low=1)
+    quick: bool = setting(
+        False,
+        "Whether to measure less, in about ten minutes: 2 MB of each text, at most 128 tokens and "
+        "2 pairs, one dtype, and no kernel, memory or ray.",
+    )
     output: Location | None = setting(None, "New JSON file for the table.")
 
     def __post_init__(self) -> None:
@@ -66,11 +74,25 @@ class BenchmarkConfig(Settings):
             if path is not None and not path.expect_local().is_file():
                 raise InputError(path, "a text file", "none")
 
+    def limited(self) -> "BenchmarkConfig":
+        """Returns the settings of a quick run if it is one."""
+        if not self.quick:
+            return self
+        return dataclasses.replace(
+            self,
+            groups=tuple(name for name in self.groups if name in _QUICK_GROUPS),
+            max_seq_length=min(self.max_seq_length, _QUICK_LENGTH),
+            repeats=min(self.repeats, _QUICK_REPEATS),
+        )
 
-def _sources(inputs: "Inputs", large: Location | None) -> Mapping[str, Callable[[], Iterator[Row]]]:
+
+def _sources(
+    inputs: "Inputs", config: BenchmarkConfig
+) -> Mapping[str, Callable[[], Iterator[Row]]]:
     """Returns what measures each group; imported when its turn comes."""
     detected, _ = compute_dtype.detect()
-    dtypes = list(dict.fromkeys([compute_dtype.FLOAT32, detected]))
+    dtypes = list(dict.fromkeys([detected] if config.quick else [compute_dtype.FLOAT32, detected]))
+    large = config.large_corpus
     modules = {
         "masking": ("process_rows",),
         "teacher": ("teacher_rows", dtypes),
@@ -116,9 +138,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], machine_kind: str) -> str:
     """Returns the rows as text, and what each is compared with."""
-    titles = ("", "here", "there", "times better", "target", "")
+    titles = ("", "here", "there", f"times better on {machine_kind}", "target", "")
     lines = aligned_lines(titles, [_cells(row) for row in rows])
     lines += ["", "there is, line by line:"]
     for row in rows:
@@ -138,26 +160,23 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 
 
 def _benchmark(values: absl_flags.FlagValues) -> None:
-    config = flags.read_config(values, BenchmarkConfig)
-    from tools.dev.benchmarks.inputs import Inputs
+    config = flags.read_config(values, BenchmarkConfig).limited()
+    from tools.dev.benchmarks.inputs import Inputs, write_beginning
 
-    inputs = Inputs(
-        config.work.make_directory(),
-        config.corpus,
-        config.mixed_corpus or config.corpus,
-        config.teacher,
-        config.repeats,
-        config.max_seq_length,
-    )
+    work = config.work.make_directory()
+    corpora = [config.corpus, config.mixed_corpus or config.corpus]
+    if config.quick:
+        corpora = [write_beginning(path, _QUICK_CORPUS_BYTES, work) for path in corpora]
+    inputs = Inputs(work, *corpora, config.teacher, config.repeats, config.max_seq_length)
     inputs.check()
     running.import_quietly("tensorflow")
-    machine, sources, rows = describe_machine(), _sources(inputs, config.large_corpus), []
+    machine, sources, rows = describe_machine(), _sources(inputs, config), []
     print(machine_line(machine), flush=True)
     for name in config.groups:
         for row in sources[name]():
             rows.append(row)
             print("  ".join(cell for cell in _cells(row) if cell), file=sys.stderr, flush=True)
-    print(f"\n{table(rows)}")
+    print(f"\n{table(rows, str(machine['kind']))}")
     if config.output is not None:
         config.output.write_json({"machine": machine, "rows": [row.to_json() for row in rows]})
         print(f"benchmark: {config.output}")

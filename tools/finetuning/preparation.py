@@ -1,4 +1,4 @@
-"""All that is found, checked and read before a model is fine-tuned; runs of a grid share it."""
+"""Everything that fine-tuning finds, checks and reads first; the runs of a grid share it."""
 
 import dataclasses
 import hashlib
@@ -153,8 +153,8 @@ class Preparation:
         """Returns whose word is learned from: the same where the teacher or its cache is named."""
         if self.teacher is not None:
             return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
-        said = self.cached_teacher
-        return {"teacher": said.get("teacher"), "teacher_dtype": said.get("compute_dtype")}
+        cached = self.cached_teacher
+        return {"teacher": cached.get("teacher"), "teacher_dtype": cached.get("compute_dtype")}
 
 
 def prepare(config: FinetuneConfig) -> Preparation:
@@ -178,7 +178,7 @@ def prepare(config: FinetuneConfig) -> Preparation:
         raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
     max_seq_length = _find_length(config, spec, source)
     tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
-    found = Preparation(
+    run = Preparation(
         spec=spec,
         source=source,
         head=head,
@@ -190,27 +190,34 @@ def prepare(config: FinetuneConfig) -> Preparation:
         handed_in=None,
         teacher=None,
     )
-    expect_reader(source, found.inputs(found.evaluation, config))
+    expect_reader(source, run.inputs(run.evaluation, config))
     if config.finetune_teacher is not None:
         teacher = model_directory.find_model(config.finetune_teacher)
-        expect_teacher(teacher, found.inputs(found.evaluation, config))
-        found = dataclasses.replace(found, teacher=teacher)
+        expect_teacher(teacher, run.inputs(run.evaluation, config))
+        run = dataclasses.replace(run, teacher=teacher)
     elif config.teacher_cache is not None:
         manifest = manifests.load(config.teacher_cache)
-        found = dataclasses.replace(found, cached_teacher=manifest.flags)
-    return _read_splits(found, config)
+        run = dataclasses.replace(run, cached_teacher=manifest.flags)
+    return _read_splits(run, config)
 
 
 def _name_labels(config: FinetuneConfig, spec: TaskSpec, own: Head | None) -> TaskSpec:
-    """Returns the task with labels where it declares none.
+    """Returns the task with the labels of its head, where names alone tell what they mean.
 
-    They are those of the training file, and of the model where nothing is trained.
+    They are those of the declaration, else of the training file. Where nothing is trained they
+    are the model's, in its order, unless the declaration has others.
     """
     kind = KINDS[spec.kind]
-    if spec.labels or not kind.finds_labels:
+    if not kind.finds_labels:
         return spec
-    if own is not None and own.kind == spec.kind and not config.do_train:
-        return msgspec.structs.replace(spec, labels=own.labels)
+    is_own = not config.do_train and own is not None and own.kind == spec.kind
+    if is_own and (not spec.labels or set(spec.labels) == set(own.labels)):
+        try:
+            return msgspec.structs.replace(spec, labels=own.labels)
+        except ValueError as error:
+            raise InputError(Setting("model"), received=error) from error
+    if spec.labels:
+        return spec
     data = read_split(spec, config.data_dir, TRAIN_SPLIT, skip_bad_rows=config.skip_bad_rows)
     return msgspec.structs.replace(spec, labels=kind.find_labels(spec, data.examples))
 
@@ -225,25 +232,25 @@ def _find_length(config: FinetuneConfig, spec: TaskSpec, source: ModelSource) ->
     return config.max_seq_length
 
 
-def _read_splits(found: Preparation, config: FinetuneConfig) -> Preparation:
+def _read_splits(run: Preparation, config: FinetuneConfig) -> Preparation:
     names = {config.eval_split, config.predict_split} - {None}
-    splits = {name: _read_split(found, config, name) for name in sorted(names)}
+    splits = {name: _read_split(run, config, name) for name in sorted(names)}
     examples = splits[config.eval_split].examples
     unlabelled = [one.key for one in examples if one.label is None and not one.answers]
     if unlabelled:
-        expected = f"a split of `task`={found.spec.name} with labels"
+        expected = f"a split of `task`={run.spec.name} with labels"
         received = f"{config.eval_split}, whose example {unlabelled[0]} has none"
         raise InputError(Setting("eval_split"), expected, received)
     return dataclasses.replace(
-        found,
-        train=_read_split(found, config, TRAIN_SPLIT) if config.makes_steps else None,
+        run,
+        train=_read_split(run, config, TRAIN_SPLIT) if config.makes_steps else None,
         evaluation=splits[config.eval_split],
         handed_in=splits.get(config.predict_split),
     )
 
 
-def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
-    data = read_split(found.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
+def _read_split(run: Preparation, config: FinetuneConfig, name: str) -> Split:
+    data = read_split(run.spec, config.data_dir, name, skip_bad_rows=config.skip_bad_rows)
     examples = data.examples
     limit = config.max_train_examples
     if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
@@ -251,12 +258,12 @@ def _read_split(found: Preparation, config: FinetuneConfig, name: str) -> Split:
         examples = [examples[index] for index in np.sort(drawn)]
     features = build_features(
         examples,
-        found.tokenizer,
-        kind=found.spec.kind,
-        max_seq_length=found.max_seq_length,
+        run.tokenizer,
+        kind=run.spec.kind,
+        max_seq_length=run.max_seq_length,
         doc_stride=config.doc_stride,
         max_query_length=config.max_query_length,
-        double_separator=found.source.config.family.doubles_separator,
+        double_separator=run.source.config.family.doubles_separator,
     )
     return Split(name, examples, features, tuple(_notes(name, data)))
 

@@ -58,7 +58,12 @@ class FinetuneConfig(Settings):
         low=4,
         decides_output=False,
     )
-    doc_stride: int = setting(128, "Tokens between the windows of a long context.", low=1)
+    doc_stride: int = setting(
+        128,
+        "Tokens between the windows of a long context; those of a tagged sentence overlap by half "
+        "or more.",
+        low=1,
+    )
     max_query_length: int = setting(64, "Tokens of a question at most.", low=1)
     max_answer_length: int = setting(30, "Tokens of an answer at most.", low=1)
     compute_dtype: str = setting(

@@ -1,4 +1,4 @@
-"""The steps of a comparison of recipes in equal time, in order."""
+"""The steps of a comparison of recipes with equal training time, in order."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from tools.recipe_comparison.runs import LIKE, OTHER, Cell, StudentRuns, link_fi
 
 
 class RecipeComparison(StudentRuns):
-    """A comparison: equal time for each student, equal bytes for each cache."""
+    """A comparison with equal time for each student and equal bytes for each cache."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -23,38 +23,38 @@ class RecipeComparison(StudentRuns):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """See `StudentRuns`; the other text, where there is one, is the second."""
+        """See `StudentRuns`; the other text is the second, if there is one."""
         return (LIKE,) if self.config.other_text is None else (LIKE, OTHER)
 
     @property
     def start(self) -> dict[str, Any]:
-        """See `StudentRuns`; or a model of the settings."""
+        """See `StudentRuns`; the setting `student` may replace it."""
         return super().start if self.config.student is None else {"student": self.config.student}
 
     def claim(self) -> None:
-        """Marks the directory as of this comparison.
+        """Reserves the directory for this comparison.
 
         Raises:
-            InputError: results of other settings are there.
+            InputError: the directory holds results of other settings.
         """
         self._claim(self.config.request(), "comparison")
 
     def num_train_steps(self, cell: Cell) -> int:
-        """See `StudentRuns`: as many as fit in the common time."""
+        """See `StudentRuns`: the number of steps that fits in the common time."""
         return self.step_time_file(cell.mix).read_json()["num_train_steps"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
-        """See `StudentRuns`: one number of examples for all tasks."""
+        """See `StudentRuns`: the same number of examples for all tasks."""
         del task
-        most = self.config.max_task_examples
-        return {} if most is None else {"max_train_examples": most}
+        max_examples = self.config.max_task_examples
+        return {} if max_examples is None else {"max_train_examples": max_examples}
 
     def training_cache(self, spec: CacheSpec) -> Location:
         """See `StudentRuns`: cut to the common bytes."""
         return self.work / "equal_bytes" / spec.key
 
     def steps(self) -> Iterator[Step]:
-        """Yields all steps, in order: errors in recipes show before the first training."""
+        """Yields all steps, in an order that reveals errors in recipes before training."""
         yield from self.data_steps()
         yield from self.time_steps()
         yield from self.train_steps()
@@ -63,7 +63,7 @@ class RecipeComparison(StudentRuns):
             yield from self.finetune_steps(task)
 
     def data_steps(self) -> Iterator[Step]:
-        """See `StudentRuns`; and the steps of the other text, of judges and of caches."""
+        """See `StudentRuns`; adds the steps of the other text, of judges and of caches."""
         yield from super().data_steps()
         if OTHER in self.texts:
             yield self.published("masked examples, other text", self.work / OTHER, self._mask_other)
@@ -76,7 +76,7 @@ class RecipeComparison(StudentRuns):
             )
 
     def _mask_other(self) -> None:
-        # Only its eval split is read.
+        # Only the eval split of the other text is read.
         self.mask(
             self.config.other_text,
             self.work / OTHER,
@@ -86,31 +86,31 @@ class RecipeComparison(StudentRuns):
         )
 
     def _cut(self, spec: CacheSpec, specs: Sequence[CacheSpec]) -> None:
-        """Makes a cache of the first shards of another, as many as the common bytes allow."""
-        source, most = self.work / "caches" / spec.key, self._common_bytes(specs)
+        """Makes a cache of the first shards of another that fit in the common bytes."""
+        source, max_bytes = self.work / "caches" / spec.key, self._common_bytes(specs)
         shards = manifests.load(source).splits[TRAIN]
         total, count = 0, 0
-        while count < len(shards) and total + shards[count].bytes <= most:
+        while count < len(shards) and total + shards[count].bytes <= max_bytes:
             total, count = total + shards[count].bytes, count + 1
         if not count:
             expected = f"at least {shards[0].bytes}, the bytes of a shard of {spec.key}"
-            hint = "or more of `num_shards` in another `work`"
-            raise InputError(Setting("cache_bytes"), expected, most, hint)
+            hint = "or set a larger `num_shards` with another `work`"
+            raise InputError(Setting("cache_bytes"), expected, max_bytes, hint)
         link_first_shards(source, self.training_cache(spec), count)
 
     def _common_bytes(self, specs: Sequence[CacheSpec]) -> int:
-        """Returns the bytes that each cache may have, which the first run decides."""
+        """Returns the number of bytes of each cache; by default the first run decides it."""
         if self.config.cache_bytes is not None:
             return self.config.cache_bytes
         path = self.work / "cache_bytes.json"
         if not path.is_file():
             loaded = [manifests.load(self.work / "caches" / spec.key) for spec in specs]
-            sizes = [sum(shard.bytes for shard in one.splits[TRAIN]) for one in loaded]
+            sizes = [sum(shard.bytes for shard in manifest.splits[TRAIN]) for manifest in loaded]
             path.write_json({"bytes": min(sizes)})
         return path.read_json()["bytes"]
 
     def sizes_for(self, ratio: float, seconds: float) -> dict[str, int]:
-        """See `StudentRuns`: the steps of a mix."""
+        """See `StudentRuns`: the number of steps of a mix."""
         steps = self.config.train_seconds / seconds
         if self.config.baseline_steps is not None:
             steps = self.config.baseline_steps / ratio

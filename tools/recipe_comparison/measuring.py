@@ -1,4 +1,4 @@
-"""Step times and evaluations, for a process of their own: see `commands.SeparateProcess`."""
+"""Step times and evaluations that run in a separate process; see `commands.SeparateProcess`."""
 
 import dataclasses
 import statistics
@@ -17,23 +17,24 @@ from pipeline.distill.settings import DistillConfig
 from tools.measurement import in_turns
 from tools.student_evaluation import evaluate
 
-# Steps that compile, and steps that are timed.
-_WARM_UP, _REPEATS = 4, 16
+# Number of first steps, which compile.
+_WARM_UP = 4
 
 
-def step_seconds(runs: Sequence[Sequence[str]]) -> list[float]:
-    """Returns the median seconds of a step of several runs, timed in turns.
+def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
+    """Returns the median time of a step of each run, in seconds, with steps timed in turns.
 
-    Reading the input counts; compiling does not.
+    The time includes reading the input and excludes compiling.
 
     Args:
         runs: the arguments of `run_distill` of each run.
+        repeats: number of timed steps of each run.
 
     Raises:
-        InputError: a run that cannot begin.
+        InputError: a run cannot start.
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
-    times = in_turns(steps, _REPEATS, warm_up=_WARM_UP)
+    times = in_turns(steps, repeats, warm_up=_WARM_UP)
     keras.backend.clear_session()
     return [statistics.median(seconds) for seconds in times]
 
@@ -47,7 +48,7 @@ def _read_config(arguments: Sequence[str]) -> DistillConfig:
 
 
 def _make_step(config: DistillConfig) -> Callable[[], None]:
-    """Returns a function that makes the next step of a run and waits for it."""
+    """Returns a function that runs the next step of a run and waits for its result."""
     replicas = find_replicas(config.distribution)
     config = training.choose_for_devices(config, replicas)
     run = prepare(config)

@@ -1,4 +1,4 @@
-"""The mixes of losses that are compared, and the sources of their teacher targets."""
+"""The mixes of losses to compare, and the sources of their teacher targets."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,13 +22,13 @@ _CACHED_TEMPERATURES = (1.0, 2.0)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The objective of a recipe; batches, steps and rates are those of the comparison.
+    """The objective of a recipe; the comparison decides batches, steps and learning rates.
 
     Attributes:
-        name: of the flagfile, or the losses as they were given.
-        source: `LIVE`, or a cache such as `compact-32`; None where the losses decide.
+        name: of the flagfile, or the text of the losses.
+        source: `LIVE`, or a cache, for example `compact-32`; None if the losses decide it.
         losses: the weights by name.
-        schedules: of weights that change.
+        schedules: of weights that change during training.
         settings: other settings of `run_distill`, as text by name.
     """
 
@@ -44,10 +44,10 @@ class CacheSpec:
     """A teacher cache of a comparison.
 
     Attributes:
-        codec: such as `compact-32`.
-        temperatures: those with a stored tail mass; empty where the codec decides.
+        codec: name and number, for example `compact-32`.
+        temperatures: those with a stored tail mass; empty if the codec decides them.
         hidden_groups: groups of teacher layers whose hidden states are stored.
-        embedding: the pooling of the embeddings that are stored; None for none.
+        embedding: the pooling of the stored embeddings; None if none are stored.
     """
 
     codec: str
@@ -64,7 +64,7 @@ class CacheSpec:
         return "_".join([self.codec, *extra])
 
     def settings(self) -> dict[str, Any]:
-        """Returns settings of `create_teacher_output_data`."""
+        """Returns the settings of `create_teacher_output_data`."""
         kind, _, number = self.codec.rpartition("-")
         if kind == SAMPLED:
             chosen = {
@@ -89,7 +89,7 @@ def expect_codec(source: str, subject: str) -> None:
     """Checks the name of a cache.
 
     Raises:
-        InputError: it is no codec's name with a number.
+        InputError: the name is not a codec's name with a number.
     """
     kind, _, number = source.rpartition("-")
     kinds = (*ENCODINGS, SAMPLED)
@@ -100,14 +100,14 @@ def expect_codec(source: str, subject: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """A recipe with or without `masked_lm`, and where its teacher targets come from.
+    """A recipe with or without `masked_lm`, and the source of its teacher targets.
 
     Attributes:
         recipe: the name of the recipe.
         source: `LIVE`, `LABELS` or a cache's codec.
         losses: the weights by name.
-        settings: the other settings of `run_distill` that the recipe decides, as text.
-        cache: read in training; None without one.
+        settings: other settings of `run_distill` that the recipe decides, as text.
+        cache: the training cache; None without one.
     """
 
     recipe: str
@@ -118,7 +118,7 @@ class Mix:
 
     @property
     def with_labels(self) -> bool:
-        """Whether `masked_lm` is in it."""
+        """Whether the mix has `masked_lm`."""
         return MASKED_LM in self.losses
 
     @property
@@ -130,7 +130,7 @@ class Mix:
 
     @property
     def title(self) -> str:
-        """The mix for people."""
+        """The name of the mix in tables and messages."""
         if self.source == LABELS:
             return self.recipe
         return f"{self.recipe}, {self.source}, {'with' if self.with_labels else 'without'} labels"
@@ -153,16 +153,20 @@ class Shapes:
 def make_mixes(
     recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float | None = None
 ) -> list[Mix]:
-    """Returns each recipe as it is, or with and without `masked_lm`; one of labels alone once.
+    """Returns the mixes of each recipe.
+
+    With a `masked_lm_weight`, a recipe gives two mixes, with and without `masked_lm`. A recipe of
+    labels only gives one.
 
     Args:
         recipes: to compare.
         shapes: of the models.
         cache: the source of recipes that name none.
-        masked_lm_weight: of `masked_lm` where a recipe has none; None for recipes as they are.
+        masked_lm_weight: weight of `masked_lm` in recipes without it; None to keep recipes
+            unchanged.
 
     Raises:
-        InputError: a mix that is there twice.
+        InputError: a mix is repeated.
     """
     mixes: dict[str, Mix] = {}
     for recipe in recipes:
@@ -201,7 +205,7 @@ def _losses_of(recipe: Recipe, masked_lm_weight: float | None) -> list[Mapping[s
 
 
 def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
-    """Returns where a mix's teacher targets come from."""
+    """Returns the source of a mix's teacher targets."""
     needs = {load_loss(name).needs for name in losses}
     if needs == {LABEL}:
         return LABELS
@@ -212,7 +216,7 @@ def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
 
 
 def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
-    """Leaves out layer groups and relation heads of models of other shapes: defaults apply."""
+    """Removes layer groups and relation heads that do not fit the models; defaults then apply."""
     settings = dict(settings)
     if (text := settings.get("layer_groups")) is not None:
         try:
@@ -228,7 +232,7 @@ def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
 def _cache_spec(
     codec: str, settings: Mapping[str, str], losses: Mapping[str, float], shapes: Shapes
 ) -> CacheSpec:
-    """Returns the cache that holds what a mix needs."""
+    """Returns a cache with the teacher targets that a mix needs."""
     has_tails = codec.rpartition("-")[0] not in (SAMPLED, STATES)
     temperature = float(settings.get("temperature", 1.0))
     temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()

@@ -59,17 +59,17 @@ class Cell:
 
 
 def link_first_shards(source: Location, target: Location, count: int) -> None:
-    """Makes a directory of the first training shards of another, without copying them."""
+    """Makes a directory of the first training shards of another alone, without copying them."""
     manifest = manifests.load(source)
-    shards = manifest.splits[TRAIN]
-    left_out = {shard.file for shard in shards[count:]} | {manifests.MANIFEST_FILE}
+    shards = manifest.splits[TRAIN][:count]
+    every = {shard.file for split in manifest.splits.values() for shard in split}
+    left_out = every - {shard.file for shard in shards} | {manifests.MANIFEST_FILE}
     target.make_directory()
     for path in source.iterdir():
         if path.name not in left_out and not path.name.startswith("."):
             (target / path.name).unlink(missing_ok=True)
             os.link(path, target / path.name)
-    splits = {**manifest.splits, TRAIN: shards[:count]}
-    manifests.publish(target, dataclasses.replace(manifest, splits=splits))
+    manifests.publish(target, dataclasses.replace(manifest, splits={TRAIN: shards}))
 
 
 class StudentRuns(abc.ABC):
@@ -110,6 +110,16 @@ class StudentRuns(abc.ABC):
     def start(self) -> dict[str, Any]:
         """Settings of `run_distill` on where students start."""
         return {"init_from": self.teacher, "student_layers": self.student_layers}
+
+    @property
+    def eval_fraction(self) -> float | None:
+        """Share of the documents that students are evaluated on; None for the command's own."""
+        return None
+
+    @property
+    def timed_steps(self) -> int:
+        """Steps of each run in a measurement of step times."""
+        return 16
 
     @property
     def has_live_teacher(self) -> bool:
@@ -269,10 +279,21 @@ class StudentRuns(abc.ABC):
     def _mask_text(self) -> None:
         copies, shards = self.config.dupe_factor, self.config.num_shards
         examples = self.work / "examples"
-        self.mask(self.config.input_dir, examples, dupe_factor=copies, num_shards=shards)
+        self.mask(
+            self.config.input_dir,
+            examples,
+            dupe_factor=copies,
+            num_shards=shards,
+            eval_fraction=self.eval_fraction,
+        )
 
     def _store_windows(self) -> None:
-        self.mask(self.config.input_dir, self.work / "windows", masking="dynamic")
+        self.mask(
+            self.config.input_dir,
+            self.work / "windows",
+            masking="dynamic",
+            eval_fraction=self.eval_fraction,
+        )
 
     def _capture_judge(self, text: str) -> None:
         examples = self.work / ("examples" if text == LIKE else OTHER)
@@ -328,7 +349,8 @@ class StudentRuns(abc.ABC):
         arguments = [
             [f"--{name}={value}" for name, value in (run | shared).items()] for run in runs
         ]
-        return self._process.call(measuring.step_seconds, arguments)
+        step_seconds = functools.partial(measuring.step_seconds, repeats=self.timed_steps)
+        return self._process.call(step_seconds, arguments)
 
     def _step_seconds(self, *mixes: Mix | None) -> list[float]:
         return self.measure(

@@ -32,17 +32,17 @@ class Score:
     factor: float = 100.0
     less_is_better: bool = False
 
-    def cell(self, found: Mapping[str, Any]) -> str:
-        """Returns the mean and the deviation of the seeds."""
+    def cell(self, score: Mapping[str, Any]) -> str:
+        """Returns the mean and the standard deviation over the seeds, as text."""
         digits = 1 if self.factor == 100.0 else 3
-        deviation = "" if found["std"] is None else f" ± {self.factor * found['std']:.{digits}f}"
-        return f"{self.factor * found['mean']:.{digits}f}{deviation}"
+        deviation = "" if score["std"] is None else f" ± {self.factor * score['std']:.{digits}f}"
+        return f"{self.factor * score['mean']:.{digits}f}{deviation}"
 
-    def effect(self, found: Mapping[str, Any]) -> str:
-        """Returns a difference, marked where it is within the spread."""
+    def effect(self, score: Mapping[str, Any]) -> str:
+        """Returns a difference as text, marked if it is within the spread."""
         digits = 1 if self.factor == 100.0 else 3
-        mark = " ~" if found["verdict"] == spreads.WITHIN_SPREAD else ""
-        return f"{self.factor * found['difference']:+.{digits}f}{mark}"
+        mark = " ~" if score["verdict"] == spreads.WITHIN_SPREAD else ""
+        return f"{self.factor * score['difference']:+.{digits}f}{mark}"
 
 
 def score_columns(runs: StudentRuns) -> list[Score]:
@@ -93,7 +93,7 @@ def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> di
         "num_train_steps": time["num_train_steps"],
         **_data(comparison, mix),
         "scores": {
-            column.key: spreads.spread([found[column.key] for found in values])
+            column.key: spreads.spread([of_cell[column.key] for of_cell in values])
             for column in columns
         },
     }
@@ -119,7 +119,7 @@ def task_values(runs: StudentRuns, key: str) -> dict[str, float]:
 
 
 def _data(comparison: RecipeComparison, mix: Mix) -> dict[str, int | None]:
-    """Returns how many examples a mix is trained on, and the bytes of its cache."""
+    """Returns the number of training examples of a mix, and the bytes of its cache."""
     size = None
     if mix.cache is not None:
         manifest = manifests.load(comparison.training_cache(mix.cache))
@@ -133,7 +133,7 @@ def _data(comparison: RecipeComparison, mix: Mix) -> dict[str, int | None]:
 def _labels_effect(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[Score]
 ) -> Iterator[dict[str, Any]]:
-    """Yields, of each recipe and source, what `masked_lm` in the mix changes."""
+    """Yields the effect of `masked_lm` on the scores, for each recipe and source."""
     pairs: dict[tuple[str, str], dict[bool, Mapping[str, Any]]] = {}
     for row in rows:
         pairs.setdefault((row["recipe"], row["source"]), {})[row["with_labels"]] = row["scores"]
@@ -144,12 +144,12 @@ def _labels_effect(
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], column: Score) -> dict[str, Any]:
-    """Returns how two models' scores differ; the verdict knows which of them is better."""
+    """Returns the difference of two models' scores, and a verdict on which is better."""
     ours, theirs = ours[column.key], theirs[column.key]
     if not column.less_is_better:
         return spreads.difference(ours, theirs)
-    found = spreads.difference(theirs, ours)
-    return {**found, "difference": -found["difference"]}
+    reversed_difference = spreads.difference(theirs, ours)
+    return {**reversed_difference, "difference": -reversed_difference["difference"]}
 
 
 def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
@@ -176,7 +176,11 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
     ]
     lines += ["", *markdown_table((*titles, *(column.title for column in columns)), rows)]
     effects = [
-        (row["recipe"], row["source"], *(one.effect(row["scores"][one.key]) for one in columns))
+        (
+            row["recipe"],
+            row["source"],
+            *(column.effect(row["scores"][column.key]) for column in columns),
+        )
         for row in report["labels_effect"]
     ]
     if effects:

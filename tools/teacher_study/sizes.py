@@ -53,6 +53,14 @@ class Costs:
         """Seconds of all fine-tuning runs besides their steps."""
         return sum(cost.fixed for cost in self.tasks.values())
 
+    def least_seconds(self, num_steps: int) -> float:
+        """Returns the seconds of so many steps, and of tasks with the fewest examples."""
+        of_tasks = sum(
+            min(LEAST_EXAMPLES, cost.num_examples) * cost.num_epochs * cost.per_example
+            for cost in self.tasks.values()
+        )
+        return self.fixed + self.fixed_of_tasks + num_steps * self.per_step + of_tasks
+
 
 def choose_head_steps(budget: float, step_seconds: float, most: int) -> int:
     """Returns the steps of a teacher's new head: `most`, or fewer in a short budget."""

@@ -22,8 +22,11 @@ from tools.teacher_study.sizes import Costs, TaskCost
 
 TEACHER = "teacher"
 _HEAD_LEARNING_RATE = 2e-3
+_EVAL_FRACTION = 0.02
 # Training examples of a task in the probe, a few batches.
 _PROBE_EXAMPLES = 256
+# Steps of each measurement for a budget: a precise ratio is worth less than the time.
+_PROBE_STEPS = 5
 # Seconds of the last table, latency and throughput.
 _INFERENCE_SECONDS = 60.0
 _INFERENCE_REPEATS = 10
@@ -59,6 +62,11 @@ class Probe(StudentRuns):
         del task
         return {"max_train_examples": _PROBE_EXAMPLES, "num_train_epochs": 1.0, "log_steps": 1}
 
+    @property
+    def timed_steps(self) -> int:
+        """A few."""
+        return _PROBE_STEPS
+
     def judge(self, text: str) -> Location:
         """Returns that of the study."""
         return self._study.judge(text)
@@ -81,8 +89,8 @@ class Probe(StudentRuns):
     def costs(self, cells: Sequence[Cell]) -> Costs:
         """Returns what a study of some students costs, once all steps are made."""
         (probed,) = self.cells
-        once = self._clock.seconds(self.student(probed) / "config.json")
-        evaluation = self._clock.seconds(self.scores_file(probed))
+        once = self._seconds(self.student(probed) / "config.json")
+        evaluation = self._seconds(self.scores_file(probed))
         seconds = {mix.key: self.step_time_file(mix).read_json()["seconds"] for mix in self.mixes}
         per_step = sum(
             seconds[cell.mix.key] / (1 if cell.base is None else 2) for cell in cells
@@ -94,9 +102,13 @@ class Probe(StudentRuns):
         tasks = {task: self._task_cost(task, len(cells)) for task in self.config.tasks}
         return Costs(fixed, per_step, tasks)
 
+    def _seconds(self, result: Location) -> float:
+        """Returns the seconds of a step; where it ended after the tool was killed, of another."""
+        return self._clock.seconds(result) or self._clock.seconds(self._baseline_file)
+
     def _seconds_per_target(self, cache: Location, once: float) -> float:
         """Returns the teacher's seconds for an example, without those of a process's begin."""
-        seconds = self._clock.seconds(cache / manifests.MANIFEST_FILE)
+        seconds = self._seconds(cache / manifests.MANIFEST_FILE)
         return max(seconds - once, seconds / 4) / manifests.load(cache).num_examples(TRAIN)
 
     def _task_cost(self, task: str, num_students: int) -> TaskCost:
@@ -107,7 +119,7 @@ class Probe(StudentRuns):
             directory = self.task_directory(key, task)
             counts = read_task_counts(directory)
             own = counts.num_train_inputs / examples_per_second(directory)
-            fixed += count * max(0.0, self._clock.seconds(directory / "summary.json") - own)
+            fixed += count * max(0.0, self._seconds(directory / "summary.json") - own)
             per_example += count * own / counts.num_train_examples
         settings = short_runs.task_settings(task)
         folder = self.config.tasks[task]
@@ -165,6 +177,16 @@ class Study(StudentRuns):
     def num_train_steps(self, cell: Cell) -> int:
         """Returns the common number of steps, or half of it for a base model that is continued."""
         return self.common_steps // (1 if cell.base is None else 2)
+
+    @property
+    def eval_fraction(self) -> float:
+        """Share of the documents that students are evaluated on, and that the teacher reads."""
+        return _EVAL_FRACTION
+
+    @property
+    def timed_steps(self) -> int:
+        """See `StudentRuns`; a few for a budget."""
+        return super().timed_steps if self.config.budget is None else _PROBE_STEPS
 
     @property
     def common_steps(self) -> int:
@@ -285,7 +307,14 @@ class Study(StudentRuns):
 
     def _size_students(self) -> None:
         self._probe.close()
-        steps = sizes.choose_steps(self._seconds_left, self._probe.costs(self.cells))
+        costs, budget = self._probe.costs(self.cells), self.config.budget
+        steps = self.config.num_train_steps or sizes.choose_steps(self._seconds_left, costs)
+        least = self.clock.total + costs.least_seconds(steps) + _INFERENCE_SECONDS
+        if least > budget:
+            print(
+                f"the budget of {budget / 60:.1f} min is too short for these recipes, seeds and "
+                f"tasks: with the fewest steps and examples the study takes {least / 60:.0f} min"
+            )
         self._write_sizes(self._steps_file, {"num_train_steps": steps})
 
     def _size_tasks(self) -> None:

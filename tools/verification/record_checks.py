@@ -157,16 +157,16 @@ class RecordChecker:
                     yield problem, bad.copy()
 
     def _logit_problems(self, logits: Column) -> Problems:
-        """Yields which records of a task's logits hold what cannot be."""
+        """Yields the problems of the logits of a task."""
         name, flags = records.TEACHER_LOGITS, self.manifest.flags
-        # Flags may hold anything.
+        # The flags of a damaged manifest may have values of any type.
         kind, labels = KINDS.get(str(flags.get("head"))), flags.get("labels")
         labels = labels if isinstance(labels, list) else []
         expected = 0 if kind is None else kind.num_outputs(labels)
         if not expected:
-            yield f"{name}: expected one number at least", logits.counts == 0
+            yield f"{name}: expected at least one number", logits.counts == 0
         elif kind.is_over_tokens:
-            # The record does not tell of how many.
+            # The record does not state its number of tokens.
             is_wrong = (logits.counts == 0) | (logits.counts % expected != 0)
             yield f"{name}: expected {expected} numbers for each token", is_wrong
         else:

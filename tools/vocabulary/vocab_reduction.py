@@ -113,8 +113,8 @@ def choose_tokens(counts: np.ndarray, always: np.ndarray, limit: VocabLimit) -> 
             text has no tokens.
 
     Example:
-        with the counts 0 0 5 9 5 and the ids 0 and 1 always kept, a `vocab_size` of 4 keeps the
-        ids 0, 1, 2 and 3. So does a `coverage` of 0.7, as they cover 14 of 19 tokens.
+        the counts are 0 0 5 9 5, and the ids 0 and 1 are always kept. A `vocab_size` of 4 keeps
+        the ids 0, 1, 2 and 3. So does a `coverage` of 0.7, as they cover 14 of 19 tokens.
     """
     is_kept = np.zeros(len(counts), bool)
     is_kept[always] = True

@@ -1,6 +1,6 @@
 """Codecs of teacher targets, and the tables of all codecs.
 
-To add a codec, write a class in a module of this package, declare its features in
+To add a codec, write a class in a module of this package. Declare its features in
 `data_specs.records`, and add one line to a table below.
 """
 

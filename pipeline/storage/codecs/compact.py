@@ -146,8 +146,8 @@ class CompactCodec(TopKCodec):
 
     Decoded ids with equal steps are in the order of their ranks.
 
-    Example: if the ids 0, 1, 2 have the ranks [2, 0, 1], the row of ids [0, 1] has
-    the ranks 0 and 2, and the gaps 0 and 1.
+    Example: the ids 0, 1, 2 have the ranks [2, 0, 1]. Then the row of ids [0, 1] has the
+    ranks 0 and 2, and the gaps 0 and 1.
     """
 
     stored: ClassVar[tuple[Feature, ...]] = TOPK_FEATURES["compact"]

@@ -20,7 +20,7 @@ _SMALLEST = np.float32(2.0**-25)
 
 @dataclasses.dataclass(frozen=True)
 class Float16Codec(TopKCodec):
-    """Codec with ids in the smallest dtype for the vocabulary, and logits in float16.
+    """Ids in the smallest dtype for the vocabulary, logits in float16.
 
     An id with its logit takes 4 bytes if ids take 2. Each logit is stored relative to the
     position's largest, so that float16 is most precise for probable tokens. A probability p

@@ -184,7 +184,7 @@ STATE_PACKINGS: Mapping[int, type[StatePacking]] = {16: Float16States, 8: Int8St
 
 @dataclasses.dataclass(frozen=True)
 class StatesCodec(TargetCodec):
-    """Codec of the whole distribution, as head states and an output table.
+    """The whole distribution, as head states and the teacher's output table.
 
     Attributes:
         vocab_size: V.

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from data_specs import records
+from pipeline.base.location import Location
 from tests.conftest import make_text
 from tools import measurement
 from tools.dev import benchmark_pipeline as tool
 from tools.dev.benchmarks import processes, record_rows, student_rows, teacher_rows
-from tools.dev.benchmarks.inputs import Inputs
+from tools.dev.benchmarks.inputs import Inputs, write_beginning
 from tools.measurement import Row
 
 _LITTLE = {
@@ -101,10 +102,43 @@ def test_targets(targets, met) -> None:
     assert Row("a", "s", ours=5.0, baseline=10.0, ratio=2.0, **targets).met is met
 
 
+@pytest.mark.parametrize(
+    ("instructions", "kind"),
+    [
+        (["avx2"], "AVX2"),
+        (["avx2", "avx512f"], "AVX-512"),
+        (["avx2", "avx512f", "avx512_bf16"], "AVX-512-BF16"),
+        (["asimd"], "Arm"),
+    ],
+)
+def test_a_machine_is_of_the_kind_of_its_best_instructions(instructions, kind) -> None:
+    assert measurement.machine_kind(instructions) == kind
+
+
+def test_a_quick_run_measures_at_most_so_much(corpus, teacher_dir, tmp_path) -> None:
+    def config(**settings: object) -> tool.BenchmarkConfig:
+        paths = {"corpus": str(corpus), "teacher": str(teacher_dir), "work": str(tmp_path)}
+        return tool.BenchmarkConfig(**paths, **settings).limited()
+
+    quick = config(quick=True)
+    assert (quick.repeats, quick.max_seq_length) == (2, 128)
+    assert quick.groups == ("masking", "teacher", "records", "sizes", "student")
+    less = config(quick=True, repeats=1, max_seq_length=48, groups=("ray", "sizes"))
+    assert (less.repeats, less.max_seq_length, less.groups) == (1, 48, ("sizes",))
+    assert (config().repeats, config().groups) == (5, tool.GROUPS)
+
+
+def test_the_beginning_of_a_text_ends_with_a_line(tmp_path) -> None:
+    text = Location.parse(tmp_path / "text.txt")
+    text.write_bytes(b"one\ntwo\nthree\n")
+    assert write_beginning(text, 9, text.parent).read_bytes() == b"one\ntwo\n"
+
+
 def test_a_table_tells_what_is_missed() -> None:
     row = Row("reading", "records/s", 1234.0, "lists", 617.0, 2.0, (1.9, 2.1), least_ratio=6.0)
     size = Row("bytes", "bytes a position", 522.0, most=535.0)
-    lines = [" ".join(line.split()) for line in tool.table([row, size]).splitlines()]
+    lines = [" ".join(line.split()) for line in tool.table([row, size], "AVX2").splitlines()]
+    assert lines[0] == "here there times better on AVX2 target"
     assert lines[2] == "reading 1,234 records/s 617 2.00 (1.90-2.10) >= 6 missed"
     assert lines[3] == "bytes 522 bytes a position <= 535 bytes met"
     assert "reading: lists" in lines

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_specs.tasks import CLASSIFICATION, SPAN
+from data_specs.tasks import CLASSIFICATION, FOLDER, SPAN, TOKEN_CLASSIFICATION
 from pipeline.models.formats.model_directory import find_model
 from tests.conftest import SENTENCES, save_tiny_bert
 from tools.finetuning.head_layout import Head
@@ -81,6 +81,35 @@ def questions_dir(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+# Each is of three characters, and one of two types by its words, not by its place.
+_NAMES = {"咖啡馆": "LOC", "出租车": "ORG"}
+
+
+@pytest.fixture(scope="session")
+def tags_dir(tmp_path_factory) -> pathlib.Path:
+    """Columns of a character and a tag: sentences in which two words are entities.
+
+    `tags.yaml` declares the task without its labels; the test file has no tags.
+    """
+    folder, random = tmp_path_factory.mktemp("tags"), _random("tags")
+    for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV), ("test", 5)):
+        lines = []
+        for _ in range(count):
+            rest, name = str(random.choice(SENTENCES[:6])), str(random.choice(list(_NAMES)))
+            start = int(random.integers(0, len(rest)))
+            tags = [f"B-{_NAMES[name]}", *[f"I-{_NAMES[name]}"] * 2]
+            words = [*rest[:start], *name, *rest[start:]]
+            tags = ["O"] * start + tags + ["O"] * (len(rest) - start)
+            pairs = zip(words, tags, strict=True)
+            lines += [word if split == "test" else f"{word} {tag}" for word, tag in pairs]
+            lines.append("")
+        (folder / f"{split}.conll").write_text("\n".join(lines) + "\n", "utf-8")
+    content = (FOLDER / "wnut17.yaml").read_text("utf-8")
+    begin, end = content.index("labels:"), content.index("files:")
+    (folder / "tags.yaml").write_text(content[:begin] + content[end:], "utf-8")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
     """A random two-layer model with a tokenizer, and no pooler; read only."""
@@ -135,3 +164,11 @@ def span_teacher_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
     """A three-layer teacher with a random span head; read only."""
     folder = tmp_path_factory.mktemp("span_teacher") / "model"
     return save_tiny_head(folder, teacher_dir, Head(SPAN))
+
+
+@pytest.fixture(scope="session")
+def tags_teacher_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
+    """A three-layer teacher with a random head for the tags of `tags_dir`; read only."""
+    folder = tmp_path_factory.mktemp("tags_teacher") / "model"
+    tags = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
+    return save_tiny_head(folder, teacher_dir, Head(TOKEN_CLASSIFICATION, tags))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_specs.records import TASK_LOGITS, TEACHER_LOGITS
-from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN
+from data_specs.tasks import CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION
 from pipeline.base.errors import InputError, Setting
 from pipeline.models.formats.model_directory import find_model
 from pipeline.storage import cache_input, manifest, serialization
@@ -24,8 +24,8 @@ from tools.finetuning.settings import FinetuneConfig
 from tools.finetuning.task_inputs import TaskInputs
 
 BINARY = Head(CLASSIFICATION, ("0", "1"))
-# Names of fixtures: a teacher of classes, and one of beginnings and ends.
-KINDS = ["config", pytest.param("span_config", marks=pytest.mark.slow)]
+# Names of fixtures: teachers of classes, of tags, and of beginnings and ends.
+KINDS = ["config", "tags_config", pytest.param("span_config", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -47,6 +47,14 @@ def span_config(config, questions_dir, span_teacher_dir) -> FinetuneConfig:
     """The same over windows of contexts."""
     task = {"task": "cmrc2018", "data_dir": questions_dir, "finetune_teacher": span_teacher_dir}
     return dataclasses.replace(config, **task, doc_stride=16, max_query_length=8)
+
+
+@pytest.fixture
+def tags_config(config, tags_dir, tags_teacher_dir) -> FinetuneConfig:
+    """The same over the tags of words, in windows."""
+    task = {"task": str(tags_dir / "tags.yaml"), "data_dir": tags_dir}
+    teacher = {"finetune_teacher": tags_teacher_dir}
+    return dataclasses.replace(config, **task, **teacher, max_seq_length=12)
 
 
 def _inputs(config: FinetuneConfig) -> TaskInputs:
@@ -90,8 +98,9 @@ def test_the_cache_holds_what_the_teacher_says(request, monkeypatch, name: str) 
     live = _live_logits(config.finetune_teacher, inputs)
     assert len(found) == len(live) == len(inputs.features)
     for cached, value, feature in zip(found, live, inputs.features, strict=True):
-        shape = (2,) if inputs.head.kind == CLASSIFICATION else (2, len(feature.input_ids))
-        assert cached.shape == shape
+        length = len(feature.input_ids)
+        shapes = {CLASSIFICATION: (2,), SPAN: (2, length), TOKEN_CLASSIFICATION: (length, 5)}
+        assert cached.shape == shapes[inputs.head.kind]
         np.testing.assert_allclose(cached, value, atol=2e-5)
     made = manifest.load(config.teacher_cache)
     assert made.kind == TASK_LOGITS

@@ -51,6 +51,12 @@ def test_steps_fit_or_are_the_fewest(left, fixed, per_step, tasks) -> None:
     assert steps == sizes.LEAST_STEPS or used <= left * (1 + 1e-9)
 
 
+def test_the_least_time_has_tasks_of_the_fewest_examples() -> None:
+    tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.5), "b": TaskCost(8, 1.0, 1.0, 0.25)}
+    expected = 3.0 + 20 * 0.5 + 11.0 + sizes.LEAST_EXAMPLES * 2.0 * 0.5 + 8 * 0.25
+    assert Costs(3.0, 0.5, tasks).least_seconds(20) == pytest.approx(expected)
+
+
 def test_tasks_have_the_same_share_of_their_examples() -> None:
     tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.02), "b": TaskCost(3000, 1.0, 0.0, 0.02)}
     # 10 of 60 seconds are fixed; 50 of the 100 that whole runs need are left.

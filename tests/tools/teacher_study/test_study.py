@@ -112,11 +112,11 @@ def test_training_data_are_as_many_shards_as_the_steps_read(examples_dir, tmp_pa
     study._take_data(live=False)
     taken = study.training_data(live=False)
     manifest = manifests.load(taken)
-    assert manifest.splits[TRAIN] == shards[:2]
+    assert manifest.splits == {TRAIN: shards[:2]}
     manifests.verify(taken, manifest, full=True)
     more = _study(tmp_path, num_train_steps=10**6)
     more._take_data(live=False)
-    assert manifests.load(taken).splits[TRAIN] == shards
+    assert manifests.load(taken).splits == {TRAIN: shards}
 
 
 def test_costs_follow_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None:
@@ -155,6 +155,10 @@ def test_costs_follow_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None
     assert task.fixed == pytest.approx(2 * 8.0 + 10 * 5.0)
     assert task.per_example == pytest.approx(2 / 4 + 10 / 8)
     assert (task.num_examples, task.num_epochs) == (96, 1.0)
+    # An evaluation that ended after its tool was killed has no time of its own.
+    del seconds[f"probe/scores/{cell.key}.json"]
+    (work / "seconds.json").write_json({**seconds, "probe/step_times/baseline.json": 3.0})
+    assert probe.costs(study.cells).fixed == pytest.approx(10 * 13.0 + 10.0)
 
 
 @pytest.mark.parametrize("name", ["tasks", "recipes"])

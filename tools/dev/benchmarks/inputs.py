@@ -103,6 +103,13 @@ class Inputs:
         return cache_input.open_cache(output, None)
 
 
+def write_beginning(path: Location, size: int, work: Location) -> Location:
+    """Writes the first lines of a text file, up to a size, into `work`; returns the new file."""
+    beginning = work / f"beginning-{path.name}"
+    beginning.write_whole(_first_lines(path, size))
+    return beginning
+
+
 def _first_lines(path: Location, size: int) -> bytes:
     """Returns the beginning of a text file, to the end of a line."""
     with open(path, "rb") as file:

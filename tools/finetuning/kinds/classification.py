@@ -21,8 +21,8 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def _counts(predictions: np.ndarray, labels: np.ndarray, positive: int) -> tuple[int, ...]:
     """Returns true positives, false positives, false negatives and true negatives."""
-    said, true = predictions == positive, labels == positive
-    pairs = ((said, true), (said, ~true), (~said, true), (~said, ~true))
+    predicted, true = predictions == positive, labels == positive
+    pairs = ((predicted, true), (predicted, ~true), (~predicted, true), (~predicted, ~true))
     return tuple(int(np.count_nonzero(first & second)) for first, second in pairs)
 
 

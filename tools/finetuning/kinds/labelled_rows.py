@@ -1,4 +1,4 @@
-"""What classification and regression share: rows of one or two texts and a label."""
+"""Tasks whose files are rows of one or two texts and a label."""
 
 import abc
 import json
@@ -94,18 +94,18 @@ class LabelledRows(TaskKind):
         self, examples: Sequence[TaskExample], features: Sequence[Feature], labels: Sequence[str]
     ) -> np.ndarray:
         """Returns int32 [N] classes or float32 [N] numbers."""
-        found = [examples[feature.example].label for feature in features]
-        return np.array(found, self.label_dtype)
+        values = [examples[feature.example].label for feature in features]
+        return np.array(values, self.label_dtype)
 
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
     ) -> dict[str, float]:
         """Returns the task's metrics of class indices int [N] or numbers float [N]."""
         labels = np.array([example.label for example in examples])
-        found = np.asarray(predictions)
-        if found.shape != labels.shape:
-            raise ValueError(f"expected {len(labels)} predictions, received {list(found.shape)}")
-        return {name: self.metrics[name](found, labels) for name in spec.metrics}
+        values = np.asarray(predictions)
+        if values.shape != labels.shape:
+            raise ValueError(f"expected {len(labels)} predictions, received {list(values.shape)}")
+        return {name: self.metrics[name](values, labels) for name in spec.metrics}
 
     def keyed_words(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions

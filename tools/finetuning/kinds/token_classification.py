@@ -47,22 +47,22 @@ _OVERLAP = "entities are left out, as they overlap an earlier one"
 def find_entities(tags: Sequence[str]) -> list[Entity]:
     """Returns the entities of a tagged sentence, as the script of CoNLL 2000 counts them.
 
-    It reads IOB1, BIO and BIOES alike: an entity goes on at I and E of its own type, unless
+    It reads IOB1, BIO and BIOES alike: I and E continue an entity of their own type, unless
     the word before ended one (E, S). An I or E that nothing precedes begins an entity.
 
     Example: `O I-PER I-PER I-LOC B-LOC` has PER 1-2, LOC 3-3 and LOC 4-4.
     """
-    found: list[Entity] = []
+    entities: list[Entity] = []
     before, before_type = OUTSIDE_TAG, ""
     for place, tag in enumerate(tags):
         prefix, _, entity_type = tag.partition("-")
-        goes_on = before in ("B", "I") and prefix in ("I", "E") and entity_type == before_type
-        if goes_on:
-            found[-1] = (entity_type, found[-1][1], place)
+        continues = before in ("B", "I") and prefix in ("I", "E") and entity_type == before_type
+        if continues:
+            entities[-1] = (entity_type, entities[-1][1], place)
         elif prefix != OUTSIDE_TAG:
-            found.append((entity_type, place, place))
+            entities.append((entity_type, place, place))
         before, before_type = prefix, entity_type
-    return found
+    return entities
 
 
 def tag_entities(entities: Sequence[Entity], num_words: int, scheme: str) -> list[str]:
@@ -103,12 +103,12 @@ def entity_scores(
     """
     counts: dict[str, _Counts] = collections.defaultdict(_Counts)
     for pair in zip(right, predicted, strict=True):
-        true, said = (set(find_entities(tags)) for tags in pair)
-        for entity_type, *_ in true:
+        expected, received = (set(find_entities(tags)) for tags in pair)
+        for entity_type, *_ in expected:
             counts[entity_type].right += 1
-        for entity_type, *_ in said:
+        for entity_type, *_ in received:
             counts[entity_type].predicted += 1
-        for entity_type, *_ in true & said:
+        for entity_type, *_ in expected & received:
             counts[entity_type].correct += 1
     rows = list(map(dataclasses.astuple, counts.values())) or [(0, 0, 0)]
     every = _Counts(*map(sum, zip(*rows, strict=True)))
@@ -147,12 +147,12 @@ def split_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarray,
     numbers = np.full(len(tokens.ids), _NO_WORD, np.int32)
     numbers[visible[first]] = known
     missing = np.setdiff1d(np.arange(len(words)), known)
-    places = np.searchsorted(word_of, missing, side="right")
+    insert_at = np.searchsorted(word_of, missing, side="right")
     special = tokenizer.special_ids
     # A tokenizer of bytes may have no unknown token.
     unknown = special.get("unk", special["mask"])
-    ids = np.insert(tokens.ids, places, unknown).astype(np.int32)
-    return ids, np.insert(numbers, places, missing).astype(np.int32)
+    ids = np.insert(tokens.ids, insert_at, unknown).astype(np.int32)
+    return ids, np.insert(numbers, insert_at, missing).astype(np.int32)
 
 
 def window_owners(num_tokens: int, room: int, stride: int) -> tuple[list[int], np.ndarray]:
@@ -174,10 +174,10 @@ def window_owners(num_tokens: int, room: int, stride: int) -> tuple[list[int], n
     best, owners = np.full(num_tokens, -1), np.zeros(num_tokens, np.int32)
     for number, begin in enumerate(begins):
         end = min(begin + room, num_tokens)
-        places = np.arange(begin, end)
+        positions = np.arange(begin, end)
         # At the ends of the sentence nothing is missing.
-        left = places - begin if begin else np.full(end - begin, num_tokens)
-        right = end - 1 - places if end < num_tokens else np.full(end - begin, num_tokens)
+        left = positions - begin if begin else np.full(end - begin, num_tokens)
+        right = end - 1 - positions if end < num_tokens else np.full(end - begin, num_tokens)
         shown_tokens = np.minimum(left, right)
         is_better = shown_tokens > best[begin:end]
         best[begin:end][is_better] = shown_tokens[is_better]
@@ -256,14 +256,14 @@ class TokenClassification(TaskKind):
     ) -> list[np.ndarray]:
         """Returns int32 [L] of each feature: the tag's index where it decides a word, else -1."""
         indices = {tag: index for index, tag in enumerate(labels)}
-        found = []
+        arrays = []
         for feature in features:
             tags = examples[feature.example].label
             targets = [
                 NO_TARGET if word == _NO_WORD else indices[tags[word]] for word in feature.words
             ]
-            found.append(np.array(targets, np.int32))
-        return found
+            arrays.append(np.array(targets, np.int32))
+        return arrays
 
     def loss_weights(self, weights: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":
         """Returns [B, L], 0 where no word is decided."""
@@ -281,11 +281,11 @@ class TokenClassification(TaskKind):
         max_answer_length: int,
     ) -> list[np.ndarray]:
         """Returns each word's most probable tag."""
-        found = [np.full(len(example.texts), -1, np.int32) for example in examples]
+        tags = [np.full(len(example.texts), -1, np.int32) for example in examples]
         for feature, value in zip(features, logits, strict=True):
             decides = feature.words != _NO_WORD
-            found[feature.example][feature.words[decides]] = value.argmax(axis=-1)[decides]
-        return found
+            tags[feature.example][feature.words[decides]] = value.argmax(axis=-1)[decides]
+        return tags
 
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
@@ -416,19 +416,19 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
     entities = sorted(
         (
             _locate(text, words, *ends, entity_type, place)
-            for entity_type, found in named.items()
-            for words, spans in found.items()
+            for entity_type, spans_of_words in named.items()
+            for words, spans in spans_of_words.items()
             for ends in spans
         ),
         key=lambda entity: entity[1:],
     )
-    kept: list[Entity] = []
+    accepted: list[Entity] = []
     for entity in entities:
-        if kept and entity[1] <= kept[-1][2]:
+        if accepted and entity[1] <= accepted[-1][2]:
             data.remarks[_OVERLAP] += 1
         else:
-            kept.append(entity)
-    tags = tag_entities(kept, len(text), spec.scheme)
+            accepted.append(entity)
+    tags = tag_entities(accepted, len(text), spec.scheme)
     return TaskExample(key, tuple(text), tuple(_expect_tag(spec, tag, place) for tag in tags))
 
 
