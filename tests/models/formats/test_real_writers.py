@@ -1,4 +1,4 @@
-"""Files that `transformers` and torch wrote compute the same here: opt-in.
+"""Models written by `transformers` and torch give the outputs of their writers; opt-in.
 
 WRITERS_PYTHON=/path/to/python pytest -m peers tests/models/formats/test_real_writers.py
 
