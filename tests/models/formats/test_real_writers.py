@@ -2,7 +2,7 @@
 
 WRITERS_PYTHON=/path/to/python pytest -m peers tests/models/formats/test_real_writers.py
 
-`write_with_transformers.py` says what that Python needs.
+`write_with_transformers.py` lists the packages that this Python needs.
 """
 
 import itertools
