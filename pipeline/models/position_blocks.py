@@ -1,8 +1,8 @@
 """Computation in blocks of positions, for logits [B, P, V] that are too large at once.
 
-With a vocabulary of 256,000 tokens the logits of 64 × 76 masked positions take 5 GB, and a
-top-k or a loss makes several tables of that size. With blocks, only the tables of one block
-exist at a time. A training step computes each block a second time for its gradient (Chen et
+With a vocabulary of 256,000 tokens the logits of 64 × 76 masked positions take 5 GB. A top-k or
+a loss makes several tables of that size. With blocks, only the tables of one block exist at a
+time. A training step computes each block a second time for its gradient (Chen et
 al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 """
 

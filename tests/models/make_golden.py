@@ -1,4 +1,4 @@
-"""Writes golden_*.npz: a tiny random model of a family, and what `transformers` computes with it.
+"""Writes golden_*.npz: a tiny random model of a family and its outputs in `transformers`.
 
 Needs torch and transformers; run once: python tests/models/make_golden.py [FAMILY ...]
 """

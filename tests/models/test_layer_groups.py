@@ -54,7 +54,7 @@ def test_presets_divide_the_teachers_layers_equally(size: int, student: int) -> 
         ("6-1:1", "an ascending range", "'6-1'"),
         ("7-13:2", "teacher layers from 0 to 12", "'7-13'"),
         ("1-6:1,7-12:6", "student layers from 0 to 5", "'7-12:6'"),
-        ("1-6:1,7-12:1", "each student layer once", "1 twice"),
+        ("1-6:1,7-12:1", "a list that names each student layer once", "1 twice"),
         ("1-6:1,6-12:2", "groups that do not overlap", "1-6 and 6-12"),
         (
             "mean",

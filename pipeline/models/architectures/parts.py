@@ -116,7 +116,7 @@ class LayerParts:
 def take_rows(table: keras.Variable, ids: Tensor) -> Tensor:
     """Returns rows of a table of embeddings, float32 [B, L, E] for int ids [B, L]."""
     # The product with 1.0 makes the gradient dense. Taking rows of the variable itself would give
-    # TensorFlow a sparse gradient, in which a repeated id has several rows that Adam and gradient
+    # TensorFlow a sparse gradient. In it a repeated id has several rows, which Adam and gradient
     # clipping do not merge. The gradient is summed in float32, because a frequent token has
     # thousands of addends.
     return ops.take(ops.convert_to_tensor(table) * 1.0, ids, axis=0)

@@ -11,7 +11,7 @@ from pipeline.models.families.base import (
     SequenceHead,
 )
 
-# `transformers` always uses 32 buckets and a padding id of 1, whatever the file's values.
+# `transformers` always uses 32 buckets and a padding id of 1, and ignores the file's values.
 _BUCKETS = 32
 _PAD_ID = 1
 

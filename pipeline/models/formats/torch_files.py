@@ -127,7 +127,7 @@ class _Archive:
         return self._part(name, 0, size)
 
     def _part(self, name: str, start: int, size: int) -> bytes:
-        """Returns bytes of an entry, which lies uncompressed in the file."""
+        """Returns bytes of an entry, which must be uncompressed in the file."""
         entry = self._entries[name]
         where = f"{self._path}: {one_line(name)}"
         is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1

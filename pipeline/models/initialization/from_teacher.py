@@ -210,9 +210,9 @@ def narrow_config(
         intermediate_size: width inside the feed-forward block; by default it shrinks with D.
 
     Raises:
-        InputError: a size is above the teacher's, the number of heads does not divide D, heads
-            would be larger than the teacher's, or the family would not project embeddings at
-            this D.
+        InputError: a size is above the teacher's, the number of heads does not divide D, or
+            heads would be larger than the teacher's. Also if the family would not project
+            embeddings at this D.
     """
     size = hidden_size or config.hidden_size
     heads = num_attention_heads or config.num_attention_heads

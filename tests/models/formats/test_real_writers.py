@@ -1,8 +1,8 @@
-"""Files that `transformers` and torch wrote compute the same here: opt-in.
+"""Models written by `transformers` and torch give the outputs of their writers; opt-in.
 
 WRITERS_PYTHON=/path/to/python pytest -m peers tests/models/formats/test_real_writers.py
 
-`write_with_transformers.py` says what that Python needs.
+`write_with_transformers.py` lists the packages that this Python needs.
 """
 
 import itertools

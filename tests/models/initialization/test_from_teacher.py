@@ -207,7 +207,7 @@ def test_default_layer_map_refuses_counts_out_of_range(student):
 @pytest.mark.parametrize(
     ("text", "expected", "received"),
     [
-        ("0,2,3", "2 layers, one for each of the student's", "3: '0,2,3'"),
+        ("0,2,3", "2 layers, one for each student layer", "3: '0,2,3'"),
         *((text, "ascending layers", f"'{text}'") for text in ("3,0", "0,0")),
         ("0,4", "layers from 0 to 3", "'0,4'"),
         *((text, INTEGERS, f"'{text}'") for text in ("0,-1", "", "0,²")),
