@@ -217,7 +217,7 @@ GOOD = "好0\tO\n\n"
         ("口0", "line 4", "2 columns (character, tag)", 1),
         ("口0\tO\tO", "line 4", "2 columns (character, tag)", 3),
         ("口0 x O", "line 4", "2 columns (character, tag)", 3),
-        ("口\tO", "line 4: character", r"a word as `word_pattern` ((.+?)\d+)", "'口'"),
+        ("口\tO", "line 4: character", r"a cell that matches `word_pattern` ((.+?)\d+)", "'口'"),
         ("口0\tX", "line 4: tag", "a tag of the scheme bio (O, B-TYPE, I-TYPE)", "'X'"),
         ("口0\tB-", "line 4: tag", "a tag of the scheme bio (O, B-TYPE, I-TYPE)", "'B-'"),
         ("口0\tS-PER.NAM", "line 4: tag", "a tag of the scheme bio", "'S-PER.NAM'"),
