@@ -68,10 +68,10 @@ def expect_reader(source: ModelSource, inputs: TaskInputs) -> None:
     """
     config, directory = source.config, source.directory
     if inputs.max_seq_length > config.max_input_length:
-        expected = f"a model with at least {inputs.max_seq_length} positions (`max_seq_length`)"
+        expected = f"a model of at least {inputs.max_seq_length} positions (`max_seq_length`)"
         raise InputError(directory, expected, config.max_input_length)
     if inputs.vocab.size > config.vocab_size:
-        expected = f"a model with at least {inputs.vocab.size} tokens, the tokenizer's number"
+        expected = f"a model of at least {inputs.vocab.size} tokens, the tokenizer's number"
         raise InputError(directory, expected, config.vocab_size)
     paths = loading.tokenizer_files(directory)
     vocabularies = [loading.read_vocab_info(path) for path in paths]
