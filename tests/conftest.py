@@ -1,6 +1,6 @@
 """Shared fixtures of the tests: a tiny corpus, a vocabulary, a teacher, and caches made from them.
 
-All data are made here, from sentences written for these tests and random weights.
+All data are generated from random weights and from sentences written for these tests.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ RUSSIAN = (
 )
 LINES = [*SENTENCES, *ENGLISH * 8, *RUSSIAN * 8]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# A SentencePiece model's special tokens, as settings of its trainer.
+# The special tokens of a SentencePiece model, as settings of its trainer.
 BERT_PIECES = {
     "pad_id": 0,
     "unk_id": 1,
@@ -88,7 +88,7 @@ WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##r
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects opt-in tests unless -m is given."""
+    """Deselects opt-in tests unless -m is set."""
     if config.option.markexpr:
         return
     opt_in = {"docs", "export", "peers", "ray", "remote", "shared", "slow", "tpu"}
@@ -100,7 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def run_python(
     *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a new process, without this process's environment variables."""
+    """Runs Python in a new process without this process's environment variables."""
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -84,9 +84,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path, query, content = self._read_request()
         match = _UPLOAD.fullmatch(path)
         if query.get("uploadType") == "multipart":
-            metadata, rest = content.split(b"\n\n", 2)[1:]
+            metadata, body = content.split(b"\n\n", 2)[1:]
             name = json.loads(metadata.partition(b"\n--==0==")[0])["name"]
-            return self._answer_json(self._make(match[1], name, rest.removesuffix(b"\n--==0==--")))
+            return self._answer_json(self._make(match[1], name, body.removesuffix(b"\n--==0==--")))
         if "session" not in query:
             session = f"{next(self.server.numbers)}"
             self.server.sessions[session] = bytearray()

@@ -21,7 +21,7 @@ _DATASET = re.compile(
 )
 _FILE = re.compile(r"/(.+?)/resolve/([^/]+)/(.+)")
 _STORED = re.compile(r"/store/([0-9a-f]{64})")
-# Files of more bytes are in the store.
+# Files of more bytes are served by the store.
 LARGE = 20_000
 _BLOCK = 2**16
 

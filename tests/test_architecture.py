@@ -61,7 +61,7 @@ def test_imports_follow_the_contracts() -> None:
 
 
 def test_no_code_is_unused(tmp_path: pathlib.Path) -> None:
-    # Tables name classes as "module:Class".
+    # Tables refer to classes as "module:Class", which the tool does not see as uses.
     texts = [node.value for _, node in _nodes(SOURCES, ast.Constant) if isinstance(node.value, str)]
     named = [match[1] for text in texts if (match := re.fullmatch(r"\w+:([A-Z]\w*)", text))]
     (tmp_path / "named.py").write_text("\n".join(named))
@@ -73,10 +73,10 @@ def test_no_code_is_unused(tmp_path: pathlib.Path) -> None:
 def test_feature_names_are_written_only_in_records() -> None:
     names = {feature.name for features in records.FEATURES.values() for feature in features}
     names |= {records.INPUT_MASK, records.SEGMENT_IDS, records.MASKED_LM_WEIGHTS}
-    others = [path for path in LIBRARY if path.name != "records.py"]
+    other_modules = [path for path in LIBRARY if path.name != "records.py"]
     texts = [
         f"{source_line} {n.value}"
-        for source_line, n in _nodes(others, ast.Constant)
+        for source_line, n in _nodes(other_modules, ast.Constant)
         if n.value in names
     ]
     assert not texts
@@ -154,7 +154,7 @@ def test_models_and_losses_run_without_tensorflow() -> None:
         ("tools.finetune", "--task=x --data_dir=y --model=z --output_dir=o"),
     ],
 )
-def test_mistakes_are_reported_before_heavy_imports(command: str, flags: str) -> None:
+def test_invalid_flags_are_reported_before_heavy_imports(command: str, flags: str) -> None:
     code = (
         f"import sys, {command} as c; status = c.main(['x', *'{flags}'.split()]); "
         "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba', "

@@ -31,7 +31,7 @@ OUT_OF_ORDER = OSError("503 SlowDown")
 
 
 @pytest.fixture
-def written(bucket, monkeypatch) -> list[str]:
+def uploaded_names(bucket, monkeypatch) -> list[str]:
     """The names of objects in the order of their uploads."""
     names: list[str] = []
     for method in ("put_file", "pipe_file"):
@@ -71,21 +71,23 @@ def prepare_config(bucket, examples_config, corpus_dir, vocab_file):
 
 
 def test_masked_examples_in_a_bucket_equal_those_on_disk(
-    prepare_config, written, examples_dir
+    prepare_config, uploaded_names, examples_dir
 ) -> None:
-    made = create_masked_examples(prepare_config)
+    written_manifest = create_masked_examples(prepare_config)
     assert read_objects(prepare_config.output_dir) == read_folder(examples_dir)
-    order = [name.removeprefix("examples/") for name in written if name.startswith("examples/")]
+    order = [
+        name.removeprefix("examples/") for name in uploaded_names if name.startswith("examples/")
+    ]
     assert (order[0], order[-1]) == ("request.json", "manifest.json")
-    for shard in (shard for shards in made.splits.values() for shard in shards):
+    for shard in (shard for shards in written_manifest.splits.values() for shard in shards):
         assert order.index(f".{shard.file}.json") < order.index(shard.file)
     # The local mirror holds only copies of objects that were read.
     assert {path.name for path in mirror_folder().rglob("*") if path.is_file()} <= {
         "vocab.txt",
         ".lock.tmp",
     }
-    written.clear()
-    assert create_masked_examples(prepare_config) == made and written == []
+    uploaded_names.clear()
+    assert create_masked_examples(prepare_config) == written_manifest and uploaded_names == []
     with pytest.raises(InputError) as caught:
         create_masked_examples(dataclasses.replace(prepare_config, random_seed=7))
     assert caught.value.subject == str(prepare_config.output_dir)
@@ -93,7 +95,7 @@ def test_masked_examples_in_a_bucket_equal_those_on_disk(
 
 
 def test_interrupted_prepare_resumes_on_another_machine(
-    prepare_config, written, monkeypatch, examples_dir, tmp_path
+    prepare_config, uploaded_names, monkeypatch, examples_dir, tmp_path
 ) -> None:
     with monkeypatch.context() as patch:
         _fail_uploads_of(patch, "train-00001")
@@ -112,10 +114,10 @@ def test_interrupted_prepare_resumes_on_another_machine(
     with pytest.raises(InputError, match="text has changed"):
         create_masked_examples(prepare_config)
     first.write_bytes(text)
-    written.clear()
+    uploaded_names.clear()
     create_masked_examples(prepare_config)
-    assert "examples/train-00000-of-00003.tfrecord" not in written
-    assert "examples/train-00001-of-00003.tfrecord" in written
+    assert "examples/train-00000-of-00003.tfrecord" not in uploaded_names
+    assert "examples/train-00001-of-00003.tfrecord" in uploaded_names
     assert read_objects(prepare_config.output_dir) == read_folder(examples_dir)
 
 
@@ -131,17 +133,17 @@ def test_folders_globs_and_packed_files_in_a_bucket_equal_those_on_disk(
     (folder / "b.txt.gz").write_bytes(gzip.compress((corpus_dir / "b.txt").read_bytes(), mtime=0))
     upload_folder(folder, bucket / "text")
     for number, pattern in enumerate(("", "/sub", "/b.txt.gz", "/*/*/*.txt", "/**/*.txt*")):
-        made = []
+        results = []
         for corpus, output in ((str(folder), tmp_path), (str(bucket / "text"), bucket)):
             source = CorpusSource(input_dir=corpus + pattern)
             output = output / f"out{number}"
             create_masked_examples(
                 dataclasses.replace(prepare_config, corpora=(source,), output_dir=output)
             )
-            made.append(
+            results.append(
                 read_folder(output) if isinstance(output, pathlib.Path) else read_objects(output)
             )
-        assert made[0] == made[1], pattern
+        assert results[0] == results[1], pattern
 
 
 def test_mixture_in_a_bucket_names_corpora_relative_to_its_file(
@@ -181,20 +183,20 @@ def teacher(bucket, teacher_dir) -> BucketLocation:
 
 
 def test_interrupted_teacher_cache_in_a_bucket_resumes_to_equal_bytes(
-    bucket, written, examples_dir, teacher, cache_dir, monkeypatch
+    bucket, uploaded_names, examples_dir, teacher, cache_dir, monkeypatch
 ) -> None:
     examples = upload_folder(examples_dir, bucket / "examples")
-    written.clear()
+    uploaded_names.clear()
     with monkeypatch.context() as patch:
         _fail_uploads_of(patch, "train-00002")
         with pytest.raises(OSError, match="503 SlowDown"):
             make_cache(bucket / "cache", examples, teacher)
-    assert "cache/train-00001-of-00003.tfrecord" in written
+    assert "cache/train-00001-of-00003.tfrecord" in uploaded_names
     assert not (bucket / "cache" / "manifest.json").exists()
-    written.clear()
+    uploaded_names.clear()
     make_cache(bucket / "cache", examples, teacher)
-    assert "cache/train-00001-of-00003.tfrecord" not in written
-    assert written[-1] == "cache/manifest.json"
+    assert "cache/train-00001-of-00003.tfrecord" not in uploaded_names
+    assert uploaded_names[-1] == "cache/manifest.json"
     assert read_objects(bucket / "cache") == read_folder(cache_dir)
 
 
@@ -225,8 +227,8 @@ def test_google_checkpoint_in_a_bucket_is_read(bucket, tmp_path, teacher_dir) ->
     uploaded = model_directory.find_model(upload_folder(tmp_path, bucket / "google"))
     assert uploaded.sha256() == local.sha256()
     assert uploaded.open_files().shapes == local.open_files().shapes
-    read = uploaded.read_weights()
-    assert all((read[name] == weights[name]).all() for name in weights)
+    loaded_weights = uploaded.read_weights()
+    assert all((loaded_weights[name] == weights[name]).all() for name in weights)
     google = bucket / "google"
     named = model_directory.ModelSource.from_google(
         google / "bert_config.json", google / "bert_model.ckpt"
@@ -291,17 +293,17 @@ def test_interrupted_student_in_a_bucket_resumes_to_equal_bytes(
     # The log has at least all lines up to the checkpoint.
     assert _lines(objects["metrics.jsonl"])[:4] == _lines(expected["metrics.jsonl"])[:4]
     training.distill(config)
-    made = read_objects(config.output_dir)
+    objects = read_objects(config.output_dir)
     plain = [name for name in expected if not name.startswith("tensorboard/")]
-    assert [name for name in made if not name.startswith("tensorboard/")] == sorted(plain)
+    assert [name for name in objects if not name.startswith("tensorboard/")] == sorted(plain)
     for name in plain:
         if name == "metrics.jsonl":
-            assert _lines(made[name]) == _lines(expected[name])
+            assert _lines(objects[name]) == _lines(expected[name])
         else:
-            assert made[name] == expected[name], name
-    events = [name for name in made if name.startswith("tensorboard/train/events")]
+            assert objects[name] == expected[name], name
+    events = [name for name in objects if name.startswith("tensorboard/train/events")]
     # Each of the two processes has written an event file, as on a disk.
-    assert len(events) == 2 and all(made[name] for name in events)
+    assert len(events) == 2 and all(objects[name] for name in events)
     assert not list(mirror_folder().rglob("step-*"))
     with pytest.raises(InputError, match="another run configuration: learning_rate is 0.001 there"):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))

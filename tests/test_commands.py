@@ -1,4 +1,4 @@
-"""The three commands: output, error messages, and a whole pipeline."""
+"""The three commands: output, error messages, and a complete pipeline."""
 
 import dataclasses
 import errno
@@ -107,7 +107,7 @@ def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
         ({"ray_address": "auto"}, "--ray_address: "),
     ],
 )
-def test_mistakes_of_prepare_name_the_flag(capsys, prepare_flags, changes, subject: str) -> None:
+def test_errors_of_prepare_name_the_flag(capsys, prepare_flags, changes, subject: str) -> None:
     line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, **changes))
     assert line.startswith(f"error: {subject}")
     assert not pathlib.Path(prepare_flags["output_dir"]).exists()
@@ -244,7 +244,7 @@ def test_error_of_another_run_configuration_prints_both_values(capsys, prepare_f
         ("run_distill", "--output_dir=x --student=/nowhere --input_dir=y", "--student: "),
     ],
 )
-def test_mistakes_of_the_later_stages_name_the_flag(
+def test_errors_of_capture_and_distill_name_the_flag(
     capsys, command, flags: str, subject: str
 ) -> None:
     assert _fails(capsys, COMMANDS[command], *flags.split()).startswith(f"error: {subject}")
@@ -264,7 +264,7 @@ def test_tensorflow_for_tpus_is_refused_together_with_jax(capsys, tmp_path, monk
 
 
 @pytest.mark.parametrize(("key", "value"), [("model_type", "deberta-v2"), ("hidden_act", "swish")])
-def test_a_teacher_of_an_unknown_architecture_is_refused(
+def test_teacher_of_an_unknown_architecture_is_refused(
     capsys, examples_dir, teacher_dir, tmp_path, key: str, value: str
 ) -> None:
     teacher, out = tmp_path / "teacher", tmp_path / "out"
@@ -284,22 +284,24 @@ def _corrupt(path: pathlib.Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_a_model_that_does_not_fit_its_input_is_refused(
+def test_model_that_does_not_fit_its_input_is_refused(
     capsys, cache_dir, examples_dir, teacher_dir, tmp_path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(teacher_dir, other)
-    with open(other / "vocab.txt", "a", encoding="utf-8") as file:
+    other_model = tmp_path / "other"
+    shutil.copytree(teacher_dir, other_model)
+    with open(other_model / "vocab.txt", "a", encoding="utf-8") as file:
         file.write("又一\n")
     base = [f"--output_dir={tmp_path / 'out'}"]
-    capture = (*base, f"--input_dir={examples_dir}", f"--teacher={other}")
+    capture = (*base, f"--input_dir={examples_dir}", f"--teacher={other_model}")
     assert _fails(capsys, create_teacher_output_data, *capture).startswith("error: --teacher: ")
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
-    (other / "vocab.txt").unlink()
-    line = _fails(capsys, run_distill, *base, f"--input_dir={cache_dir}", f"--student={other}")
+    config = json.loads((other_model / "config.json").read_text())
+    (other_model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    (other_model / "vocab.txt").unlink()
+    line = _fails(
+        capsys, run_distill, *base, f"--input_dir={cache_dir}", f"--student={other_model}"
+    )
     assert line.startswith("error: --student: ") and "48" in line
-    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    (other_model / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     line = _fails(capsys, create_teacher_output_data, *capture)
     assert "bert.embeddings.word_embeddings.weight" in line
     damaged = tmp_path / "damaged"
@@ -341,7 +343,7 @@ def test_pipeline_gives_equal_results_on_both_backends(
             f"--output_dir={cache}",
             "--truncation_factor=16",
         )
-        # Both backends train from one cache, without dropout, which draws other numbers on each.
+        # Both backends train from one cache without dropout, because their random numbers differ.
         config = json.loads((teacher_dir / "config.json").read_text())
         still = tmp_path / "still"
         shutil.copytree(teacher_dir, still, dirs_exist_ok=True)
@@ -376,7 +378,7 @@ def test_pipeline_gives_equal_results_on_both_backends(
 def test_published_command_lines_of_the_original_project_run(
     prepare_flags, teacher_dir, vocab_file, tmp_path
 ) -> None:
-    """The commands are those of its page, corrected, with smaller sizes and Google checkpoints."""
+    """The commands are those of its README, corrected, with small sizes and Google checkpoints."""
     import tensorflow as tf
 
     from pipeline.models import weight_names

@@ -14,7 +14,7 @@ from tests.conftest import make_cache, save_tiny_bert
 from tests.family_examples import example_config
 from tests.tools.exports.conftest import run_export
 
-# Fields of a family's example that the tiny model of the tests decides.
+# The tiny model of the tests sets these fields of a family's example itself.
 _OWN = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
 
 

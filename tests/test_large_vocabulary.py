@@ -45,7 +45,7 @@ def _restored(example: dict[str, bytes]) -> np.ndarray:
 
 
 def _teachers_topk(teacher, example: dict[str, bytes], k: int) -> np.ndarray:
-    """Returns the k best ids at each masked position, from the teacher's dense logits."""
+    """Returns the k most probable ids at each masked position, from the teacher's dense logits."""
     ids = _ids(example, records.INPUT_IDS)
     positions = np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2")
     batch = {
@@ -78,12 +78,12 @@ def test_ids_above_uint16_survive_prepare_and_capture(tmp_path) -> None:
         "--max_workers=1",
         *LENGTHS,
     )
-    whole = {" ".join(document) for document in documents}
+    document_texts = {" ".join(document) for document in documents}
     for example in _examples(examples):
         restored = _restored(example)
         assert (restored[0], restored[-1]) == (2, 3)
         tokens = " ".join(f"t{index - len(SPECIAL)}" for index in restored[1:-1])
-        assert any(f" {tokens} " in f" {document} " for document in whole)
+        assert any(f" {tokens} " in f" {document} " for document in document_texts)
     labels = np.concatenate([_ids(e, records.MASKED_LM_IDS) for e in _examples(examples)])
     assert (labels > LAST_UINT16).mean() > 0.3 and labels.max() < 70_000
     _main(
@@ -127,14 +127,16 @@ def test_multilingual_vocabulary_runs_through_three_stages(tmp_path) -> None:
         f"--output_dir={cache}",
         "--truncation_factor=16",
     )
-    made = manifest.load(cache)
-    assert made.vocab.size == 119_547
+    cache_manifest = manifest.load(cache)
+    assert cache_manifest.vocab.size == 119_547
     for name in (records.INPUT_IDS, records.TOPK_IDS):
         ids = np.concatenate([_ids(example, name) for example in _examples(cache)])
         assert (ids > LAST_UINT16).any() and ids.min() >= 0 and ids.max() < 119_547
     # Training reads the same ids.
-    (batch,) = reader.evaluation_records(CacheInput(cache, made), "eval").batch(1).take(1)
-    parsed = reader.parse_batch(batch, made, cache_input.open_codec(cache, made))
+    (batch,) = reader.evaluation_records(CacheInput(cache, cache_manifest), "eval").batch(1).take(1)
+    parsed = reader.parse_batch(
+        batch, cache_manifest, cache_input.open_codec(cache, cache_manifest)
+    )
     first = serialization.decode_example(batch.numpy()[0])
     count = len(_ids(first, records.MASKED_LM_IDS))
     topk = np.asarray(parsed[records.TOPK_IDS])[0, :count]

@@ -258,10 +258,10 @@ def test_killed_distillation_resumes_to_equal_bytes(
     _kill_when_exists(process, folder / "student" / "checkpoints" / "step-00000005.safetensors")
     assert not (folder / "student" / "model.safetensors").exists()
     assert "resuming from step " in _run("run_distill", *flags, *settings)
-    made, expected = read_objects(folder / "student"), read_folder(tmp_path / "here")
+    objects, expected = read_objects(folder / "student"), read_folder(tmp_path / "here")
     for name in expected:
         if not name.startswith("tensorboard/") and name != "metrics.jsonl":
-            assert made[name] == expected[name], name
-    assert len(made["metrics.jsonl"].splitlines()) == len(expected["metrics.jsonl"].splitlines())
+            assert objects[name] == expected[name], name
+    assert len(objects["metrics.jsonl"].splitlines()) == len(expected["metrics.jsonl"].splitlines())
     # The output is a model directory for transformers, fine-tuning and exports.
-    assert {"config.json", "vocab.txt", "tokenizer_config.json"} <= made.keys()
+    assert {"config.json", "vocab.txt", "tokenizer_config.json"} <= objects.keys()

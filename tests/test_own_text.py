@@ -72,9 +72,9 @@ def test_own_tokenizer_runs_through_three_stages(
         "--max_workers=1",
         "--segments=single" if changes else "--segments=pair",
     )
-    made = manifest.load(examples)
-    assert made.special_ids == tokenizer.special_ids
-    assert made.vocab == tokenizer.info
+    examples_manifest = manifest.load(examples)
+    assert examples_manifest.special_ids == tokenizer.special_ids
+    assert examples_manifest.vocab == tokenizer.info
     assert not _main(
         create_teacher_output_data,
         f"--input_dir={examples}",
@@ -98,15 +98,15 @@ def test_own_tokenizer_runs_through_three_stages(
         assert again.tokenize(line).ids.tolist() == tokenizer.tokenize(line).ids.tolist()
     capsys.readouterr()
     # A student with another tokenizer of the same size is refused.
-    other = next(path for path in student.iterdir() if path.name == "tokenizer.json")
-    content = json.loads(other.read_text(encoding="utf-8"))
+    changed_tokenizer = next(path for path in student.iterdir() if path.name == "tokenizer.json")
+    content = json.loads(changed_tokenizer.read_text(encoding="utf-8"))
     vocab = content["model"]["vocab"]
     if isinstance(vocab, dict):
         vocab["zzzzzz"] = vocab.pop(max(vocab, key=vocab.__getitem__))
         content["model"]["merges"] = []
     else:
         vocab[-1][0] = "zzzzzz"
-    other.write_text(json.dumps(content), encoding="utf-8")
+    changed_tokenizer.write_text(json.dumps(content), encoding="utf-8")
     for path in student.glob("*.model"):
         # XLM-RoBERTa has its vocabulary in two files.
         assert read_vocab_info(path) == tokenizer.info

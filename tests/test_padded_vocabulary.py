@@ -25,13 +25,13 @@ _BIAS = "cls.predictions.bias"
 
 
 def pad_tables(model: pathlib.Path, copy: pathlib.Path, rows: int = _ROWS) -> pathlib.Path:
-    """Copies a BERT with unused rows in its tables, which would get the largest logits."""
+    """Copies a BERT and adds unused table rows, which would have the largest logits."""
     shutil.copytree(model, copy)
     tensors = load_file(copy / "model.safetensors")
     for name, value in tensors.items():
         if name == _BIAS or "word_embeddings" in name:
-            more = np.full((rows, *value.shape[1:]), 9.0, np.float32)
-            tensors[name] = np.concatenate([value, more])
+            unused_rows = np.full((rows, *value.shape[1:]), 9.0, np.float32)
+            tensors[name] = np.concatenate([value, unused_rows])
     save_file(tensors, copy / "model.safetensors")
     config = json.loads((copy / "config.json").read_text())
     config["vocab_size"] += rows
@@ -169,11 +169,11 @@ def test_padded_student_may_have_a_reduced_vocabulary(
     cache = cache_input.open_cache(cache_dir, None)
     model = tmp_path / "model"
     shutil.copytree(padded_dir, model)
-    part = [token for token in vocab if token != "##z"]
-    (model / "vocab.txt").write_bytes("\n".join(part).encode())
+    reduced_vocab = [token for token in vocab if token != "##z"]
+    (model / "vocab.txt").write_bytes("\n".join(reduced_vocab).encode())
     source, subset = cache_tokenizer.fit_student(cache, find_model(model))
-    assert (source.config.vocab_size, source.unused_rows) == (len(part), _ROWS + 1)
-    assert subset.vocab.size == len(part) and subset.table[vocab.index("##z")] == -1
+    assert (source.config.vocab_size, source.unused_rows) == (len(reduced_vocab), _ROWS + 1)
+    assert subset.vocab.size == len(reduced_vocab) and subset.table[vocab.index("##z")] == -1
 
 
 def test_other_tokens_are_refused_and_a_missing_tokenizer_is_noted(
@@ -182,8 +182,8 @@ def test_other_tokens_are_refused_and_a_missing_tokenizer_is_noted(
     cache = cache_input.open_cache(cache_dir, None)
     model = tmp_path / "model"
     shutil.copytree(padded_dir, model)
-    others = {"order": [*vocab[:5], *vocab[:4:-1]], "more": [*vocab, "new"]}
-    for tokens in others.values():
+    other_vocabs = {"order": [*vocab[:5], *vocab[:4:-1]], "more": [*vocab, "new"]}
+    for tokens in other_vocabs.values():
         (model / "vocab.txt").write_bytes("\n".join(tokens).encode())
         for fit in (cache_tokenizer.fit_vocab, cache_tokenizer.fit_student):
             with pytest.raises(InputError) as error:

@@ -24,7 +24,7 @@ RECIPES = sorted((ROOT / "data_specs" / "recipes").glob("*.flags"))
 def deep_teacher(tmp_path_factory, vocab_file) -> pathlib.Path:
     """A random teacher of twelve layers."""
     folder = tmp_path_factory.mktemp("deep") / "teacher"
-    # Without dropout, losses fall within few steps.
+    # Without dropout, losses fall within a few steps.
     return save_tiny_bert(
         folder,
         vocab_file,
@@ -75,8 +75,8 @@ def test_losses_of_every_recipe_fall(
         shape = {"num_layers": 4}
         if needs.num_layers is not None:
             shape = {"num_layers": needs.num_layers, "hidden_size": 16}
-        other = save_tiny_bert(tmp_path / "other", vocab_file, seed=3, **shape)
-        student = f"--student={other}"
+        start = save_tiny_bert(tmp_path / "other", vocab_file, seed=3, **shape)
+        student = f"--student={start}"
     teacher = [] if needs.cached else [f"--teacher={deep_teacher}"]
     flags = [
         f"--recipe={recipe.stem}",
@@ -86,7 +86,7 @@ def test_losses_of_every_recipe_fall(
         *teacher,
         "--run_local",
         *(f"--{name}={value}" for name, value in needs.settings.items()),
-        # These are less than the values of --run_local.
+        # These values are smaller than those of --run_local.
         "--num_train_steps=30",
         "--gradient_accumulation_steps=1",
         "--max_eval_steps=2",
@@ -98,7 +98,7 @@ def test_losses_of_every_recipe_fall(
     weights = settings.parse_losses(dict(_flags(recipe))["losses"])
     assert lines[-1]["loss"] < lines[0]["loss"]
     for name in weights.keys() - {"masked_lm"}:
-        # A cache has hidden states only of masked positions.
+        # A cache has hidden states of masked positions only.
         reported = name if name in lines[0] else f"{name}_masked"
         assert lines[-1][reported] < lines[0][reported], name
     model_type = "distilbert" if recipe.stem == "distilbert" else "bert"
@@ -155,13 +155,13 @@ def test_recipes_have_the_published_settings() -> None:
 
 def test_run_local_only_lowers_sizes_and_raises_the_rate() -> None:
     names = settings.DistillConfig.__dataclass_fields__
-    given = {name: field.default for name, field in names.items()}
-    changed = settings.shrink({**given, "train_batch_size": 4, "learning_rate": 1e-2})
+    defaults = {name: field.default for name, field in names.items()}
+    changed = settings.shrink({**defaults, "train_batch_size": 4, "learning_rate": 1e-2})
     assert "train_batch_size" not in changed
     assert "learning_rate" not in changed
     assert changed["num_train_steps"] == 60
     assert "num_warmup_steps" not in changed
-    few = settings.shrink({**given, "num_train_steps": 30, "num_warmup_steps": 300})
+    few = settings.shrink({**defaults, "num_train_steps": 30, "num_warmup_steps": 300})
     assert "num_train_steps" not in few
     assert few["num_warmup_steps"] == 3
 

@@ -1,4 +1,4 @@
-"""Pages of documentation, read: fenced blocks, commands in them, links and names in the prose."""
+"""A reader of documentation pages: fenced blocks, their commands, links and names in the prose."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _GENERATED = re.compile(r"<!-- (\w+) of .*?<!-- end of \1 -->", re.DOTALL)
 _TARGET = re.compile(r"\]\([^)]*\)")
-# Blank lines, headings, items of lists, and cells of tables.
+# A paragraph ends at a blank line, a heading, a list item, or a table cell.
 _PARAGRAPH_END = re.compile(r"\n\s*\n|\n(?=- |\d+\. |#)|\|")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\[])")
 _HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
@@ -34,25 +34,25 @@ class Block:
     """A fenced block.
 
     Attributes:
-        place: the page and the line of its fence.
+        location: the page and the line of its fence.
         language: the first word of its info string.
         note: the rest of the info string.
-        text: its content.
+        text: the content of the block.
     """
 
-    place: str
+    location: str
     language: str
     note: str
     text: str
 
     @property
     def is_run(self) -> bool:
-        """Whether it is an example that runs everywhere."""
+        """Whether the block is an example that runs on every machine."""
         return self.language in ("bash", "python") and not self.note.startswith(_NO_RUN)
 
     @property
     def modules(self) -> list[str]:
-        """The modules without which it is not run."""
+        """The modules that must be installed to run the block."""
         is_conditional = self.note.startswith(_REQUIRES)
         return self.note.removeprefix(_REQUIRES).split(",") if is_conditional else []
 
@@ -62,8 +62,8 @@ class Page:
     """A page of documentation.
 
     Attributes:
-        path: its file.
-        text: its content.
+        path: the file of the page.
+        text: the content of the page.
     """
 
     path: pathlib.Path
@@ -71,7 +71,7 @@ class Page:
 
     @property
     def name(self) -> str:
-        """Its path below the project."""
+        """The path of the page relative to the project."""
         return self.path.relative_to(ROOT).as_posix()
 
     @functools.cached_property
@@ -91,7 +91,7 @@ class Page:
 
     @functools.cached_property
     def sentences(self) -> list[str]:
-        """The sentences of its prose, those in tables included, without generated tables."""
+        """The sentences of the prose and of tables that are not generated."""
         text = _GENERATED.sub("", self.prose)
         paragraphs = _PARAGRAPH_END.split(_TARGET.sub("]", text))
         joined = (" ".join(paragraph.split()) for paragraph in paragraphs)
@@ -99,19 +99,19 @@ class Page:
 
     @functools.cached_property
     def anchors(self) -> set[str]:
-        """The anchors of its headings, as GitHub makes them."""
+        """The anchors that GitHub gives the headings."""
         titles = (match[1].strip().lower() for match in _HEADING.finditer(self.prose))
         return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
     @functools.cached_property
     def links(self) -> list[str]:
-        """The targets of its links that are not URLs."""
+        """The targets of links that are not URLs."""
         targets = (match[1] for match in _LINK.finditer(self.prose))
         return [target for target in targets if not re.match(r"\w+:", target)]
 
     @functools.cached_property
     def code(self) -> list[str]:
-        """The pieces of code in its prose."""
+        """The inline code in the prose."""
         return [match[1] for match in _CODE.finditer(self.prose)]
 
     def resolve(self, target: str) -> tuple[pathlib.Path, str]:
@@ -126,7 +126,7 @@ def read_page(path: pathlib.Path) -> Page:
 
 
 def _logical_lines(script: str) -> Iterator[str]:
-    """Yields the lines of a shell script, continued ones joined, without here-documents."""
+    """Yields the lines of a shell script with continued lines joined, without here-documents."""
     lines = iter(script.replace("\\\n", " ").splitlines())
     for line in lines:
         yield line
@@ -152,7 +152,7 @@ def _simple_commands(script: str) -> Iterator[list[str]]:
 def commands(script: str) -> Iterator[tuple[str, list[str]]]:
     """Yields the programs of this project that a shell script runs, and their arguments.
 
-    A program is the name of its module. A command in the argument of another one counts, too.
+    A program is named by its module. A command in an argument of another command is included.
     """
     programs = offline_distill.find_programs()
     modules = {
@@ -165,7 +165,7 @@ def commands(script: str) -> Iterator[tuple[str, list[str]]]:
             if word in offline_distill.COMMANDS:
                 yield modules[word], arguments
             elif word == "offline_distill" and arguments:
-                # A name that does not exist is a module that does not exist.
+                # An unknown name is yielded as a module, which the test then reports as missing.
                 yield modules.get(arguments[0], arguments[0]), arguments[1:]
             elif word == "-m" and arguments[0].startswith(("tools.", "tests.", "pipeline.")):
                 yield arguments[0], arguments[1:]
@@ -177,7 +177,7 @@ def commands(script: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def flags_of(module: str) -> flags.FlagValues | None:
-    """Returns the flags of a program, not yet parsed; None for one that reads its own way."""
+    """Returns the unparsed flags of a program; None if it has its own argument parser."""
     program = importlib.import_module(module)
     with mock.patch.object(running, "run", return_value=0) as run:
         if "running.run(" in pathlib.Path(program.__file__).read_text(encoding="utf-8"):
@@ -187,7 +187,7 @@ def flags_of(module: str) -> flags.FlagValues | None:
 
 @functools.cache
 def all_flags() -> frozenset[str]:
-    """Returns the names of the flags of all programs, with `no` before those that are on or off."""
+    """Returns the names of the flags of all programs, and `no` names of boolean flags."""
     paths = [*offline_distill.find_programs().values(), *(ROOT / "tools" / "dev").glob("*.py")]
     names: set[str] = set()
     for path in paths:

@@ -1,6 +1,6 @@
-"""The examples of the documentation, run in an empty folder: `-m docs`.
+"""Runs the examples of the documentation in an empty folder (`-m docs`).
 
-The examples of the main page come first. Those of each other page need what these made.
+The examples of the main page run first, and those of the other pages use their output.
 """
 
 import importlib.util
@@ -20,13 +20,13 @@ from tools.dev import generated_tables
 
 MAIN, *OTHERS = map(read_page, generated_tables.pages())
 pytestmark = pytest.mark.docs
-# Seconds for one block.
-_PATIENCE = 1200
+# The time limit of one block in seconds.
+_BLOCK_TIMEOUT = 1200
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables with which the commands are those of this tree."""
+    """Environment variables that make the commands run from this source tree."""
     folder = pathlib.Path(tmp_path_factory.mktemp("installed"))
     programs = folder / "bin"
     programs.mkdir()
@@ -35,7 +35,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, module in modules.items():
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (programs / name).chmod(0o755)
-    # As the wheel has it.
+    # The wheel installs the API under this name.
     (folder / "packages").mkdir()
     (folder / "packages" / "offline_distill").symlink_to(ROOT / "pipeline" / "api")
     return {
@@ -62,22 +62,24 @@ def _run_examples(page: Page, folder: pathlib.Path, environment: dict[str, str])
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_PATIENCE,
+            timeout=_BLOCK_TIMEOUT,
             check=False,
         )
-        assert result.returncode == 0, f"{block.place}\n{block.text}\n{result.stdout[-4000:]}"
+        assert result.returncode == 0, f"{block.location}\n{block.text}\n{result.stdout[-4000:]}"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> pathlib.Path:
-    """A folder with what the examples of the main page make."""
+def main_folder(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> pathlib.Path:
+    """A folder with the output of the main page's examples."""
     folder = pathlib.Path(tmp_path_factory.mktemp("main"))
     _run_examples(MAIN, folder, environment)
     return folder
 
 
-def test_examples_of_the_main_page_make_a_student(made: pathlib.Path) -> None:
-    assert (made / "walk" / "student" / "model.safetensors").is_file()
+def test_examples_of_the_main_page_train_a_student(main_folder: pathlib.Path) -> None:
+    assert (main_folder / "walk" / "student" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,8 @@ def test_examples_of_the_main_page_make_a_student(made: pathlib.Path) -> None:
     ids=lambda page: page.name,
 )
 def test_examples_of_a_page_run(
-    page: Page, made: pathlib.Path, tmp_path: pathlib.Path, environment: dict[str, str]
+    page: Page, main_folder: pathlib.Path, tmp_path: pathlib.Path, environment: dict[str, str]
 ) -> None:
     folder = pathlib.Path(tmp_path) / "work"
-    shutil.copytree(made, folder)
+    shutil.copytree(main_folder, folder)
     _run_examples(page, folder, environment)

@@ -1,4 +1,4 @@
-"""The pages of documentation agree with the code: flags, files, links and generated tables."""
+"""Agreement of the documentation with the code: flags, files, links and generated tables."""
 
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ from tools.dev import generated_tables
 
 PAGES = {page.name: page for page in map(read_page, generated_tables.pages())}
 MAIN = PAGES["README.md"]
-# Of absl, of other programs, and placeholders.
+# Flags of absl and of other programs, and placeholders.
 _OTHER_FLAGS = {
     "check",
     "engine",
@@ -28,7 +28,7 @@ _OTHER_FLAGS = {
     "noflag",
     "seconds",
 }
-_MOST_WORDS = 25
+_MAX_WORDS = 25
 _NAMED_PATH = re.compile(r"(?:data_specs|pipeline|tools|tests)/[\w./*-]+")
 _NAMED_MODULE = re.compile(r"(?:data_specs|pipeline|tools|tests)(?:\.\w+)+")
 _RUN_MODULE = re.compile(r"-m ((?:data_specs|pipeline|tools|tests)(?:\.[a-z_]+)+)")
@@ -39,7 +39,7 @@ def _all_pages(test):
     return pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)(test)
 
 
-def test_the_main_page_is_short() -> None:
+def test_main_page_is_at_most_12_kilobytes() -> None:
     assert len(MAIN.text.encode("utf-8")) <= 12 * 1024
 
 
@@ -48,7 +48,7 @@ def test_generated_tables_are_current(page: Page) -> None:
     assert generated_tables.with_tables(page.text) == page.text
 
 
-def test_an_outdated_table_is_written_anew() -> None:
+def test_outdated_table_is_regenerated() -> None:
     page = PAGES["pipeline/models/README.md"].text
     row = next(line for line in page.splitlines() if line.startswith("| BERT"))
     outdated = page.replace(row, "| old | row |")
@@ -68,14 +68,14 @@ def test_links_and_anchors_resolve(page: Page) -> None:
         assert not anchor or anchor in read_page(path).anchors, target
 
 
-def test_every_page_is_reached_from_the_main_page() -> None:
-    reached, ahead = set(), [MAIN.name]
-    while ahead:
-        name = ahead.pop()
+def test_every_page_is_linked_from_the_main_page() -> None:
+    reached, pending = set(), [MAIN.name]
+    while pending:
+        name = pending.pop()
         if name in PAGES and name not in reached:
             reached.add(name)
             paths = (PAGES[name].resolve(target)[0] for target in PAGES[name].links)
-            ahead += [path.relative_to(ROOT).as_posix() for path in paths]
+            pending += [path.relative_to(ROOT).as_posix() for path in paths]
     assert reached == set(PAGES)
 
 
@@ -86,16 +86,16 @@ def test_every_page_has_one_title_and_no_headings_in_bold(page: Page) -> None:
 
 
 @_all_pages
-def test_sentences_are_short(page: Page) -> None:
+def test_sentences_have_at_most_25_words(page: Page) -> None:
     words = {sentence: len(re.findall(r"\S*\w\S*", sentence)) for sentence in page.sentences}
-    assert not {sentence: count for sentence, count in words.items() if count > _MOST_WORDS}
+    assert not {sentence: count for sentence, count in words.items() if count > _MAX_WORDS}
 
 
 @_all_pages
-def test_files_and_modules_that_are_named_exist(page: Page) -> None:
+def test_named_files_and_modules_exist(page: Page) -> None:
     for code in page.code:
         if _NAMED_PATH.fullmatch(code):
-            # NAME stands for any name.
+            # NAME is a placeholder for any name.
             assert any(ROOT.glob(re.sub(r"\bNAME\b", "*", code.rstrip("/")))), code
         elif match := _RUN_MODULE.search(code):
             assert importlib.util.find_spec(match[1]) is not None, code
@@ -104,7 +104,7 @@ def test_files_and_modules_that_are_named_exist(page: Page) -> None:
 
 
 def _exists(name: str) -> bool:
-    """Returns whether a dotted name is a module, or an object of one."""
+    """Returns whether a dotted name is a module or an object in a module."""
     module, _, attribute = name.rpartition(".")
     if (ROOT / f"{name.replace('.', '/')}.py").is_file() or (
         ROOT / name.replace(".", "/")
@@ -121,7 +121,7 @@ def test_flags_in_the_prose_exist(page: Page) -> None:
 
 
 _PROGRAMS = [
-    pytest.param(module, arguments, id=f"{block.place}-{module}")
+    pytest.param(module, arguments, id=f"{block.location}-{module}")
     for page in PAGES.values()
     for block in page.blocks
     if block.language == "bash"
@@ -130,7 +130,7 @@ _PROGRAMS = [
 
 
 @pytest.mark.parametrize(("module", "arguments"), _PROGRAMS)
-def test_commands_in_blocks_have_flags_that_exist_with_values_in_range(
+def test_commands_in_blocks_have_valid_flags(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str]
 ) -> None:
     assert importlib.util.find_spec(module) is not None
@@ -139,30 +139,30 @@ def test_commands_in_blocks_have_flags_that_exist_with_values_in_range(
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     values = flags_of(module)
-    # A number is a path, too.
-    given = [re.sub(r"\$\w+", "1", word) for word in arguments]
+    # Variables become a number, which is valid both as a number and as a path.
+    command_arguments = [re.sub(r"\$\w+", "1", word) for word in arguments]
     if values is None:
         source = pathlib.Path(importlib.import_module(module).__file__).read_text(encoding="utf-8")
-        assert all(f'"{argument.partition("=")[0]}"' in source for argument in given)
+        assert all(f'"{argument.partition("=")[0]}"' in source for argument in command_arguments)
         return
-    for word in [word for word in given if word.endswith("=DATA")]:
-        # The directory of a task would be read.
+    for word in [word for word in command_arguments if word.endswith("=DATA")]:
+        # The value is set without parsing, because parsing would read the directory of a task.
         name, _, value = word.removeprefix("--").partition("=")
         values[name].value = value
-        given.remove(word)
+        command_arguments.remove(word)
     try:
-        rest = values([module, *given])[1:]
+        positional = values([module, *command_arguments])[1:]
     except (flags.Error, InputError) as error:
         pytest.fail(str(error))
-    assert not [word for word in rest if not word.startswith(">")]
+    assert not [word for word in positional if not word.startswith(">")]
 
 
 def test_blocks_have_a_known_info_string() -> None:
     languages = {"", "bash", "python", "bibtex"}
     for page in PAGES.values():
         for block in page.blocks:
-            assert block.language in languages, block.place
-            assert re.fullmatch(r"|no-run: .+|requires [\w,]+", block.note), block.place
+            assert block.language in languages, block.location
+            assert re.fullmatch(r"|no-run: .+|requires [\w,]+", block.note), block.location
 
 
 def test_every_tool_has_a_section_with_a_command() -> None:
@@ -177,10 +177,10 @@ def test_python_blocks_compile() -> None:
     for page in PAGES.values():
         for block in page.blocks:
             if block.language == "python":
-                compile(block.text, block.place, "exec")
+                compile(block.text, block.location, "exec")
 
 
-def test_a_command_is_found_in_loops_pipes_and_arguments_of_other_commands() -> None:
+def test_commands_are_found_in_loops_pipes_and_arguments() -> None:
     script = (
         "for i in 1 2; do\n  A=1 run_distill --x=$i \\\n    --y &\ndone; wait\n"
         "cat <<'E'\nrun_distill --z\nE\n"

@@ -1,4 +1,4 @@
-"""Pages read back by a strict parser, and their charts with the hints of their points."""
+"""A strict parser of HTML pages, and readers of their charts."""
 
 import html.parser
 import re
@@ -8,7 +8,7 @@ VOID = {"br", "hr", "link", "meta", "wbr"}
 
 
 class _Parser(html.parser.HTMLParser):
-    """Collects the content of a page, and refuses end tags that do not fit."""
+    """Collects the content of a page and rejects end tags without a matching start tag."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -19,7 +19,7 @@ class _Parser(html.parser.HTMLParser):
 
     @property
     def text(self) -> str:
-        """All texts, with single spaces."""
+        """All texts of the page, joined with single spaces."""
         return " ".join("".join(self.texts).split())
 
     def handle_starttag(self, tag, attrs) -> None:
@@ -45,7 +45,7 @@ class _Parser(html.parser.HTMLParser):
 
 
 def parse(page: str) -> _Parser:
-    """Parses a page that must be well formed, and must fetch and run nothing."""
+    """Parses a page, which must be well-formed and must not fetch or run anything."""
     parser = _Parser()
     parser.feed(page)
     parser.close()
@@ -61,13 +61,13 @@ def parse(page: str) -> _Parser:
 
 
 def charts(page: str) -> dict[str, ElementTree.Element]:
-    """Returns the charts of a page by their descriptions, in its order."""
+    """Returns the charts of a page by their descriptions, in page order."""
     elements = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
     return {chart.get("aria-label"): chart for chart in elements}
 
 
 def hints(chart: ElementTree.Element) -> dict[str, list[str]]:
-    """Returns the hints of the points of each series."""
+    """Returns the hints of the points of each series of a chart."""
     groups = [group for group in chart.iter() if group.get("data-name") is not None]
     return {group.get("data-name"): _texts(group, "title") for group in groups}
 

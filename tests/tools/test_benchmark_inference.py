@@ -1,4 +1,4 @@
-"""Latency and throughput: the table on both backends, and the arithmetic behind it."""
+"""Latency and throughput: the table on both backends, and the computed ratios."""
 
 import importlib.util
 import json
@@ -35,38 +35,40 @@ def student_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
     return save_tiny_bert(tmp_path_factory.mktemp("student"), vocab_file, seed=9, num_layers=1)
 
 
-def _flags(teacher, student, written, **others: object) -> list[str]:
-    given = {
+def _flags(teacher, student, output, **changes: object) -> list[str]:
+    settings = {
         "models": f"{teacher},{student}",
         "seq_length": 24,
         "batch_size": 3,
         "repeats": 4,
         "computations": "float32",
-        "output": written,
-        **others,
+        "output": output,
+        **changes,
     }
-    return [f"--{name}={value}" for name, value in given.items()]
+    return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def _expect_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path) -> None:
-    said = json.loads(path.read_text())
-    assert (said["seq_length"], said["batch_size"], said["repeats"]) == (24, 3, 4)
-    assert [row["model"] for row in said["rows"]] == [teacher.name, student.name]
-    for row, place in zip(said["rows"], (teacher, student), strict=True):
+def _assert_report(path: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path) -> None:
+    report = json.loads(path.read_text())
+    assert (report["seq_length"], report["batch_size"], report["repeats"]) == (24, 3, 4)
+    assert [row["model"] for row in report["rows"]] == [teacher.name, student.name]
+    for row, model_path in zip(report["rows"], (teacher, student), strict=True):
         assert row["device"] == "cpu:0" and row["computation"] == "float32"
-        assert row["parameters"] == count_parameters(find_model(place).config)
-        weights = (place / "model.safetensors").stat().st_size
+        assert row["parameters"] == count_parameters(find_model(model_path).config)
+        weights = (model_path / "model.safetensors").stat().st_size
         assert row["megabytes"] == pytest.approx(weights / 1e6)
-        for one in (row["latency"], row["throughput"]):
-            assert 0 < one["smallest"] <= one["median"] <= one["largest"]
-            assert place == student or one["times_better"] == [1.0, 1.0, 1.0]
+        for values in (row["latency"], row["throughput"]):
+            assert 0 < values["smallest"] <= values["median"] <= values["largest"]
+            assert model_path == student or values["times_better"] == [1.0, 1.0, 1.0]
 
 
 @on_tensorflow
-def test_the_table_and_its_json_on_tensorflow(teacher_dir, student_dir, tmp_path, capsys) -> None:
+def test_table_and_json_are_written_on_tensorflow(
+    teacher_dir, student_dir, tmp_path, capsys
+) -> None:
     output = tmp_path / "speed.json"
     assert not tool.main(["benchmark_inference", *_flags(teacher_dir, student_dir, output)])
-    _expect_report(output, teacher_dir, student_dir)
+    _assert_report(output, teacher_dir, student_dir)
     lines = capsys.readouterr().out.splitlines()
     titles = "computed parameters MB latency, s times better sequences/s times better"
     assert lines[0].split() == titles.split()
@@ -75,7 +77,7 @@ def test_the_table_and_its_json_on_tensorflow(teacher_dir, student_dir, tmp_path
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
+def test_json_is_written_on_jax(teacher_dir, student_dir, tmp_path) -> None:
     output = tmp_path / "speed.json"
     flags = _flags(teacher_dir, student_dir, output, backend="jax", computations="float32,int8")
     result = subprocess.run(
@@ -88,7 +90,7 @@ def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    _expect_report(output, teacher_dir, student_dir)
+    _assert_report(output, teacher_dir, student_dir)
     assert json.loads(output.read_text())["left_out"] == [
         "int8 on cpu:0: left out because conversion to LiteRT needs a TensorFlow process "
         "(--backend=tensorflow)"
@@ -97,17 +99,17 @@ def test_the_json_on_jax(teacher_dir, student_dir, tmp_path) -> None:
 
 @on_tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_the_encoders_last_hidden_states_are_computed(teacher_dir, dtype: str) -> None:
+def test_forward_returns_the_last_hidden_states(teacher_dir, dtype: str) -> None:
     source = find_model(teacher_dir)
     batch = Batches(20, 3).draw(3, source.config.vocab_size)
-    found = inference_programs.keras_forward(source, "cpu:0", dtype)(batch)
+    states = inference_programs.keras_forward(source, "cpu:0", dtype)(batch)
     expected = load_masked_lm(source).activations(batch)["hidden_states"][-1].numpy()
-    assert found.dtype == np.float32 and found.shape == (3, 20, 32)
-    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 0.15)
+    assert states.dtype == np.float32 and states.shape == (3, 20, 32)
+    np.testing.assert_allclose(states, expected, atol=1e-5 if dtype == "float32" else 0.15)
 
 
 @on_tensorflow
-def test_an_encoder_without_a_head_is_computed(teacher_dir, tmp_path) -> None:
+def test_encoder_without_a_head_gives_equal_states(teacher_dir, tmp_path) -> None:
     shutil.copytree(teacher_dir, tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
     encoder = {
@@ -118,13 +120,13 @@ def test_an_encoder_without_a_head_is_computed(teacher_dir, tmp_path) -> None:
     save_file(encoder, tmp_path / "model.safetensors")
     sources = find_model(teacher_dir), find_model(tmp_path)
     batch = Batches(20, 3).draw(3, sources[0].config.vocab_size)
-    whole, alone = (
+    states_of_model, states_of_encoder = (
         inference_programs.keras_forward(source, "cpu:0", "float32")(batch) for source in sources
     )
-    np.testing.assert_array_equal(whole, alone)
+    np.testing.assert_array_equal(states_of_model, states_of_encoder)
 
 
-def test_sequences_are_random_and_always_the_same() -> None:
+def test_sequences_are_random_and_reproducible() -> None:
     batches = Batches(50, 4)
     first, again = batches.draw(4, 300), batches.draw(4, 300)
     ids = first[INPUT_IDS]
@@ -133,15 +135,15 @@ def test_sequences_are_random_and_always_the_same() -> None:
     assert ids.min() >= 0 and ids.max() < 300 and len(np.unique(ids)) > 100
 
 
-def test_calls_take_turns_and_the_first_ones_do_not_count() -> None:
+def test_calls_alternate_and_warm_up_is_not_measured() -> None:
     order: list[str] = []
     calls = [lambda name=name: order.append(name) for name in "ab"]
     times = measurement.in_turns(calls, 3, warm_up=2)
-    assert "".join(order) == "ababababab" and [len(taken) for taken in times] == [3, 3]
-    assert all(seconds >= 0 for taken in times for seconds in taken)
+    assert "".join(order) == "ababababab" and [len(durations) for durations in times] == [3, 3]
+    assert all(seconds >= 0 for durations in times for seconds in durations)
 
 
-def test_ratios_are_those_of_the_turns() -> None:
+def test_ratios_are_computed_for_each_turn() -> None:
     faster = tool.measured([1.0, 2.0, 4.0], [2.0, 2.0, 12.0], larger_is_better=False)
     assert (faster.median, faster.smallest, faster.largest) == (2.0, 1.0, 4.0)
     assert faster.to_json()["times_better"] == [2.0, 1.0, 3.0]
@@ -170,12 +172,12 @@ def test_computations_are_chosen_by_device(monkeypatch) -> None:
     ]
 
 
-def test_models_of_one_name_go_by_their_paths(vocab_file, tmp_path) -> None:
+def test_models_with_equal_names_are_named_by_paths(vocab_file, tmp_path) -> None:
     paths = [
         save_tiny_bert(tmp_path / name / "model", vocab_file, seed=1, num_layers=1) for name in "ab"
     ]
-    found = tool.find_models(BenchmarkConfig(f"{paths[0]}, {paths[1]}", seq_length=64))
-    assert [model.name for model in found] == [str(path) for path in paths]
+    models = tool.find_models(BenchmarkConfig(f"{paths[0]}, {paths[1]}", seq_length=64))
+    assert [model.name for model in models] == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What tools share to run their steps."""
+"""Steps of tools: remaining time, separate processes, and commands."""
 
 import contextlib
 import os
@@ -16,19 +16,19 @@ def _step(path, kind: str | None) -> Step:
     return Step("", path, lambda: None, kind)
 
 
-def test_the_time_left_is_the_sum_of_the_means_of_the_kinds(tmp_path) -> None:
+def test_remaining_time_is_the_sum_of_mean_step_times(tmp_path) -> None:
     done = tmp_path / "done"
     done.touch()
     missing = tmp_path / "missing"
     steps = [_step(done, "train"), _step(missing, "train"), _step(missing, "score")]
     assert time_left(steps, {"train": [2.0, 4.0], "score": [0.5]}) == pytest.approx(3.5)
-    # Not known before one step of each kind is made.
+    # The remaining time is unknown until one step of each kind is finished.
     assert time_left(steps, {"train": [2.0]}) is None
     assert time_left([_step(missing, None)], {None: [1.0]}) is None
     assert time_left(steps[:1], {}) == 0.0
 
 
-def test_a_separate_process_returns_results_and_errors() -> None:
+def test_separate_process_returns_results_and_errors() -> None:
     process = SeparateProcess(["keyword"])
     with contextlib.closing(process):
         first = process.call(os.getpid)
@@ -40,16 +40,16 @@ def test_a_separate_process_returns_results_and_errors() -> None:
         assert process.call(os.getpid) != first
 
 
-def test_a_finished_step_is_not_made_again(tmp_path, capsys) -> None:
-    made = []
+def test_finished_step_is_not_repeated(tmp_path, capsys) -> None:
+    executed = []
     done = tmp_path / "done"
     done.touch()
     steps = [
-        Step("one", done, lambda: made.append("one")),
-        Step("two", tmp_path / "missing", lambda: made.append("two")),
+        Step("one", done, lambda: executed.append("one")),
+        Step("two", tmp_path / "missing", lambda: executed.append("two")),
     ]
     make_steps(steps, 0.0)
-    assert made == ["two"]
+    assert executed == ["two"]
     assert "[1/2] one (done before)" in capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ exec sleep 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a killed parent")
-def test_a_command_ends_with_the_tool_that_runs_it(tmp_path) -> None:
+def test_command_ends_when_its_tool_is_killed(tmp_path) -> None:
     child, file = tmp_path / "child.sh", tmp_path / "pid"
     child.write_text(_CHILD)
     child.chmod(0o755)
@@ -79,13 +79,13 @@ def test_a_command_ends_with_the_tool_that_runs_it(tmp_path) -> None:
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 30.0
-    while _runs(int(file.read_text())):
+    while _is_running(int(file.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _runs(pid: int) -> bool:
-    """Returns whether a process is there, and not one that nobody has waited for."""
+def _is_running(pid: int) -> bool:
+    """Returns whether a process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

@@ -1,4 +1,4 @@
-"""Tests of the comparison of caches by their students."""
+"""Comparison of caches by the scores of their students."""
 
 import dataclasses
 import json
@@ -17,16 +17,16 @@ from tools.compare_caches import CompareConfig, Comparison
 
 @pytest.fixture(scope="module")
 def small_dir(tmp_path_factory, examples_dir, teacher_dir):
-    """A compact cache like `cache_dir` with fewer ids."""
+    """A compact cache of the same examples as `cache_dir`, with fewer ids."""
     folder = tmp_path_factory.mktemp("small") / "small"
     return make_cache(
         folder, examples_dir, teacher_dir, truncation_factor=4, logit_encoding="compact"
     )
 
 
-def _compare(caches, work, *others: str) -> int:
+def _compare(caches, work, *settings: str) -> int:
     joined = ",".join(map(str, caches))
-    return tool.main(["compare_caches", f"--caches={joined}", f"--work={work}", *others])
+    return tool.main(["compare_caches", f"--caches={joined}", f"--work={work}", *settings])
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_students_are_evaluated_on_the_first_cache(
     assert "mean and standard deviation of 1 seed" in printed
 
 
-def test_one_seed_has_no_deviation() -> None:
+def test_single_seed_has_no_deviation() -> None:
     scores = dict.fromkeys(tool.METRICS, 0.5)
     one_seed = Comparison("a/cache", (4, 3.5), "compact", 20.0, {1: scores})
     assert one_seed.deviation("masked_lm") is None
@@ -85,10 +85,10 @@ def _refusal(**settings: object) -> InputError:
 def test_caches_of_other_examples_are_refused(
     cache_dir, examples_dir, teacher_dir, tmp_path
 ) -> None:
-    part, files = tmp_path / "part", f"{examples_dir}/*-00000-of-*"
+    one_shard, files = tmp_path / "part", f"{examples_dir}/*-00000-of-*"
     settings = {"teacher": teacher_dir, "truncation_factor": 4, "predict_batch_size": 8}
-    create_teacher_cache(TeacherCacheConfig(output_dir=part, input_file=files, **settings))
-    error = _refusal(caches=(cache_dir, part), work=tmp_path / "work")
+    create_teacher_cache(TeacherCacheConfig(output_dir=one_shard, input_file=files, **settings))
+    error = _refusal(caches=(cache_dir, one_shard), work=tmp_path / "work")
     assert error.subject == Setting("caches") and f"{cache_dir} (" in error.received
     assert not (tmp_path / "work").exists()
 

@@ -1,4 +1,4 @@
-"""Recipes as they are named, and a whole comparison of tiny sizes."""
+"""Names of recipes, and a complete comparison with tiny sizes."""
 
 import json
 
@@ -12,7 +12,7 @@ from tools import compare_recipes as tool
 from tools.recipe_comparison.settings import CompareRecipesConfig
 
 
-def test_a_recipe_gives_its_objective_and_nothing_of_its_scale() -> None:
+def test_recipe_gives_its_objective_without_its_scale() -> None:
     recipe = tool.read_recipe("distilbert")
     assert (recipe.name, recipe.source) == ("distilbert", None)
     assert recipe.losses == {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0}
@@ -31,18 +31,18 @@ def _parsed(*arguments: str):
 
 
 @pytest.mark.parametrize("name", published.names())
-def test_each_published_recipe_is_read(name: str) -> None:
+def test_each_published_recipe_is_parsed(name: str) -> None:
     recipe = tool.read_recipe(f"{name}@live")
     assert recipe.source == "live"
-    whole = _parsed(f"--flagfile={published.find(name)}")
-    assert recipe.losses == whole.losses
-    # What is kept comes to the command as text.
-    kept = _parsed(*(f"--{setting}={text}" for setting, text in recipe.settings.items()))
+    flagfile_values = _parsed(f"--flagfile={published.find(name)}")
+    assert recipe.losses == flagfile_values.losses
+    # The recipe's settings reach the command as text.
+    recipe_values = _parsed(*(f"--{setting}={text}" for setting, text in recipe.settings.items()))
     for setting in recipe.settings:
-        assert kept[setting].value == whole[setting].value
+        assert recipe_values[setting].value == flagfile_values[setting].value
 
 
-def test_a_flagfile_of_ones_own_is_read_by_its_path(tmp_path) -> None:
+def test_custom_flagfile_is_read_by_its_path(tmp_path) -> None:
     path = tmp_path / "mine.flags"
     path.write_text(
         "# My own.\n--losses=kl_divergence=2,masked_lm=1\n--loss_schedules=masked_lm=linear:0\n"
@@ -55,7 +55,7 @@ def test_a_flagfile_of_ones_own_is_read_by_its_path(tmp_path) -> None:
     assert recipe.settings == {"temperature": "4"}
 
 
-def test_losses_are_a_recipe() -> None:
+def test_list_of_losses_is_a_recipe() -> None:
     recipe = tool.read_recipe("kl_divergence=5+masked_lm@compact-32")
     assert recipe.name == "kl_divergence=5+masked_lm"
     assert recipe.losses == {"kl_divergence": 5.0, "masked_lm": 1.0}
@@ -105,7 +105,7 @@ def test_invalid_settings_are_refused(tmp_path, changes, subject: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_comparison_of_tiny_sizes(
+def test_tiny_comparison_runs_end_to_end(
     corpus_dir, teacher_dir, sentiment_dir, tmp_path, capsys
 ) -> None:
     work = tmp_path / "work"
@@ -138,7 +138,7 @@ def test_a_comparison_of_tiny_sizes(
         assert row["step_time_ratio"] > 0.0
     assert len(report["labels_effect"]) == 2
     assert "| kl_divergence=2 | live | yes |" in (work / "comparison.md").read_text()
-    # Nothing is made again.
+    # No step is repeated.
     capsys.readouterr()
     assert tool.main(["compare_recipes", *flags, recipes]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Conversion between layouts is bit-equal in both directions, and writes all files or none."""
+"""Conversion between layouts: bit-equal in both directions, and atomic."""
 
 import dataclasses
 import json
@@ -149,7 +149,7 @@ def test_all_tokenizer_files_are_copied(teacher_dir, google, tmp_path) -> None:
     assert (empty / "model.safetensors").read_bytes() == expected
 
 
-def test_other_families_can_only_be_written_as_hf(vocab_file, tmp_path, capsys) -> None:
+def test_other_families_are_written_only_in_the_hf_layout(vocab_file, tmp_path, capsys) -> None:
     changes = {"model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}
     roberta = save_tiny_bert(tmp_path / "roberta", vocab_file, seed=1, num_layers=1, **changes)
     out = tmp_path / "out"
@@ -165,7 +165,7 @@ def test_other_families_can_only_be_written_as_hf(vocab_file, tmp_path, capsys) 
     "changes",
     [{"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5}, {"tie_word_embeddings": False}],
 )
-def test_a_setting_unsupported_by_googles_layout_is_refused(
+def test_setting_unsupported_by_googles_layout_is_refused(
     vocab_file, tmp_path, capsys, changes
 ) -> None:
     model = save_tiny_bert(tmp_path / "model", vocab_file, seed=1, num_layers=1, **changes)

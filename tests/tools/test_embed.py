@@ -1,4 +1,4 @@
-"""Vectors of texts, and correlations of their cosines, checked against plain computations."""
+"""Text vectors and correlations of their cosines, compared with plain computations."""
 
 import json
 
@@ -22,7 +22,7 @@ TEXTS = (*SENTENCES, "", *ENGLISH)
 
 @pytest.fixture
 def sentences(tmp_path) -> LocalLocation:
-    """Lines of several lengths, an empty one among them."""
+    """A file with lines of several lengths, one of which is empty."""
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     return path
@@ -33,7 +33,7 @@ def _run(**settings: object) -> int:
 
 
 def _plain_vectors(directory, pooling: str, length: int, *, normalize: bool) -> np.ndarray:
-    """One text at a time, without padding."""
+    """Returns the vectors, computed one text at a time, without padding."""
     model = load_masked_lm(find_model(directory))
     tokenizer, rows = load_tokenizer(directory, do_lower_case=None), []
     special = tokenizer.special_ids
@@ -51,10 +51,10 @@ def _plain_vectors(directory, pooling: str, length: int, *, normalize: bool) -> 
     ("pooling", "normalize", "name"),
     [("mean", True, "vectors.npy"), ("cls", False, "vectors.jsonl")],
 )
-def test_vectors_are_pooled_states_in_the_order_of_the_lines(
+def test_vectors_are_pooled_states_in_line_order(
     teacher_dir, sentences, tmp_path, monkeypatch, pooling: str, normalize: bool, name: str
 ) -> None:
-    # Several blocks.
+    # The texts fill several blocks.
     monkeypatch.setattr(sentence_encoding, "_BLOCK", 5)
     path = tmp_path / name
     settings = {"pooling": pooling, "normalize": normalize, "max_seq_length": 12, "batch_size": 4}
@@ -70,14 +70,14 @@ def test_vectors_are_pooled_states_in_the_order_of_the_lines(
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
 
-def test_json_lines_have_their_texts_in_a_field(tmp_path) -> None:
+def test_texts_are_read_from_a_field_of_json_lines(tmp_path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"body": "one"}\n{"body": "two", "id": 3}\n', encoding="utf-8")
     assert list(tool.read_texts(path, "body")) == ["one", "two"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"text": 1}', "{}", '{"text": "\\ud800"}', ""])
-def test_a_line_without_a_text_is_named(tmp_path, line: str) -> None:
+def test_line_without_a_text_is_named(tmp_path, line: str) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(f'{{"text": "one"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(InputError) as caught:
@@ -85,7 +85,7 @@ def test_a_line_without_a_text_is_named(tmp_path, line: str) -> None:
     assert caught.value.subject == f"{path}, line 2"
 
 
-def test_text_of_another_encoding_is_refused(tmp_path) -> None:
+def test_text_in_another_encoding_is_refused(tmp_path) -> None:
     path = tmp_path / "texts.txt"
     path.write_bytes("好\n".encode() + "春天来了，院子里的桃树".encode("gb18030") + b"\n")
     with pytest.raises(InputError) as caught:
@@ -105,13 +105,13 @@ def test_text_of_another_encoding_is_refused(tmp_path) -> None:
         ({"task": "stsb", "data_dir": "b", "output": "vectors.npy"}, "output"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings, subject: str) -> None:
+def test_inconsistent_settings_are_refused(settings, subject: str) -> None:
     with pytest.raises(InputError) as caught:
         EmbedConfig(model="m", **settings)
     assert caught.value.subject == Setting(subject)
 
 
-def test_a_text_is_not_longer_than_the_model(teacher_dir, sentences, tmp_path) -> None:
+def test_maximum_length_is_limited_by_the_model(teacher_dir, sentences, tmp_path) -> None:
     given_settings = {"model": teacher_dir, "sentences": sentences, "output": tmp_path / "v.npy"}
     config = EmbedConfig(**given_settings, max_seq_length=1000)
     with pytest.raises(InputError) as caught:
@@ -122,7 +122,7 @@ def test_a_text_is_not_longer_than_the_model(teacher_dir, sentences, tmp_path) -
     assert reader.max_seq_length == limit
 
 
-def test_a_directory_of_sentence_transformers_says_how(
+def test_sentence_transformers_directory_decides_pooling_and_length(
     tmp_path_factory, vocab_file, sentences, tmp_path
 ) -> None:
     model = save_tiny_bert(tmp_path_factory.mktemp("model"), vocab_file, seed=3, num_layers=1)
@@ -133,7 +133,7 @@ def test_a_directory_of_sentence_transformers_says_how(
     assert reader.max_seq_length == 9
 
 
-def test_cosines_by_hand() -> None:
+def test_cosines_equal_values_computed_by_hand() -> None:
     first = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]], np.float32)
     second = np.array([[4.0, 3.0], [-2.0, 0.0], [1.0, 1.0]], np.float32)
     np.testing.assert_allclose(
@@ -154,7 +154,7 @@ _NUMBERS = st.lists(st.integers(0, 5), min_size=3, max_size=12)
 
 
 @given(values=_NUMBERS, order=st.randoms())
-def test_spearman_is_the_ranks_correlation_counted_pair_by_pair(values, order) -> None:
+def test_spearman_equals_a_pairwise_computation(values, order) -> None:
     others = order.sample(values, len(values))
     cosines = np.array(values, np.float64)
     expected = np.array(others, np.float64)
@@ -169,7 +169,7 @@ def test_spearman_is_the_ranks_correlation_counted_pair_by_pair(values, order) -
 
 
 @pytest.mark.peers
-def test_spearman_is_scipys() -> None:
+def test_spearman_equals_that_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(1)
     cosines, expected = random.integers(0, 9, (2, 400)).astype(np.float64)
@@ -178,7 +178,7 @@ def test_spearman_is_scipys() -> None:
     assert scores["pearson"] == pytest.approx(stats.pearsonr(cosines, expected).statistic)
 
 
-# One pair of equal texts, one with a comma and one with a quotation mark.
+# Pairs of equal texts, of texts with a comma, and of texts with a quotation mark.
 _ROWS = (
     (SENTENCES[0], SENTENCES[0], 5.0),
     ("Hello, world!", SENTENCES[1], 2.5),
@@ -204,7 +204,7 @@ def _write_csv(folder) -> None:
 
 
 def _write_json(folder) -> None:
-    # Some copies have scores from 0 to 1.
+    # Some distributions scale the scores to 0 to 1.
     names = ("sentence1", "sentence2", "score")
     rows = [dict(zip(names, (*row[:2], row[2] / 5), strict=True)) for row in _ROWS]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
@@ -215,7 +215,7 @@ def _write_json(folder) -> None:
     ("task", "write"),
     [("stsb", _write_tsv), ("stsb_multi_mt", _write_csv), ("stsb_json", _write_json)],
 )
-def test_each_distribution_of_sts_b_is_scored_alike(
+def test_each_distribution_of_sts_b_has_equal_scores(
     teacher_dir, tmp_path, task: str, write, capsys
 ) -> None:
     write(tmp_path)

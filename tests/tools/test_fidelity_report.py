@@ -1,4 +1,4 @@
-"""Tests of the fidelity report: its table, its JSON file and its errors."""
+"""The fidelity report: its table, its JSON file and its errors."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from tools import fidelity_report as tool
 from tools.fidelity_report import FidelityConfig, report_fidelity
 
 
-def _run(cache, teacher, *others: str) -> int:
+def _run(cache, teacher, *settings: str) -> int:
     flags = (f"--input_dir={cache}", f"--teacher={teacher}", "--sample=12")
-    return tool.main(["fidelity_report", *flags, "--predict_batch_size=8", *others])
+    return tool.main(["fidelity_report", *flags, "--predict_batch_size=8", *settings])
 
 
 def _error(capsys) -> str:
@@ -73,7 +73,7 @@ def test_another_teacher_requires_any_teacher(
     assert _run(cache_dir, other_teacher_dir, "--any_teacher") == 0
 
 
-def test_a_merged_cache_requires_any_teacher(merged_dir, teacher_dir, capsys) -> None:
+def test_merged_cache_requires_any_teacher(merged_dir, teacher_dir, capsys) -> None:
     assert _run(merged_dir, teacher_dir) == 1
     assert f"--input_dir: {merged_dir}: merged from 2 caches" in _error(capsys)
     report, about = report_fidelity(
@@ -85,12 +85,12 @@ def test_a_merged_cache_requires_any_teacher(merged_dir, teacher_dir, capsys) ->
     assert 0.001 < report.kl_divergence["1"].max < -math.log(0.75) + 1e-3
 
 
-def test_a_cache_of_random_draws_is_refused(examples_dir, teacher_dir, tmp_path) -> None:
-    made = make_cache(
+def test_sampled_cache_is_refused(examples_dir, teacher_dir, tmp_path) -> None:
+    sampled_cache = make_cache(
         tmp_path / "cache", examples_dir, teacher_dir, truncation="sampled", temperatures=(1.0,)
     )
     with pytest.raises(InputError) as refused:
-        report_fidelity(FidelityConfig(str(made), str(teacher_dir)))
+        report_fidelity(FidelityConfig(str(sampled_cache), str(teacher_dir)))
     assert refused.value.expected == "a cache of the top-k"
 
 

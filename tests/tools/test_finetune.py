@@ -1,4 +1,4 @@
-"""`tools/finetune.py` end to end: a task of each kind, grids, and what it refuses."""
+"""`tools/finetune.py` end to end: a task of each kind, grids, and refused input."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ from tools.finetuning import training
 from tools.finetuning.head_layout import Head
 from tools.finetuning.preparation import prepare
 
-# A run of seconds.
+# With these settings, a run takes seconds.
 SMALL = {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}
 
 
@@ -42,7 +42,7 @@ def _summary(folder: pathlib.Path) -> dict:
 
 @pytest.fixture
 def flags(sentiment_dir, model_dir, tmp_path) -> dict[str, object]:
-    """A classification."""
+    """The flags of a small classification run."""
     return {
         "task": "chnsenticorp",
         "data_dir": sentiment_dir,
@@ -54,7 +54,7 @@ def flags(sentiment_dir, model_dir, tmp_path) -> dict[str, object]:
     }
 
 
-def test_a_classification_is_trained_scored_and_predicted(capsys, flags) -> None:
+def test_classification_is_trained_scored_and_predicted(capsys, flags) -> None:
     folder = flags["output_dir"]
     assert _run(**flags, predict_split="test", log_steps=10) == 0
     printed = capsys.readouterr()
@@ -73,23 +73,23 @@ def test_a_classification_is_trained_scored_and_predicted(capsys, flags) -> None
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 48, 48]
     assert lines[-1] == {"step": 48, "split": "eval", "accuracy": score}
     assert lines[4]["loss"] < lines[0]["loss"]
-    # The rate has fallen to its last part: 2e-3 · 1 / (48 − 5).
+    # The last step has the smallest rate of the schedule: 2e-3 · 1 / (48 − 5).
     assert lines[4]["learning_rate"] == pytest.approx(2e-3 / 43)
-    # Predictions in the benchmark's form, of both splits.
+    # Both splits have predictions in the benchmark's format.
     for split, count in (("dev", 32), ("test", 5)):
         rows = (run / f"predictions/{split}/ChnSentiCorp.tsv").read_text().splitlines()
         assert rows[0] == "index\tprediction" and len(rows) == count + 1
     predicted = (run / "predictions/dev/ChnSentiCorp.tsv").read_text().splitlines()[1:]
     truth = (flags["data_dir"] / "dev.tsv").read_text().splitlines()[1:]
-    right = [one[-1] == two[0] for one, two in zip(predicted, truth, strict=True)]
-    assert np.mean(right) == score
+    is_correct = [row[-1] == label[0] for row, label in zip(predicted, truth, strict=True)]
+    assert np.mean(is_correct) == score
     config = json.loads((run / "model/config.json").read_text())
     assert config["id2label"] == {"0": "0", "1": "1"}
     assert (run / "model/vocab.txt").is_file()
 
 
-def test_pairs_are_classified(flags, pair_dir) -> None:
-    """Three labels, of which the data has two; a row without agreement is left out."""
+def test_sentence_pairs_are_classified(flags, pair_dir) -> None:
+    """The data has two of the three labels; a row without a label is skipped."""
     assert _run(**{**flags, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 10}) == 0
     (run,) = _summary(flags["output_dir"])["runs"]
     assert run["metrics"]["accuracy"] > 0.9
@@ -99,7 +99,7 @@ def test_pairs_are_classified(flags, pair_dir) -> None:
     assert labels <= {"entailment", "neutral", "contradiction"}
 
 
-def test_a_regression_correlates(flags, similarity_dir) -> None:
+def test_regression_learns_the_similarity(flags, similarity_dir) -> None:
     changes = {"data_dir": similarity_dir, "num_train_epochs": 10, "learning_rates": "5e-3"}
     assert _run(**{**flags, "task": "stsb", **changes}) == 0
     (run,) = _summary(flags["output_dir"])["runs"]
@@ -120,7 +120,7 @@ def test_questions_are_answered_over_several_windows(flags, questions_dir) -> No
 
 
 def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path) -> None:
-    """The labels are those of the training file; the test file has none."""
+    """The labels come from the training file; the test file has none."""
     changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "max_seq_length": 12}
     flags = {**flags, **changes, "num_train_epochs": 12}
     assert _run(**flags, predict_split="test") == 0
@@ -129,7 +129,7 @@ def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path
     (run,) = _summary(flags["output_dir"])["runs"]
     assert run["counts"]["num_train_inputs"] > run["counts"]["num_train_examples"] == 96
     assert list(run["metrics"]) == ["f1", "precision", "recall"]
-    # A head that nobody trained has hardly an entity right.
+    # An untrained head predicts almost no entity correctly.
     assert run["metrics"]["f1"] > 0.5
     folder = flags["output_dir"] / run["directory"]
     for split in ("dev", "test"):
@@ -140,7 +140,7 @@ def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path
         ]
     config = json.loads((folder / "model/config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
-    # Scored again, the labels are the model's; no training file is needed.
+    # Evaluation alone takes the labels from the model, without the training file.
     data = shutil.copytree(tags_dir, tmp_path / "data")
     (data / "train.conll").unlink()
     again = {**flags, "data_dir": data, "model": folder / "model", "do_train": False}
@@ -153,9 +153,7 @@ def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path
 _TURNED = ("I-ORG", "B-ORG", "O", "B-LOC", "I-LOC")
 
 
-def test_tags_that_a_head_does_not_have_are_refused(
-    flags, tags_dir, tags_teacher_dir, tmp_path
-) -> None:
+def test_tags_that_the_head_lacks_are_refused(flags, tags_dir, tags_teacher_dir, tmp_path) -> None:
     data = shutil.copytree(tags_dir, tmp_path / "data")
     path = data / "dev.conll"
     path.write_text(path.read_text("utf-8").replace("B-ORG", "B-PER"), "utf-8")
@@ -165,18 +163,22 @@ def test_tags_that_a_head_does_not_have_are_refused(
         error = _refusal(flags, **changes, **model)
         assert error.subject == f"{path}, line {line}: tag" and error.received == "'B-PER'"
         assert error.expected == "one of O, B-LOC, I-LOC, B-ORG, I-ORG"
-    # Names tell what tags mean: the order of a model that others made does not matter.
-    other = save_tiny_head(tmp_path / "other", flags["model"], Head(TOKEN_CLASSIFICATION, _TURNED))
+    # Tags are matched by name, so the model's labels may be in another order.
+    other_model = save_tiny_head(
+        tmp_path / "other", flags["model"], Head(TOKEN_CLASSIFICATION, _TURNED)
+    )
     path = tmp_path / "declared.yaml"
     content = (tags_dir / "tags.yaml").read_text("utf-8")
     path.write_text(f"{content}labels: [O, B-LOC, I-LOC, B-ORG, I-ORG]\n", "utf-8")
-    changes = {**flags, "task": path, "data_dir": tags_dir, "model": other}
+    changes = {**flags, "task": path, "data_dir": tags_dir, "model": other_model}
     assert _run(**changes, do_train=False) == 0
     unnamed = tuple(f"LABEL_{number}" for number in range(5))
-    other = save_tiny_head(tmp_path / "none", flags["model"], Head(TOKEN_CLASSIFICATION, unnamed))
-    changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "model": other}
+    other_model = save_tiny_head(
+        tmp_path / "none", flags["model"], Head(TOKEN_CLASSIFICATION, unnamed)
+    )
+    changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "model": other_model}
     assert _refusal(flags, **changes, do_train=False).subject == Setting("model")
-    # Those of the declaration are of another set than the model's.
+    # The declaration and the model have different sets of labels.
     error = _refusal(
         flags, task="wnut17", data_dir=tags_dir, model=tags_teacher_dir, do_train=False
     )
@@ -184,8 +186,8 @@ def test_tags_that_a_head_does_not_have_are_refused(
     assert error.received.endswith("with 5 labels (O, B-LOC, I-LOC, B-ORG, I-ORG)")
 
 
-def test_a_modernbert_is_trained(flags, questions_dir, vocab_file, tmp_path) -> None:
-    """Its head reads the mean of all tokens, or each token."""
+def test_modernbert_is_fine_tuned_on_both_kinds(flags, questions_dir, vocab_file, tmp_path) -> None:
+    """The classification head reads the mean of all tokens; the span head reads each token."""
     config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
     config |= {"type_vocab_size": 0, "local_attention": 16, "classifier_pooling": "mean"}
     config |= {"num_layers": 2, "initializer_range": 0.2}
@@ -206,9 +208,9 @@ def test_a_modernbert_is_trained(flags, questions_dir, vocab_file, tmp_path) -> 
     assert run["metrics"]["f1"] > 0.8
 
 
-def test_a_head_that_nobody_trained_scores_chance(flags, tmp_path) -> None:
-    """Over many seeds: each guesses all or most alike, and half of the labels are right."""
-    # A benchmark such as XQuAD has nothing to train on.
+def test_untrained_head_scores_chance(flags, tmp_path) -> None:
+    """The mean over six seeds is near one half, because each head predicts mostly one label."""
+    # Some benchmarks, for example XQuAD, have no training file.
     data = shutil.copytree(flags["data_dir"], tmp_path / "data")
     (data / "train.tsv").unlink()
     changes = {"data_dir": data, "num_train_epochs": 0, "seeds": "1,2,3,4,5,6"}
@@ -217,7 +219,7 @@ def test_a_head_that_nobody_trained_scores_chance(flags, tmp_path) -> None:
     assert 0.3 < rate["metrics"]["accuracy"]["mean"] < 0.7
 
 
-def test_a_grid_is_finished_and_extended(capsys, flags) -> None:
+def test_grid_of_runs_is_completed_and_extended(capsys, flags) -> None:
     folder = flags["output_dir"]
     flags = {**flags, "num_train_epochs": 2}
     assert _run(**flags, seeds="1,2") == 0
@@ -230,33 +232,33 @@ def test_a_grid_is_finished_and_extended(capsys, flags) -> None:
     runs = [(run["learning_rate"], run["seed"]) for run in summary["runs"]]
     assert runs == [(1e-9, 1), (1e-9, 2), (2e-3, 1), (2e-3, 2)]
     assert summary["best_learning_rate"] == 2e-3
-    for place, rate in enumerate(summary["rates"]):
-        pair = summary["runs"][2 * place : 2 * place + 2]
+    for index, rate in enumerate(summary["rates"]):
+        pair = summary["runs"][2 * index : 2 * index + 2]
         scores = [run["metrics"]["accuracy"] for run in pair]
         spread = rate["metrics"]["accuracy"]
         assert spread["mean"] == pytest.approx(sum(scores) / 2)
-        # The sample's deviation of two is their distance over the square root of 2.
+        # The sample standard deviation of two values is their distance divided by √2.
         assert spread["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
     assert " ± " in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_bits(flags, tmp_path) -> None:
-    """Whatever else the process has trained before."""
+def test_same_seed_gives_the_same_bits(flags, tmp_path) -> None:
+    """Earlier training in the same process does not change the result."""
     flags = {**flags, "num_train_epochs": 2}
     assert _run(**flags, seeds="2") == 0
     again = {**flags, "output_dir": tmp_path / "again"}
     assert _run(**again, seeds="1,2") == 0
     folders = (flags["output_dir"], again["output_dir"], again["output_dir"])
-    first, second, other = (
+    first, second, other_seed = (
         load_file(folder / f"lr-0.002_seed-{seed}/model/model.safetensors")
         for folder, seed in zip(folders, (2, 2, 1), strict=True)
     )
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
-    assert not np.array_equal(first["classifier.weight"], other["classifier.weight"])
+    assert not np.array_equal(first["classifier.weight"], other_seed["classifier.weight"])
 
 
-def test_a_killed_run_is_made_again(flags) -> None:
+def test_killed_run_is_repeated(flags) -> None:
     flags = {**flags, "num_train_epochs": 1}
     assert _run(**flags) == 0
     run = flags["output_dir"] / "lr-0.002_seed-1"
@@ -270,24 +272,26 @@ def test_a_killed_run_is_made_again(flags) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == len(lines)
 
 
-def test_two_processes_do_not_make_the_same_run(capsys, flags, monkeypatch) -> None:
-    """The second would take out of metrics.jsonl what the first has written."""
+def test_concurrent_run_in_the_same_directory_is_refused(capsys, flags, monkeypatch) -> None:
+    """A second process would delete lines of metrics.jsonl that the first has written."""
     flags = {**flags, "num_train_epochs": 1}
-    real, said = training.find_teacher_logits, []
+    find_teacher_logits, messages = training.find_teacher_logits, []
 
     def second(*arguments: object) -> None:
-        monkeypatch.setattr(training, "find_teacher_logits", real)
-        said.append(_fails(capsys, **flags))
+        monkeypatch.setattr(training, "find_teacher_logits", find_teacher_logits)
+        messages.append(_fails(capsys, **flags))
 
     monkeypatch.setattr(training, "find_teacher_logits", second)
     assert _run(**flags) == 0
     run = flags["output_dir"] / "lr-0.002_seed-1"
-    assert len(said) == 1 and str(run) in said[0]
-    # The first has let go of it.
+    assert len(messages) == 1 and str(run) in messages[0]
+    # The first run has released the directory.
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> None:
+def test_fine_tuned_model_is_evaluated_and_fine_tuned_again(
+    capsys, flags, tmp_path, pair_dir
+) -> None:
     assert _run(**flags) == 0
     (run,) = _summary(flags["output_dir"])["runs"]
     model = flags["output_dir"] / run["directory"] / "model"
@@ -303,17 +307,17 @@ def test_a_fine_tuned_model_is_used_again(capsys, flags, tmp_path, pair_dir) -> 
     assert _run(**again, do_train=False) == 0
     assert "taken for 0, 1, in this order" in capsys.readouterr().err
     assert (tmp_path / "again/evaluated/metrics.json").is_file()
-    # On another task its head is dropped; it cannot be scored without training.
-    other = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
-    other["output_dir"] = tmp_path / "other"
-    message = _fails(capsys, **other, do_train=False)
+    # On another task the head is dropped, so evaluation without training is refused.
+    other_task = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
+    other_task["output_dir"] = tmp_path / "other"
+    message = _fails(capsys, **other_task, do_train=False)
     assert "a classification head with 3 labels (entailment, neutral, contradiction)" in message
     labels = "2 labels (LABEL_0, LABEL_1)"
     assert message.endswith(f"got {model} with a classification head with {labels}")
-    assert _run(**other) == 0
+    assert _run(**other_task) == 0
 
 
-def test_a_student_with_a_teacher(flags, task_teacher_dir) -> None:
+def test_runs_of_a_student_share_the_teacher_cache(flags, task_teacher_dir) -> None:
     teacher = {"finetune_teacher": task_teacher_dir, "distill_weight": 1.0}
     assert _run(**{**flags, "num_train_epochs": 1}, **teacher, seeds="1,2") == 0
     folder = flags["output_dir"]
@@ -321,16 +325,16 @@ def test_a_student_with_a_teacher(flags, task_teacher_dir) -> None:
     assert not list(folder.glob("lr-*/teacher_cache"))
 
 
-def test_predictions_in_bfloat16(flags) -> None:
+def test_bfloat16_predictions_are_accurate(flags) -> None:
     assert _run(**{**flags, "compute_dtype": "mixed_bfloat16"}) == 0
     assert _summary(flags["output_dir"])["runs"][0]["metrics"]["accuracy"] > 0.9
 
 
 def _refusal(flags: dict[str, object], **changes: object) -> InputError:
     table = finetune.define_flags()
-    given = {**flags, **changes}
+    settings = {**flags, **changes}
     with pytest.raises(InputError) as caught:
-        table(["finetune", *(f"--{name}={value}" for name, value in given.items())])
+        table(["finetune", *(f"--{name}={value}" for name, value in settings.items())])
         finetune.read_grid(table)
         prepare(finetune.read_config(table))
     return caught.value
@@ -352,13 +356,13 @@ def _refusal(flags: dict[str, object], **changes: object) -> InputError:
         ({"distill_temperature": 3}, Setting("distill_temperature")),
     ],
 )
-def test_mistaken_settings_are_named(flags, changes, subject: str) -> None:
+def test_invalid_settings_are_named(flags, changes, subject: str) -> None:
     error = _refusal(flags, **changes)
     assert error.subject == subject and type(error.subject) is type(subject)
     assert not flags["output_dir"].exists()
 
 
-def test_models_that_do_not_fit_are_refused(
+def test_models_that_do_not_fit_the_task_are_refused(
     flags, tmp_path, questions_dir, vocab_file, model_dir
 ) -> None:
     bare = shutil.copytree(model_dir, tmp_path / "bare")
@@ -375,14 +379,14 @@ def test_models_that_do_not_fit_are_refused(
     assert _refusal(flags, model=span, do_train=False).received == f"{span} with a span head"
 
 
-def test_a_split_without_labels_is_not_scored(flags, tmp_path) -> None:
+def test_split_without_labels_is_not_scored(flags, tmp_path) -> None:
     data = shutil.copytree(flags["data_dir"], tmp_path / "data")
     (data / "test.tsv").write_text("text_a\n火车晚点了两个小时。\n", "utf-8")
     error = _refusal(flags, data_dir=data, eval_split="test")
     assert error.subject == Setting("eval_split") and "example 0" in error.received
 
 
-def test_another_request_prints_both_values(capsys, flags, tmp_path) -> None:
+def test_error_of_another_run_configuration_prints_both_values(capsys, flags, tmp_path) -> None:
     flags = {**flags, "num_train_epochs": 1}
     assert _run(**flags) == 0
     folder = flags["output_dir"]
@@ -395,15 +399,15 @@ def test_another_request_prints_both_values(capsys, flags, tmp_path) -> None:
     assert (full / "notes.txt").read_text() == "mine"
 
 
-def test_a_rate_too_high_costs_the_others_nothing(capsys, flags) -> None:
+def test_diverged_learning_rate_does_not_stop_the_others(capsys, flags) -> None:
     flags = {**flags, "clip_norm": 0, "log_steps": 1, "num_train_epochs": 2}
     line = _fails(capsys, **{**flags, "learning_rates": "1e30"})
     assert line.startswith("--learning_rates: ") and "training diverged" in line
     assert not list(flags["output_dir"].glob("*/metrics.json"))
     assert _run(**{**flags, "learning_rates": "1e30,2e-3"}) == 0
-    said = capsys.readouterr()
-    assert "training diverged" in said.err
-    assert "1e+30" not in said.out
+    printed = capsys.readouterr()
+    assert "training diverged" in printed.err
+    assert "1e+30" not in printed.out
     summary = _summary(flags["output_dir"])
     assert summary["diverged"] == [{"learning_rate": 1e30, "seed": 1}]
     assert [rate["learning_rate"] for rate in summary["rates"]] == [2e-3]

@@ -1,4 +1,4 @@
-"""Examples as people read them: every codec, kind of directory and tokenizer, and mistakes."""
+"""Readable examples: every codec, kind of directory and tokenizer, and errors."""
 
 import dataclasses
 import json
@@ -43,12 +43,12 @@ def _read(directory, *, count: int = 1000, num_guesses: int = 5, **selection) ->
     return reader.read(Selection(selection.pop("split", "eval"), count=count, **selection))
 
 
-def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
-    """By the recipe for reading a cache in plain Python, in float64."""
-    shown, stored = _read(cache_dir), read_rows(cache_dir, "eval")
-    assert len(shown) == len(stored) == manifests.load(cache_dir).num_examples("eval")
+def test_shown_values_equal_the_stored_record(cache_dir, vocab) -> None:
+    """The reference decodes the cache in plain Python, in float64."""
+    examples, stored = _read(cache_dir), read_rows(cache_dir, "eval")
+    assert len(examples) == len(stored) == manifests.load(cache_dir).num_examples("eval")
     treatments = set()
-    for example, features in zip(shown, stored, strict=True):
+    for example, features in zip(examples, stored, strict=True):
         assert example.example_id == features[records.EXAMPLE_ID].hex()
         inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
         masked = np.frombuffer(features[records.MASKED_LM_POSITIONS], "<u2")
@@ -59,21 +59,25 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
         p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True) * (1.0 - tails[:, None])
         assert example.num_tokens == len(inputs) and len(example.positions) == len(masked)
         for row, position in enumerate(example.positions):
-            word = position.teacher
+            prediction = position.teacher
             assert position.label == vocab[labels[row]]
             assert position.shown == vocab[inputs[masked[row]]]
-            assert [guess.text for guess in word.guesses] == [vocab[i] for i in ids[row, :5]]
+            assert [guess.text for guess in prediction.guesses] == [vocab[i] for i in ids[row, :5]]
             expected = pytest.approx(p[row, :5].tolist(), rel=1e-6)
-            assert [guess.probability for guess in word.guesses] == expected
-            assert word.tail == pytest.approx(tails[row])
-            total = sum(guess.probability for guess in word.guesses) + word.rest + word.tail
+            assert [guess.probability for guess in prediction.guesses] == expected
+            assert prediction.tail == pytest.approx(tails[row])
+            total = (
+                sum(guess.probability for guess in prediction.guesses)
+                + prediction.rest
+                + prediction.tail
+            )
             assert total == pytest.approx(1.0)
-            assert word.right == (ids[row, 0] == labels[row])
+            assert prediction.right == (ids[row, 0] == labels[row])
             ranks = np.flatnonzero(ids[row] == labels[row])
-            assert word.label_rank == (ranks[0] + 1 if len(ranks) else None)
-            if word.label_rank is not None:
-                share = p[row, word.label_rank - 1]
-                assert word.label_probability == pytest.approx(share, rel=5e-3, abs=1e-6)
+            assert prediction.label_rank == (ranks[0] + 1 if len(ranks) else None)
+            if prediction.label_rank is not None:
+                share = p[row, prediction.label_rank - 1]
+                assert prediction.label_probability == pytest.approx(share, rel=5e-3, abs=1e-6)
             treatments.add(position.treatment)
             same = position.shown == position.label
             expected = MASKED if position.shown == "[MASK]" else KEPT if same else REPLACED
@@ -92,7 +96,7 @@ def test_what_is_shown_is_what_the_record_holds(cache_dir, vocab) -> None:
     ],
     ids=str,
 )
-def test_caches_of_every_codec_are_shown_alike(
+def test_caches_of_every_codec_show_equal_examples(
     settings, examples_dir, teacher_dir, cache_dir, tmp_path, capsys
 ) -> None:
     folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, **settings)
@@ -101,34 +105,40 @@ def test_caches_of_every_codec_are_shown_alike(
     printed = capsys.readouterr().out
     assert all(columns(line) <= 100 for line in printed.splitlines()[:-1])
     parse(page.read_text(encoding="utf-8"))
-    drawn = "truncation" in settings
-    assert ("Predictions are sampled" in printed) == drawn
-    for example, other in zip(_read(folder), _read(cache_dir), strict=True):
-        assert example.example_id == other.example_id and example.segments == other.segments
-        for position, expected in zip(example.positions, other.positions, strict=True):
-            word = position.teacher
+    is_sampled = "truncation" in settings
+    assert ("Predictions are sampled" in printed) == is_sampled
+    for example, reference in zip(_read(folder), _read(cache_dir), strict=True):
+        assert example.example_id == reference.example_id and example.segments == reference.segments
+        for position, expected in zip(example.positions, reference.positions, strict=True):
+            prediction = position.teacher
             assert position.label == expected.label
-            assert word.label_probability == expected.teacher.label_probability
-            total = sum(guess.probability for guess in word.guesses) + word.rest + word.tail
+            assert prediction.label_probability == expected.teacher.label_probability
+            total = (
+                sum(guess.probability for guess in prediction.guesses)
+                + prediction.rest
+                + prediction.tail
+            )
             assert total == pytest.approx(1.0)
-            if not drawn:
+            if not is_sampled:
                 first, second = expected.teacher.guesses[:2]
-                assert word.guesses[0].probability == pytest.approx(first.probability, abs=0.01)
-                # What is coarser may make two guesses equal.
+                assert prediction.guesses[0].probability == pytest.approx(
+                    first.probability, abs=0.01
+                )
+                # A coarser codec may give two predictions equal probabilities.
                 if first.probability > 1.1 * second.probability:
-                    assert word.guesses[0].text == first.text
+                    assert prediction.guesses[0].text == first.text
             if "truncation_mass" in settings:
-                assert 1 <= word.num_ids <= 16
-                assert len(word.guesses) == min(5, word.num_ids)
+                assert 1 <= prediction.num_ids <= 16
+                assert len(prediction.guesses) == min(5, prediction.num_ids)
 
 
-def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys) -> None:
+def test_masked_examples_and_windows_are_shown(examples_dir, windows_dir, tmp_path, capsys) -> None:
     page = tmp_path / "examples.html"
     assert tool.main(["x", f"--input_dir={examples_dir}", f"--html={page}", "--examples=50"]) == 0
     printed = capsys.readouterr().out
     assert "masked examples: " in printed and "  labels:  1 " in printed
     assert "[n:MASK] masked" in printed and "top predictions" not in printed
-    # A kept and a replaced token are each told as such, in both.
+    # Kept and replaced tokens have their own marks, in the terminal and on the page.
     assert re.search(r"\[\d+:MASK\]", printed) and re.search(r"\[\d+=\S+\]", printed)
     assert re.search(r"\[\d+~\S+\]", printed)
     treatments = {
@@ -140,15 +150,21 @@ def test_masked_examples_and_windows(examples_dir, windows_dir, tmp_path, capsys
     assert "Each word starts at a bar." in printed and "MASK" not in printed
 
 
-def test_words_of_windows(windows_dir, vocab) -> None:
+def test_words_of_windows_begin_at_word_starts(windows_dir, vocab) -> None:
     (window, *_), (features, *_) = _read(windows_dir), read_rows(windows_dir, "eval")
     inputs = np.frombuffer(features[records.INPUT_IDS], "<u2")
     starts = np.frombuffer(features[records.WORD_STARTS], "<u2").tolist()
     pieces = [piece for segment in window.segments for piece in segment]
-    seen = [at for at, token in enumerate(inputs) if vocab[token] not in ("[CLS]", "[SEP]")]
-    assert [piece.new_word for piece in pieces] == [at in starts for at in seen]
+    text_positions = [
+        position for position, token in enumerate(inputs) if vocab[token] not in ("[CLS]", "[SEP]")
+    ]
+    assert [piece.new_word for piece in pieces] == [
+        position in starts for position in text_positions
+    ]
     text = "".join(piece.text for piece in pieces)
-    assert text == "".join(vocab[inputs[at]].removeprefix("##") for at in seen)
+    assert text == "".join(
+        vocab[inputs[position]].removeprefix("##") for position in text_positions
+    )
 
 
 @pytest.mark.parametrize("kind", ["spiece_file", "bpe_file"])
@@ -164,40 +180,51 @@ def test_text_of_other_tokenizers_is_readable(
     assert tool.main(["x", f"--input_dir={folder}", "--examples=20"]) == 0
     printed = capsys.readouterr().out
     assert "▁" not in printed and "Ġ" not in printed
-    # What is not masked reads as the corpus does.
+    # Text without masks reads as in the corpus.
     assert "step by step" in printed or "The small model" in printed or "春天" in printed
 
 
-def test_examples_are_selected_by_place_and_by_id(cache_dir, examples_dir, tmp_path) -> None:
-    everything = _read(cache_dir, split="train", count=1000)
+def test_examples_are_selected_by_index_and_by_id(cache_dir, examples_dir, tmp_path) -> None:
+    all_examples = _read(cache_dir, split="train", count=1000)
     shards = manifests.load(cache_dir).splits["train"]
-    assert len(shards) == 3 and len({example.file for example in everything}) == 3
+    assert len(shards) == 3 and len({example.file for example in all_examples}) == 3
     first = shards[0].num_examples
-    assert _read(cache_dir, split="train", first=first - 1, count=2) == everything[first - 1 :][:2]
-    chosen = everything[first]
+    assert (
+        _read(cache_dir, split="train", first=first - 1, count=2) == all_examples[first - 1 :][:2]
+    )
+    chosen = all_examples[first]
     assert (chosen.file, chosen.index) == (shards[1].file, 0)
     (by_id,) = _read(cache_dir, split="train", example_id=chosen.example_id[:12])
     assert by_id == chosen
-    # Shards that are not read need not be there.
-    part = tmp_path / "part"
-    shutil.copytree(cache_dir, part)
-    (part / shards[0].file).unlink()
-    (part / shards[2].file).unlink()
-    assert _read(part, split="train", first=first, count=3) == everything[first : first + 3]
-    some = open_cache(None, part / "train-00001-*")
-    reader = ExampleReader(some, num_guesses=5)
+    # Shards that are not read may be missing.
+    incomplete_dir = tmp_path / "part"
+    shutil.copytree(cache_dir, incomplete_dir)
+    (incomplete_dir / shards[0].file).unlink()
+    (incomplete_dir / shards[2].file).unlink()
+    assert (
+        _read(incomplete_dir, split="train", first=first, count=3)
+        == all_examples[first : first + 3]
+    )
+    one_shard = open_cache(None, incomplete_dir / "train-00001-*")
+    reader = ExampleReader(one_shard, num_guesses=5)
     assert reader.read(Selection("train", count=1)) == [chosen]
 
 
-def _position(number: int, treatment: str, shown: str, label: str, *guesses, **word):
+def _position(number: int, treatment: str, token: str, label: str, *guesses, **prediction_fields):
     teacher = None
     if guesses:
-        settings = {"rest": 0.0, "tail": 0.1, "num_ids": 128, "label_rank": None, **word}
+        settings = {
+            "rest": 0.0,
+            "tail": 0.1,
+            "num_ids": 128,
+            "label_rank": None,
+            **prediction_fields,
+        }
         teacher = TeacherWord(guesses, label_probability=0.25, **settings)
-    return MaskedPosition(number, treatment, shown, label, teacher)
+    return MaskedPosition(number, treatment, token, label, teacher)
 
 
-def test_the_lines_of_an_example() -> None:
+def test_example_is_printed_line_by_line() -> None:
     pieces = (
         Piece("春", False),
         Piece("[MASK]", False, 1),
@@ -235,7 +262,7 @@ def test_the_lines_of_an_example() -> None:
     )
 
 
-def test_tokens_cannot_leave_the_page() -> None:
+def test_tokens_are_escaped_in_the_page() -> None:
     nasty = '<script>alert("x")</script>'
     example = ShownExample(
         "00",
@@ -256,39 +283,39 @@ def test_tokens_cannot_leave_the_page() -> None:
     assert ("html", {"lang": "en"}) in parsed.tags
 
 
-def test_the_page_holds_what_the_terminal_says(cache_dir, tmp_path, capsys) -> None:
+def test_page_has_the_same_values_as_the_terminal(cache_dir, tmp_path, capsys) -> None:
     page = tmp_path / "page.html"
     assert tool.main(["x", f"--input_dir={cache_dir}", f"--html={page}", "--examples=3"]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"page: {page}"
     parsed = parse(page.read_text(encoding="utf-8"))
-    shown = _read(cache_dir, count=3)
+    examples = _read(cache_dir, count=3)
     assert len(parsed.tables) == 3
-    for example, rows in zip(shown, parsed.tables, strict=True):
+    for example, rows in zip(examples, parsed.tables, strict=True):
         assert len(rows) == 1 + len(example.positions)
         for position, row in zip(example.positions, rows[1:], strict=True):
             assert row[:2] == [str(position.number), position.label]
             assert row[2] == examples_text.percent(position.teacher.label_probability)
             assert row[4] == ("✓ correct" if position.teacher.right else "✗ wrong")
-    outcome = examples_text.outcome(shown)
+    outcome = examples_text.outcome(examples)
     assert outcome in "".join(parsed.text)
     assert outcome in " ".join(printed.split())
 
 
-def test_mistakes_are_named(cache_dir, tmp_path, capsys) -> None:
+def test_invalid_flags_are_named(cache_dir, tmp_path, capsys) -> None:
     assert _fails(capsys).startswith("error: --input_dir: ")
     page = tmp_path / "page.html"
     page.write_text("mine")
-    given = f"--input_dir={cache_dir}"
-    number = manifests.load(cache_dir).num_examples("eval")
+    input_flag = f"--input_dir={cache_dir}"
+    num_examples = manifests.load(cache_dir).num_examples("eval")
     shard = f"--input_file={cache_dir}/train-00000-of-00003.tfrecord"
     for flags, setting, value in (
-        ((given, "--example_id=xyz"), "example_id", "'xyz'"),
-        ((given, "--example_id=00", "--first=3"), "first", "3"),
-        ((given, "--first=9999"), "first", f"a number below {number}"),
-        ((given, f"--example_id={'0' * 32}"), "example_id", "0" * 32),
+        ((input_flag, "--example_id=xyz"), "example_id", "'xyz'"),
+        ((input_flag, "--example_id=00", "--first=3"), "first", "3"),
+        ((input_flag, "--first=9999"), "first", f"a number below {num_examples}"),
+        ((input_flag, f"--example_id={'0' * 32}"), "example_id", "0" * 32),
         ((shard, "--split=eval"), "split", "one of train"),
-        ((given, f"--html={page}"), "html", "a new file"),
+        ((input_flag, f"--html={page}"), "html", "a new file"),
     ):
         line = _fails(capsys, *flags)
         assert line.startswith(f"error: --{setting}: ") and value in line
@@ -305,8 +332,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_records_are_named(cache_dir, tmp_path, capsys, name: str) -> None:
-    """Whole by their checksums, but not what they must be."""
+def test_malformed_records_are_named(cache_dir, tmp_path, capsys, name: str) -> None:
+    """The records have valid checksums but malformed values."""
     content, message = DAMAGE[name]
 
     def change(rows):
@@ -318,7 +345,7 @@ def test_damaged_records_are_named(cache_dir, tmp_path, capsys, name: str) -> No
     assert message in line
 
 
-def test_a_shard_that_is_cut(cache_dir, tmp_path, capsys) -> None:
+def test_truncated_shard_is_named(cache_dir, tmp_path, capsys) -> None:
     folder = tmp_path / "cache"
     shutil.copytree(cache_dir, folder)
     (path,) = folder.glob("eval-*.tfrecord")
@@ -327,15 +354,15 @@ def test_a_shard_that_is_cut(cache_dir, tmp_path, capsys) -> None:
     assert f"{path}: this shard is truncated or damaged: expected " in line
 
 
-def test_a_shard_with_fewer_records_than_its_manifest_says(cache_dir, tmp_path, capsys) -> None:
-    """Asked for one that is missing: the mistake is not the user's."""
+def test_shard_with_fewer_records_than_its_manifest_is_named(cache_dir, tmp_path, capsys) -> None:
+    """A selected record is missing, and the error names the shard instead of the flag."""
     folder = rewrite_cache(cache_dir, tmp_path / "cache", lambda rows: rows)
     path = folder / "manifest.json"
     value = json.loads(path.read_text())
-    first = value["splits"]["train"][0]
-    first["num_examples"] += 5
+    shard = value["splits"]["train"][0]
+    shard["num_examples"] += 5
     path.write_text(json.dumps(value))
-    number = first["num_examples"] - 1
-    line = _fails(capsys, f"--input_dir={folder}", "--split=train", f"--first={number}")
-    message = f"expected {number + 1} records, received {number - 4}"
-    assert line.endswith(f"{folder}/{first['file']}: {message}")
+    index = shard["num_examples"] - 1
+    line = _fails(capsys, f"--input_dir={folder}", "--split=train", f"--first={index}")
+    message = f"expected {index + 1} records, received {index - 4}"
+    assert line.endswith(f"{folder}/{shard['file']}: {message}")

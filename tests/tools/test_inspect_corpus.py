@@ -1,4 +1,4 @@
-"""What a corpus holds, before it is prepared."""
+"""Inspection of a corpus before it is prepared."""
 
 import json
 import pathlib
@@ -21,8 +21,8 @@ ROWS = [{"id": n, "note": "短", "body": text} for n, text in enumerate(DOCUMENT
 
 def _sample(path: pathlib.Path, *, sample: int = 1000, tokenizer=None, **source):
     sources = (CorpusSource(input_dir=str(path), **source),)
-    (found,) = corpus_sample.sample_corpora(sources, sample, tokenizer)
-    return found
+    (summary,) = corpus_sample.sample_corpora(sources, sample, tokenizer)
+    return summary
 
 
 def _write_rows(folder: pathlib.Path, kind: str) -> pathlib.Path:
@@ -47,61 +47,63 @@ KINDS = {"parquet": "parquet", "arrow": "arrow", "jsonl": "rows", "json": "rows"
 
 
 @pytest.mark.parametrize(("kind", "reader"), KINDS.items())
-def test_a_wrong_text_field_is_replaced_by_the_right_one(tmp_path, kind: str, reader: str) -> None:
+def test_missing_text_field_is_replaced_by_the_detected_one(
+    tmp_path, kind: str, reader: str
+) -> None:
     path = _write_rows(tmp_path, kind)
-    for wanted in (None, ("text",), ("body",)):
-        found = _sample(path, text_fields=wanted)
-        (layout,) = found.layouts
+    for requested_fields in (None, ("text",), ("body",)):
+        summary = _sample(path, text_fields=requested_fields)
+        (layout,) = summary.layouts
         assert layout.format == reader and layout.files == 1 and layout.example == path.name
         assert [field.name for field in layout.fields] == ["id", "note", "body"]
         assert layout.fields[2].example == " ".join(DOCUMENTS[0].split())[:40]
         assert layout.text_fields == ("body",)
         assert layout.missing == {None: ("title", "content")}.get(
-            wanted, () if wanted == ("body",) else ("text",)
+            requested_fields, () if requested_fields == ("body",) else ("text",)
         )
-        assert (found.documents, found.bad) == (40, 0) and not found.problems
-        assert found.characters == sum(map(len, DOCUMENTS))
+        assert (summary.documents, summary.bad) == (40, 0) and not summary.problems
+        assert summary.characters == sum(map(len, DOCUMENTS))
 
 
-def test_an_archive_is_looked_into(tmp_path) -> None:
+def test_files_inside_an_archive_are_inspected(tmp_path) -> None:
     _write_rows(tmp_path, "jsonl")
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(tmp_path / "rows.jsonl", "inside/rows.jsonl")
-    found = _sample(tmp_path / "all.tar")
-    (layout,) = found.layouts
+    summary = _sample(tmp_path / "all.tar")
+    (layout,) = summary.layouts
     assert (layout.format, layout.text_fields) == ("rows", ("body",))
-    assert "inside/rows.jsonl" in layout.example and found.documents == 40
+    assert "inside/rows.jsonl" in layout.example and summary.documents == 40
 
 
-def test_counts_of_a_text(tmp_path, examples_config) -> None:
+def test_counts_equal_those_of_the_text(tmp_path, examples_config) -> None:
     from pipeline.tokenizers.loading import load_tokenizer
 
     documents = [*DOCUMENTS, DOCUMENTS[3], DOCUMENTS[5], "短文", "螺" * 30]
     (tmp_path / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
     (tmp_path / "b.txt").write_bytes(DOCUMENTS[3].encode() + b"\n\n" + b"\xff" * 30)
     tokenizer = load_tokenizer(examples_config.vocab_file, do_lower_case=None)
-    found = _sample(tmp_path, tokenizer=tokenizer)
-    assert (found.files, found.sampled_files, len(found.layouts)) == (2, 2, 1)
-    assert (found.documents, found.bad, found.short, found.duplicates) == (46, 1, 1, 3)
-    assert found.sampled_bytes == found.bytes
+    summary = _sample(tmp_path, tokenizer=tokenizer)
+    assert (summary.files, summary.sampled_files, len(summary.layouts)) == (2, 2, 1)
+    assert (summary.documents, summary.bad, summary.short, summary.duplicates) == (46, 1, 1, 3)
+    assert summary.sampled_bytes == summary.bytes
     texts = [*documents, DOCUMENTS[3]]
     lengths = sorted(map(len, texts))
-    assert found.characters == sum(lengths) == found.scaled(found.characters)
-    assert found.quantiles[0] == 2 and found.quantiles[-1] == lengths[-1]
-    assert found.quantiles[3] == lengths[len(lengths) // 2]
+    assert summary.characters == sum(lengths) == summary.scaled(summary.characters)
+    assert summary.quantiles[0] == 2 and summary.quantiles[-1] == lengths[-1]
+    assert summary.quantiles[3] == lengths[len(lengths) // 2]
     tokens = [tokenizer.tokenize(text).ids for text in texts]
     unknown = sum(int((ids == tokenizer.special_ids["unk"]).sum()) for ids in tokens)
-    assert found.tokens.tokens == sum(map(len, tokens))
-    assert found.tokens.unknown == unknown > 30
-    assert found.tokens.quantiles[-1] == max(map(len, tokens))
+    assert summary.tokens.tokens == sum(map(len, tokens))
+    assert summary.tokens.unknown == unknown > 30
+    assert summary.tokens.quantiles[-1] == max(map(len, tokens))
     letters = [c for text in texts for c in text if c.isalpha()]
     latin = sum(c.isascii() for c in letters) / len(letters)
-    assert found.scripts == pytest.approx({"Han": 1 - latin, "Latin": latin})
-    assert any("0xff" in problem for problem in found.problems)
+    assert summary.scripts == pytest.approx({"Han": 1 - latin, "Latin": latin})
+    assert any("0xff" in problem for problem in summary.problems)
 
 
 @given(sample=st.integers(1, 60))
-def test_a_part_of_a_file_stands_for_all_of_it(tmp_path_factory, sample: int) -> None:
+def test_counts_of_a_sample_are_scaled_to_the_file(tmp_path_factory, sample: int) -> None:
     folder = tmp_path_factory.mktemp("part")
     (folder / "a.jsonl").write_text(
         "".join(
@@ -109,24 +111,24 @@ def test_a_part_of_a_file_stands_for_all_of_it(tmp_path_factory, sample: int) ->
             for _ in range(50)
         )
     )
-    found = _sample(folder, sample=sample)
-    assert found.documents == min(sample, 50)
-    assert found.duplicates == found.documents - 1
-    # The file is read in blocks of some kilobytes.
-    assert found.scaled(found.documents) <= 50
-    assert found.documents < 20 or found.scaled(found.documents) > 35
+    summary = _sample(folder, sample=sample)
+    assert summary.documents == min(sample, 50)
+    assert summary.duplicates == summary.documents - 1
+    # The file is read in blocks of a few kilobytes, so the scaled count is approximate.
+    assert summary.scaled(summary.documents) <= 50
+    assert summary.documents < 20 or summary.scaled(summary.documents) > 35
 
 
-def test_a_file_that_cannot_be_read_is_a_problem(tmp_path) -> None:
+def test_unreadable_file_is_reported_as_a_problem(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text('{"title": "t", "content": "c"}\n')
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(40))
-    found = _sample(tmp_path)
-    assert found.documents == 1
-    (problem,) = found.problems
+    summary = _sample(tmp_path)
+    assert summary.documents == 1
+    (problem,) = summary.problems
     assert "b.parquet" in problem
 
 
-def test_scripts_of_letters() -> None:
+def test_script_of_each_letter_is_detected() -> None:
     letters = {
         "Latin": "aÉｚß",
         "Cyrillic": "яЁ",
@@ -146,7 +148,7 @@ def test_scripts_of_letters() -> None:
     }
 
 
-def test_the_table_and_the_report(tmp_path, capsys, vocab_file) -> None:
+def test_table_and_report_have_equal_counts(tmp_path, capsys, vocab_file) -> None:
     path = _write_rows(tmp_path, "csv")
     (tmp_path / "more.txt").write_text("\n\n".join(DOCUMENTS[:10]), encoding="utf-8")
     mixture = tmp_path / "mixture.yaml"
@@ -161,15 +163,19 @@ def test_the_table_and_the_report(tmp_path, capsys, vocab_file) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert f"corpus      one: 1 file, {path.stat().st_size:,} bytes" in lines
     assert "duplicates  0.00% of the 40 others" in lines
-    # Also across corpora.
+    # Duplicates are also counted across corpora.
     assert "duplicates  100.00% of the 10 others" in lines
-    one, two = json.loads(report.read_text(encoding="utf-8"))["corpora"]
-    assert (one["documents"], two["documents"], two["duplicates"]) == (40, 10, 10)
-    assert one["layouts"][0]["text_fields"] == ["body"]
+    first_corpus, second_corpus = json.loads(report.read_text(encoding="utf-8"))["corpora"]
+    assert (first_corpus["documents"], second_corpus["documents"], second_corpus["duplicates"]) == (
+        40,
+        10,
+        10,
+    )
+    assert first_corpus["layouts"][0]["text_fields"] == ["body"]
     assert tool.main(["inspect_corpus", *arguments]) == 1
 
 
-def test_the_table_names_the_right_field(tmp_path, capsys) -> None:
+def test_table_names_the_detected_field(tmp_path, capsys) -> None:
     path = _write_rows(tmp_path, "parquet")
     assert tool.main(["inspect_corpus", f"--input_dir={path}"]) == 0
     assert "no field title or content: set --text_fields=body" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tests of merging the caches of two random teachers."""
+"""Merging the caches of two random teachers."""
 
 import dataclasses
 import json
@@ -49,14 +49,14 @@ def test_merged_targets_of_all_tokens_equal_the_dense_average(
         for teacher in (teacher_dir, other_teacher_dir)
     ]
     merged = tmp_path / "merged"
-    made = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
-    assert made.teacher_info.truncation_factor == len(vocab)
+    merged_manifest = merge_caches(MergeConfig(tuple(folders), str(merged), (0.25, 0.75)))
+    assert merged_manifest.teacher_info.truncation_factor == len(vocab)
     models = [
         model_directory.load_masked_lm(model_directory.find_model(teacher))
         for teacher in (teacher_dir, other_teacher_dir)
     ]
     for features in read_shard(merged, EVAL)[:6]:
-        ids, p, tail = _decode(features, made.teacher_info, len(vocab))
+        ids, p, tail = _decode(features, merged_manifest.teacher_info, len(vocab))
         exact = 0.25 * _dense(models[0], features, len(vocab))
         exact += 0.75 * _dense(models[1], features, len(vocab))
         assert (tail == 0.0).all()
@@ -114,7 +114,7 @@ def test_manifest_records_the_merged_caches(cache_dir, other_cache_dir, merged_d
         ]
     }
     assert merged.flags["segments"] == a.flags["segments"] == "pair"
-    # The teachers differ, so that the merged cache has no flag of a teacher.
+    # The teachers differ, so the merged cache has no teacher flag.
     assert "teacher" in a.flags and "teacher" not in merged.flags
     run_config = json.loads((merged_dir / "request.json").read_text())
     assert run_config["merged"] == [
@@ -123,13 +123,13 @@ def test_manifest_records_the_merged_caches(cache_dir, other_cache_dir, merged_d
     ]
     assert str(cache_dir.parent) not in (merged_dir / "request.json").read_text()
     assert (merged_dir / "vocab.txt").read_bytes() == (cache_dir / "vocab.txt").read_bytes()
-    # The merged targets are no teacher's own, so that there is no judgement of a teacher.
+    # The merged targets belong to no single teacher, so no teacher is evaluated.
     assert a.label_sums() is not None and merged.label_sums() is None
     assert STATISTICS_KEY in a.statistics and STATISTICS_KEY not in merged.statistics
     manifests.verify(merged_dir, merged, full=True)
 
 
-def test_a_student_learns_from_a_merged_cache(merged_dir, teacher_dir, tmp_path) -> None:
+def test_student_learns_from_a_merged_cache(merged_dir, teacher_dir, tmp_path) -> None:
     config = DistillConfig(
         output_dir=str(tmp_path / "student"),
         student=StudentConfig(init_from=teacher_dir, student_layers=2),
@@ -153,10 +153,12 @@ def test_a_student_learns_from_a_merged_cache(merged_dir, teacher_dir, tmp_path)
 
 
 def test_measured_caches_can_be_merged(cache_dir, examples_dir, teacher_dir, tmp_path) -> None:
-    other = make_cache(tmp_path / "other", examples_dir, teacher_dir, truncation_mass=0.9)
-    made = merge_caches(MergeConfig((str(other), str(cache_dir)), str(tmp_path / "merged")))
-    assert made.teacher_info.truncation_mass == 0.9
-    assert all(shard.measured["num_ids"] > 0 for shard in made.shards)
+    other_cache = make_cache(tmp_path / "other", examples_dir, teacher_dir, truncation_mass=0.9)
+    merged_manifest = merge_caches(
+        MergeConfig((str(other_cache), str(cache_dir)), str(tmp_path / "merged"))
+    )
+    assert merged_manifest.teacher_info.truncation_mass == 0.9
+    assert all(shard.measured["num_ids"] > 0 for shard in merged_manifest.shards)
 
 
 def test_order_of_caches_and_scale_of_weights_do_not_matter(
@@ -185,8 +187,12 @@ def test_each_cache_is_decoded_by_its_codec_and_unknown_features_are_dropped(
 
     for table in (CODECS, ENCODINGS):
         monkeypatch.setitem(table, "negated", Negated)
-    other = rewrite_cache(other_cache_dir, tmp_path / "other", negate, logit_encoding="negated")
-    merge_caches(MergeConfig((str(cache_dir), str(other)), str(tmp_path / "merged"), (3.0, 1.0)))
+    negated_cache = rewrite_cache(
+        other_cache_dir, tmp_path / "other", negate, logit_encoding="negated"
+    )
+    merge_caches(
+        MergeConfig((str(cache_dir), str(negated_cache)), str(tmp_path / "merged"), (3.0, 1.0))
+    )
     assert (tmp_path / "merged" / EVAL).read_bytes() == (merged_dir / EVAL).read_bytes()
     names = {feature.name for feature in records.TEACHER_CACHE_FEATURES}
     assert set(read_shard(tmp_path / "merged", EVAL)[0]) == names
@@ -200,20 +206,20 @@ def test_resuming_a_merge_makes_only_the_missing_shard(
     config = MergeConfig((str(cache_dir), str(other_cache_dir)), str(folder), (3.0, 1.0))
     for path in ("manifest.json", MISSING, f".{MISSING}.json"):
         (folder / path).unlink()
-    written = []
+    written_files = []
     write_shard = serialization.write_shard
 
     def write_and_note(directory, file, serialized, measured):
-        written.append(file)
+        written_files.append(file)
         return write_shard(directory, file, serialized, measured)
 
     monkeypatch.setattr(tool.serialization, "write_shard", write_and_note)
     merge_caches(config)
-    assert written == [MISSING]
+    assert written_files == [MISSING]
     assert read_folder(folder) == read_folder(merged_dir)
     # A complete cache is not written again.
     assert merge_caches(config) == manifests.load(merged_dir)
-    assert written == [MISSING]
+    assert written_files == [MISSING]
 
 
 def test_command_prints_each_teachers_weight(

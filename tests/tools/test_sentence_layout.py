@@ -1,4 +1,4 @@
-"""Directories of `sentence-transformers`: what they say, and what is refused."""
+"""Directories of `sentence-transformers`: supported and refused layouts."""
 
 import json
 
@@ -27,13 +27,13 @@ _LAYOUTS = st.builds(
 
 
 @given(layout=_LAYOUTS)
-def test_what_is_written_is_read_back(tmp_path_factory, layout: SentenceLayout) -> None:
+def test_written_layout_is_read_back(tmp_path_factory, layout: SentenceLayout) -> None:
     folder = tmp_path_factory.mktemp("model")
     write_layout(folder, layout, 8)
     assert read_layout(folder) == layout
 
 
-def test_the_files_are_those_of_the_library(tmp_path) -> None:
+def test_written_files_equal_those_of_the_library(tmp_path) -> None:
     write_layout(tmp_path, SentenceLayout("cls", True, 64), 8)
     assert json.loads((tmp_path / "modules.json").read_text()) == [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -95,7 +95,7 @@ def test_older_and_newer_files_are_read(tmp_path, pooling: object, expected: str
         ({"pooling_mode": "cls"}, "WordEmbeddings Pooling", "a.b.WordEmbeddings"),
     ],
 )
-def test_other_vectors_are_refused_unless_the_settings_say_all(
+def test_unsupported_layouts_are_refused_without_complete_settings(
     tmp_path, pooling: object, types: str, received: str
 ) -> None:
     _write(tmp_path, pooling, types)
@@ -106,7 +106,7 @@ def test_other_vectors_are_refused_unless_the_settings_say_all(
     assert chosen == SentenceLayout("cls", False)
 
 
-def test_a_default_prompt_is_refused(tmp_path) -> None:
+def test_default_prompt_is_refused(tmp_path) -> None:
     _write(tmp_path, {"pooling_mode": "cls"})
     path = tmp_path / "config_sentence_transformers.json"
     path.write_text('{"prompts": {"query": "q: "}, "default_prompt_name": "query"}')
@@ -116,7 +116,7 @@ def test_a_default_prompt_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["..", "", "/etc", "a/b"])
-def test_a_pooling_elsewhere_is_refused(tmp_path, folder: str) -> None:
+def test_pooling_path_outside_the_directory_is_refused(tmp_path, folder: str) -> None:
     modules = [{"type": "Transformer"}, {"type": "Pooling", "path": folder}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(InputError) as caught:
@@ -124,7 +124,7 @@ def test_a_pooling_elsewhere_is_refused(tmp_path, folder: str) -> None:
     assert caught.value.subject == str(tmp_path / "modules.json")
 
 
-def test_settings_come_before_files_and_files_before_training(tmp_path) -> None:
+def test_settings_override_files_and_files_override_training(tmp_path) -> None:
     assert choose_layout(tmp_path, PoolingSettings()) == SentenceLayout("mean", False)
     (tmp_path / "request.json").write_text('{"embedding_pooling": "cls"}')
     assert choose_layout(tmp_path, PoolingSettings()) == SentenceLayout("cls", False)

@@ -1,4 +1,4 @@
-"""Tests of the tools with caches of head states."""
+"""The tools with caches of head states."""
 
 import json
 import pathlib
@@ -103,7 +103,7 @@ def test_states_of_a_wrong_length_are_reported(states_cache_dir, tmp_path) -> No
 
 
 @pytest.mark.parametrize("damage", ["alter", "cut", "remove"])
-def test_a_broken_output_table_is_reported_and_repaired(
+def test_broken_output_table_is_reported_and_repaired(
     folder, states_cache_dir, examples_dir, teacher_dir, capsys, damage
 ) -> None:
     path = folder / OUTPUT_TABLE_FILE
@@ -123,7 +123,7 @@ def test_a_broken_output_table_is_reported_and_repaired(
     assert repaired == read_folder(states_cache_dir)
 
 
-def test_a_broken_shard_of_head_states_is_repaired(
+def test_broken_shard_of_head_states_is_repaired(
     folder, states_cache_dir, examples_dir, teacher_dir, capsys
 ) -> None:
     path = folder / TRAIN
@@ -134,7 +134,7 @@ def test_a_broken_shard_of_head_states_is_repaired(
     assert path.read_bytes() == (states_cache_dir / TRAIN).read_bytes()
 
 
-def test_a_sample_differs_from_another_teacher(
+def test_sample_differs_from_another_teacher(
     states_cache_dir, examples_dir, other_teacher_dir
 ) -> None:
     from tools.verification import sample_check
@@ -235,8 +235,12 @@ def test_inspect_cache_shows_predictions_from_head_states(states_cache_dir, cach
     expected, _ = inspect_cache.inspect_cache(InspectConfig(input_dir=cache_dir, examples=2))
     # The number, the label and the label's probability are equal in both caches.
     rows, expected_rows = (
-        [words[:3] for words in map(str.split, shown) if len(words) > 4 and words[0].isdigit()]
-        for shown in (lines, expected)
+        [
+            words[:3]
+            for words in map(str.split, printed_lines)
+            if len(words) > 4 and words[0].isdigit()
+        ]
+        for printed_lines in (lines, expected)
     )
     assert rows == expected_rows and len(rows) > 4
 
@@ -270,14 +274,14 @@ def test_head_states_are_merged_to_a_top_k(
 def test_api_gives_probabilities_at_any_temperature(states_cache_dir, cache_dir) -> None:
     cache = api.open_cache(str(states_cache_dir))
     example = next(cache.examples("eval"))
-    other = next(api.open_cache(str(cache_dir)).examples("eval"))
+    reference = next(api.open_cache(str(cache_dir)).examples("eval"))
     for temperature in (1.0, 2.0):
-        p, rest = example.targets.probabilities(temperature, k=3)
-        q, _ = other.targets.probabilities(temperature, k=3)
+        p, tail = example.targets.probabilities(temperature, k=3)
+        q, _ = reference.targets.probabilities(temperature, k=3)
         np.testing.assert_allclose(p, q, rtol=0.05)
-        np.testing.assert_allclose(p.sum(-1) + rest, 1.0, rtol=1e-6)
-    p, rest = example.targets.probabilities(8.0)
-    assert p.shape[-1] == cache.manifest.vocab.size and (rest == 0.0).all()
+        np.testing.assert_allclose(p.sum(-1) + tail, 1.0, rtol=1e-6)
+    p, tail = example.targets.probabilities(8.0)
+    assert p.shape[-1] == cache.manifest.vocab.size and (tail == 0.0).all()
     (batch,) = cache.dataset("eval", batch_size=4).take(1)
     assert batch[records.HEAD_STATES].shape == (4, 8, 32)
     assert api.verify(str(states_cache_dir)) == {}

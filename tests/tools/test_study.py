@@ -1,4 +1,4 @@
-"""A whole study of tiny sizes, killed once, of a teacher without a head; and what is refused."""
+"""A complete tiny study of a teacher without a head, killed once; and refused settings."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tools.teacher_study.settings import StudyConfig
 
 @pytest.fixture(scope="module")
 def bare_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
-    """The teacher's encoder, as `BertModel` saves it."""
+    """The teacher's encoder in the layout of `BertModel`."""
     folder = tmp_path_factory.mktemp("bare") / "encoder"
     shutil.copytree(teacher_dir, folder)
     weights = load_file(folder / "model.safetensors")
@@ -32,7 +32,7 @@ def bare_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    ("given", "received"),
+    ("tasks", "received"),
     [
         ("tnews", "'tnews'"),
         ("tnews=.,tnews=.", "'tnews=.'"),
@@ -42,16 +42,14 @@ def bare_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
         ("news=.", "news"),
     ],
 )
-def test_tasks_that_cannot_be_read_are_refused_before_anything_is_trained(
-    tmp_path, given: str, received: str
-) -> None:
+def test_unreadable_tasks_are_refused_before_training(tmp_path, tasks: str, received: str) -> None:
     with pytest.raises(InputError) as caught:
-        StudyConfig(teacher=tmp_path, input_dir="text", work=tmp_path, tasks=given)
+        StudyConfig(teacher=tmp_path, input_dir="text", work=tmp_path, tasks=tasks)
     assert "tasks" in (caught.value.subject, caught.value.setting)
     assert received in str(caught.value.received)
 
 
-def test_labels_alone_are_no_recipe_beside_the_baseline(teacher_dir, tmp_path) -> None:
+def test_recipe_of_labels_alone_is_refused(teacher_dir, tmp_path) -> None:
     config = StudyConfig(
         teacher=teacher_dir,
         input_dir="text",
@@ -64,16 +62,16 @@ def test_labels_alone_are_no_recipe_beside_the_baseline(teacher_dir, tmp_path) -
     assert caught.value.subject == Setting("recipes")
 
 
-def test_more_layers_than_the_teachers_are_refused(teacher_dir, tmp_path) -> None:
-    given = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
+def test_more_layers_than_the_teacher_has_are_refused(teacher_dir, tmp_path) -> None:
+    settings = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
     with pytest.raises(InputError) as caught:
-        tool.find_study(StudyConfig(teacher=teacher_dir, student_layers=9, **given))
+        tool.find_study(StudyConfig(teacher=teacher_dir, student_layers=9, **settings))
     assert caught.value.subject == Setting("student_layers")
 
 
-def test_half_of_the_layers_are_the_students(bare_dir, teacher_dir, tmp_path) -> None:
-    given = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
-    study = tool.find_study(StudyConfig(teacher=teacher_dir, **given))
+def test_student_has_half_of_the_layers_by_default(bare_dir, teacher_dir, tmp_path) -> None:
+    settings = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
+    study = tool.find_study(StudyConfig(teacher=teacher_dir, **settings))
     assert (study.student_layers, study.has_head) == (1, True)
     assert [mix.recipe for mix in study.mixes] == [
         "masked_lm",
@@ -81,16 +79,16 @@ def test_half_of_the_layers_are_the_students(bare_dir, teacher_dir, tmp_path) ->
         "distilbert",
         "kl_divergence=1+masked_lm=1",
     ]
-    assert not tool.find_study(StudyConfig(teacher=bare_dir, **given)).has_head
+    assert not tool.find_study(StudyConfig(teacher=bare_dir, **settings)).has_head
 
 
-def test_a_budget_is_given_as_a_duration(tmp_path) -> None:
+def test_budget_is_parsed_as_a_duration(tmp_path) -> None:
     values = flags.define_flags(StudyConfig)
-    given = [f"--{name}={tmp_path}" for name in ("teacher", "input_dir", "work")]
-    values(["study", *given, "--budget=1h30m"])
+    required_flags = [f"--{name}={tmp_path}" for name in ("teacher", "input_dir", "work")]
+    values(["study", *required_flags, "--budget=1h30m"])
     assert values.budget == 5400.0
     with pytest.raises(absl_flags.IllegalFlagValueError):
-        flags.define_flags(StudyConfig)(["study", *given, "--budget=soon"])
+        flags.define_flags(StudyConfig)(["study", *required_flags, "--budget=soon"])
 
 
 def _arguments(bare_dir, corpus_dir, sentiment_dir, work: pathlib.Path) -> list[str]:
@@ -111,22 +109,22 @@ def _arguments(bare_dir, corpus_dir, sentiment_dir, work: pathlib.Path) -> list[
 
 
 @pytest.mark.slow
-def test_a_study_of_tiny_sizes_goes_on_where_it_was_killed(
+def test_killed_study_resumes_and_completes(
     bare_dir, corpus_dir, sentiment_dir, tmp_path, capsys
 ) -> None:
     work = tmp_path / "work"
-    given = _arguments(bare_dir, corpus_dir, sentiment_dir, work)
-    command = [sys.executable, "-m", "tools.study", *given]
+    arguments = _arguments(bare_dir, corpus_dir, sentiment_dir, work)
+    command = [sys.executable, "-m", "tools.study", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    # In the middle of the head's training, whose directory is reserved by then.
+    # The process is killed while it trains the head, whose directory is then reserved.
     while not (work / "teacher" / "request.json").is_file():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert tool.main(["study", *given]) == 0
+    assert tool.main(["study", *arguments]) == 0
     report = json.loads((work / "study.json").read_text())
-    # Nothing but the head is chosen before the second is over.
+    # After one second, only the number of the head's steps has been chosen from the budget.
     assert 50 <= report["head"]["num_train_steps"] <= 1000
     assert report["sizes"] == {"num_train_steps": 20, "task_examples": {"chnsenticorp": 64}}
     roles = [model["role"] for model in report["models"]]
@@ -135,8 +133,8 @@ def test_a_study_of_tiny_sizes_goes_on_where_it_was_killed(
         assert len(model["scores"]["chnsenticorp"]["values"]) == 2
     assert len(report["sentences"]) == 2
     assert report["sentences"][0] in (work / "study.md").read_text()
-    # Nothing is made again.
+    # No step is repeated.
     capsys.readouterr()
-    assert tool.main(["study", *given]) == 0
+    assert tool.main(["study", *arguments]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert len(titles) > 40 and all("(done before)" in line for line in titles)

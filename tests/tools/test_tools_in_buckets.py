@@ -1,4 +1,4 @@
-"""The tools on objects in a bucket print and write what they do with files of this machine."""
+"""The tools on objects in a bucket: the same output and files as on a local disk."""
 
 import json
 import pathlib
@@ -32,78 +32,91 @@ def _run(capsys, tool, **settings: object) -> str:
 
 
 @pytest.fixture
-def places(bucket, tmp_path, cache_dir, teacher_dir) -> tuple[dict, dict]:
-    """Where a cache and its teacher are and where output goes: in a bucket, and here."""
-    there = {
+def bucket_and_disk(bucket, tmp_path, cache_dir, teacher_dir) -> tuple[dict, dict]:
+    """Paths of a cache, its teacher and the output: in a bucket and on the local disk."""
+    in_bucket = {
         "cache": upload_folder(cache_dir, bucket / "cache"),
         "teacher": upload_folder(teacher_dir, bucket / "teacher"),
         "out": bucket / "out",
     }
-    return there, {"cache": cache_dir, "teacher": teacher_dir, "out": tmp_path / "out"}
+    return in_bucket, {"cache": cache_dir, "teacher": teacher_dir, "out": tmp_path / "out"}
 
 
-def _written(place: BucketLocation | pathlib.Path) -> dict[str, bytes]:
-    return read_folder(place) if isinstance(place, pathlib.Path) else read_objects(place)
+def _written(folder: BucketLocation | pathlib.Path) -> dict[str, bytes]:
+    return read_folder(folder) if isinstance(folder, pathlib.Path) else read_objects(folder)
 
 
-def test_inspection(capsys, places) -> None:
-    said = []
-    for place in places:
-        place["out"].mkdir(exist_ok=True)
-        page = place["out"] / "page.html"
-        out = _run(capsys, inspect_cache, input_dir=place["cache"], examples=2, html=page)
-        # Lines are as long as they are with the names in them.
-        said.append(out.replace(str(place["cache"]), "CACHE").replace(str(page), "PAGE").split())
+def test_inspect_cache_prints_the_same_for_a_bucket(capsys, bucket_and_disk) -> None:
+    printed_words = []
+    for paths in bucket_and_disk:
+        paths["out"].mkdir(exist_ok=True)
+        page = paths["out"] / "page.html"
+        out = _run(capsys, inspect_cache, input_dir=paths["cache"], examples=2, html=page)
+        # Line breaks depend on the length of paths, so words are compared.
+        printed_words.append(
+            out.replace(str(paths["cache"]), "CACHE").replace(str(page), "PAGE").split()
+        )
         assert page.read_bytes().startswith(b"<!DOCTYPE html>")
-    assert said[0] == said[1]
+    assert printed_words[0] == printed_words[1]
 
 
 @pytest.mark.parametrize("layout", ["hf", "tf1"])
-def test_conversion(capsys, places, layout: str) -> None:
-    for place in places:
-        out = place["out"] / layout
-        _run(capsys, convert_checkpoint, input=place["teacher"], output_dir=out, layout=layout)
-    written = [_written(place["out"]) for place in places]
+def test_converted_model_in_a_bucket_has_the_same_bytes(
+    capsys, bucket_and_disk, layout: str
+) -> None:
+    for paths in bucket_and_disk:
+        out = paths["out"] / layout
+        _run(capsys, convert_checkpoint, input=paths["teacher"], output_dir=out, layout=layout)
+    written = [_written(paths["out"]) for paths in bucket_and_disk]
     assert written[0] == written[1] and f"{layout}/vocab.txt" in written[0]
     capsys.readouterr()
-    flags = [f"--input={places[0]['teacher']}", f"--output_dir={places[0]['out'] / layout}"]
+    flags = [
+        f"--input={bucket_and_disk[0]['teacher']}",
+        f"--output_dir={bucket_and_disk[0]['out'] / layout}",
+    ]
     assert convert_checkpoint.main(["tool", *flags, f"--layout={layout}"]) == 1
     assert "expected a new or an empty folder" in capsys.readouterr().err
 
 
-def test_merging(capsys, places, bucket, other_cache_dir, merged_dir) -> None:
-    there, _ = places
-    other = upload_folder(other_cache_dir, bucket / "other")
-    settings = {"input_dirs": f"{there['cache']},{other}", "weights": "3,1"}
-    _run(capsys, merge_caches, output_dir=there["out"], **settings)
-    assert read_objects(there["out"]) == read_folder(merged_dir)
+def test_merged_cache_in_a_bucket_has_the_same_bytes(
+    capsys, bucket_and_disk, bucket, other_cache_dir, merged_dir
+) -> None:
+    in_bucket, _ = bucket_and_disk
+    other_cache = upload_folder(other_cache_dir, bucket / "other")
+    settings = {"input_dirs": f"{in_bucket['cache']},{other_cache}", "weights": "3,1"}
+    _run(capsys, merge_caches, output_dir=in_bucket["out"], **settings)
+    assert read_objects(in_bucket["out"]) == read_folder(merged_dir)
 
 
-def test_fewer_tokens(capsys, places) -> None:
+def test_reduced_student_in_a_bucket_has_the_same_bytes(capsys, bucket_and_disk) -> None:
     names = {"input_dir": "cache", "teacher": "teacher", "output_dir": "out"}
-    for place in places:
-        paths = {name: place[key] for name, key in names.items()}
-        _run(capsys, reduce_vocabulary, coverage=0.9, student_layers=1, **paths)
-    written = [_written(place["out"]) for place in places]
+    for paths in bucket_and_disk:
+        flags = {name: paths[key] for name, key in names.items()}
+        _run(capsys, reduce_vocabulary, coverage=0.9, student_layers=1, **flags)
+    written = [_written(paths["out"]) for paths in bucket_and_disk]
     assert written[0] == written[1] and "model.safetensors" in written[0]
 
 
-def test_plan_and_fidelity(capsys, places, bucket, examples_dir) -> None:
-    there, _ = places
+def test_plan_fidelity_and_report_are_written_to_a_bucket(
+    capsys, bucket_and_disk, bucket, examples_dir
+) -> None:
+    in_bucket, _ = bucket_and_disk
     examples = upload_folder(examples_dir, bucket / "examples")
-    common = {"teacher": there["teacher"], "sample": 16, "predict_batch_size": 8}
-    plan, fidelity = there["out"] / "plan.json", there["out"] / "fidelity.json"
+    common = {"teacher": in_bucket["teacher"], "sample": 16, "predict_batch_size": 8}
+    plan, fidelity = in_bucket["out"] / "plan.json", in_bucket["out"] / "fidelity.json"
     sizes = {"truncation_factors": 4, "logit_encodings": "float16"}
     _run(capsys, plan_cache, input_dir=examples, output=plan, **sizes, **common)
-    _run(capsys, fidelity_report, input_dir=there["cache"], output=fidelity, **common)
+    _run(capsys, fidelity_report, input_dir=in_bucket["cache"], output=fidelity, **common)
     assert json.loads(fidelity.read_bytes())["num_examples"] == 16
-    page = there["out"] / "report.html"
-    _run(capsys, report, plan=plan, fidelity=fidelity, caches=there["cache"], output=page)
+    page = in_bucket["out"] / "report.html"
+    _run(capsys, report, plan=plan, fidelity=fidelity, caches=in_bucket["cache"], output=page)
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
-def test_verification_and_repair(capsys, places, bucket, cache_dir, examples_dir) -> None:
-    there, _ = places
+def test_broken_cache_in_a_bucket_is_verified_and_repaired(
+    capsys, bucket_and_disk, bucket, cache_dir, examples_dir
+) -> None:
+    in_bucket, _ = bucket_and_disk
     cache, file = bucket / "cache", "train-00001-of-00003.tfrecord"
     content = (cache / file).read_bytes()
     (cache / file).write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
@@ -113,40 +126,44 @@ def test_verification_and_repair(capsys, places, bucket, cache_dir, examples_dir
     assert f"{file}: expected SHA-256 " in captured.out
     assert "2 files are broken (tokenizer, train-00001-of-00003.tfrecord)" in captured.err
     examples = upload_folder(examples_dir, bucket / "examples")
-    settings = {"repair": True, "teacher": there["teacher"], "examples": examples}
-    said = _run(capsys, verify_cache, input_dir=cache, **settings)
-    assert f"{file}: renamed to {file}.broken" in said
-    assert f"{file}: made again, the same bytes" in said
-    made = read_objects(cache)
-    assert len(made.pop(f"{file}.broken")) == len(content)
-    assert made.pop(f".{file}.json.broken") == made[f".{file}.json"]
-    assert made == read_folder(cache_dir)
+    settings = {"repair": True, "teacher": in_bucket["teacher"], "examples": examples}
+    printed = _run(capsys, verify_cache, input_dir=cache, **settings)
+    assert f"{file}: renamed to {file}.broken" in printed
+    assert f"{file}: made again, the same bytes" in printed
+    objects = read_objects(cache)
+    assert len(objects.pop(f"{file}.broken")) == len(content)
+    assert objects.pop(f".{file}.json.broken") == objects[f".{file}.json"]
+    assert objects == read_folder(cache_dir)
     assert f"no problems found: {cache}" in _run(capsys, verify_cache, input_dir=cache)
 
 
-def test_fine_tuning(capsys, places, bucket, tmp_path, sentiment_dir, model_dir) -> None:
-    here = {"data_dir": sentiment_dir, "model": model_dir, "output_dir": tmp_path / "runs"}
-    there = {
+def test_fine_tuning_in_a_bucket_writes_the_same_bytes(
+    capsys, bucket_and_disk, bucket, tmp_path, sentiment_dir, model_dir
+) -> None:
+    on_disk = {"data_dir": sentiment_dir, "model": model_dir, "output_dir": tmp_path / "runs"}
+    in_bucket = {
         "data_dir": upload_folder(sentiment_dir, bucket / "data"),
         "model": upload_folder(model_dir, bucket / model_dir.name),
         "output_dir": bucket / "runs",
     }
     settings = {"task": "chnsenticorp", "num_train_epochs": 1, "learning_rates": "2e-3"}
     settings |= {"train_batch_size": 16, "max_seq_length": 48, "compute_dtype": "float32"}
-    said = [_run(capsys, finetune, **settings, **place) for place in (there, here)]
-    assert said[0].replace(str(bucket), str(tmp_path)) == said[1]
-    # Finished runs are read, not repeated.
-    assert _run(capsys, finetune, **settings, **there) == said[0]
-    made, expected = read_objects(there["output_dir"]), read_folder(here["output_dir"])
+    printed = [_run(capsys, finetune, **settings, **paths) for paths in (in_bucket, on_disk)]
+    assert printed[0].replace(str(bucket), str(tmp_path)) == printed[1]
+    # Finished runs are read instead of repeated.
+    assert _run(capsys, finetune, **settings, **in_bucket) == printed[0]
+    objects, expected = read_objects(in_bucket["output_dir"]), read_folder(on_disk["output_dir"])
     run = "lr-0.002_seed-1"
     for name in (f"{run}/model/model.safetensors", f"{run}/predictions/dev/ChnSentiCorp.tsv"):
-        assert made[name] == expected[name]
+        assert objects[name] == expected[name]
     timed = re.compile(r"tensorboard/|metrics\.json|summary\.json")
-    kept = [name for name in expected if not timed.search(name)]
-    assert {name: made[name] for name in kept} == {name: expected[name] for name in kept}
+    reproducible_files = [name for name in expected if not timed.search(name)]
+    assert {name: objects[name] for name in reproducible_files} == {
+        name: expected[name] for name in reproducible_files
+    }
 
 
-def test_work_that_is_done_on_this_machine(capsys) -> None:
+def test_quickstart_refuses_a_bucket_as_work_folder(capsys) -> None:
     assert quickstart.main(["tool", "--work=s3://bucket/work"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: --work: ") and "s3://bucket/work" in error

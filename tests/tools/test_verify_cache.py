@@ -1,4 +1,4 @@
-"""Tests of verification and repair with damage of every kind."""
+"""Verification and repair with damage of every kind."""
 
 import collections
 import dataclasses
@@ -160,7 +160,7 @@ def test_all_broken_files_are_listed(folder, capsys) -> None:
     }
 
 
-def test_a_record_beyond_the_maximum_length_is_reported(folder, capsys) -> None:
+def test_record_beyond_the_maximum_length_is_reported(folder, capsys) -> None:
     """The record claims a length of 2^60, with a valid checksum."""
     length = struct.pack("<Q", 2**60)
     header = length + struct.pack("<I", serialization._masked_crc(length))
@@ -169,7 +169,7 @@ def test_a_record_beyond_the_maximum_length_is_reported(folder, capsys) -> None:
     assert text in _problems(folder, capsys)[EVAL]
 
 
-def test_framed_bytes_that_are_no_example_are_reported(folder, capsys) -> None:
+def test_records_that_are_not_examples_are_reported(folder, capsys) -> None:
     framed = [serialization.frame_record(b"\x08\x01"), serialization.frame_record(b"")]
     (folder / EVAL).write_bytes(b"".join(framed))
     problem = _problems(folder, capsys)[EVAL]
@@ -207,7 +207,7 @@ def test_records_with_invalid_targets_are_reported(folder, capsys) -> None:
     assert "record 7: topk_logits: expected descending numbers (1 more)" in text
 
 
-def test_an_example_in_both_splits_is_reported(folder, capsys) -> None:
+def test_example_in_both_splits_is_reported(folder, capsys) -> None:
     (repeated, *_) = read_shard(folder, EVAL)
     shard = TRAIN[int.from_bytes(repeated[records.EXAMPLE_ID][:8], "big") * 3 >> 64]
     rows = [*read_shard(folder, shard), repeated]
@@ -442,13 +442,13 @@ def test_a_manifest_with_random_values_never_raises(
     content = path.read_bytes()
     value = json.loads(content)
     numbers = st.sampled_from([0, -1, 1, 2**31, 2**60, 2**64, 10**400, 1e300, float("nan")])
-    others = numbers | st.sampled_from([None, True, "", "x", "\ud800", [], {}, [1], {"a": 1}])
+    other_values = numbers | st.sampled_from([None, True, "", "x", "\ud800", [], {}, [1], {"a": 1}])
     inside, key = value, data.draw(st.sampled_from(sorted(value)))
     while isinstance(inside[key], dict | list) and inside[key] and data.draw(st.booleans()):
         inside = inside[key]
         keys = sorted(inside) if isinstance(inside, dict) else range(len(inside))
         key = data.draw(st.sampled_from(keys))
-    inside[key] = data.draw(others)
+    inside[key] = data.draw(other_values)
     try:
         path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
         assert tool.main(["verify_cache", f"--input_dir={folder}"]) in (0, 1)
@@ -555,17 +555,17 @@ def test_an_interrupted_repair_is_finished(
     """Either the repair or the command that made the cache finishes it."""
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         _publish_other_bytes(folder, file)
-    write, written = serialization.write_shard, []
+    write, written_files = serialization.write_shard, []
 
     def interrupted(directory, file, *rest):
-        if len(written) == 2:
+        if len(written_files) == 2:
             raise KeyboardInterrupt
-        written.append(file)
+        written_files.append(file)
         return write(directory, file, *rest)
 
     monkeypatch.setattr(serialization, "write_shard", interrupted)
     status, lines, _ = _repair(folder, capsys, teacher_dir, examples_dir)
-    assert status == 130 and len(written) == 2
+    assert status == 130 and len(written_files) == 2
     for file in (EVAL, TRAIN[0], TRAIN[1]):
         assert f"{file}: renamed to {file}.broken" in lines
     assert (folder / "manifest.json.old").is_file()
@@ -577,7 +577,7 @@ def test_an_interrupted_repair_is_finished(
     else:
         assert _repair(folder, capsys, teacher_dir, examples_dir)[0] == 0
     assert _equal_files(folder, cache_dir)
-    assert all(_content(folder)[file] == before[file] for file in written)
+    assert all(_content(folder)[file] == before[file] for file in written_files)
 
 
 @pytest.mark.parametrize(
@@ -601,16 +601,16 @@ def test_targets_of_another_teacher_are_reported(
     folder, other_cache_dir, teacher_dir, examples_dir, tmp_path, capsys
 ) -> None:
     """The records are valid, but another teacher made them than the manifest's."""
-    other = shutil.copytree(other_cache_dir, tmp_path / "other")
-    loaded, original = manifests.load(other), manifests.load(folder)
+    other_cache = shutil.copytree(other_cache_dir, tmp_path / "other")
+    loaded, original = manifests.load(other_cache), manifests.load(folder)
     teacher = original.teacher_info.teacher
     info = dataclasses.replace(loaded.teacher_info, teacher=teacher)
     flags = {**loaded.flags, "teacher": teacher}
-    run_config = json.loads((other / "request.json").read_text())
-    (other / "request.json").write_json({**run_config, "teacher": teacher})
-    manifests.publish(other, dataclasses.replace(loaded, teacher_info=info, flags=flags))
-    assert _run(other, capsys)[0] == 0
-    problems = _problems(other, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
+    run_config = json.loads((other_cache / "request.json").read_text())
+    (other_cache / "request.json").write_json({**run_config, "teacher": teacher})
+    manifests.publish(other_cache, dataclasses.replace(loaded, teacher_info=info, flags=flags))
+    assert _run(other_cache, capsys)[0] == 0
+    problems = _problems(other_cache, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
     assert set(problems) == {EVAL, *TRAIN}
     for text in problems.values():
         assert "topk_ids: expected the teacher's most probable tokens (" in text
@@ -663,15 +663,15 @@ def test_error_about_another_teacher_names_both(folder, other_teacher_dir, capsy
 def test_repair_with_other_examples_changes_nothing(
     folder, teacher_dir, examples_dir, tmp_path, capsys
 ) -> None:
-    other = shutil.copytree(examples_dir, tmp_path / "examples")
-    loaded = manifests.load(other)
-    manifests.publish(other, dataclasses.replace(loaded, statistics={}))
+    other_examples = shutil.copytree(examples_dir, tmp_path / "examples")
+    loaded = manifests.load(other_examples)
+    manifests.publish(other_examples, dataclasses.replace(loaded, statistics={}))
     _flip(folder / EVAL, 5)
     before = _content(folder)
-    status, lines, (error,) = _repair(folder, capsys, teacher_dir, other)
+    status, lines, (error,) = _repair(folder, capsys, teacher_dir, other_examples)
     assert status == 1 and not lines and _content(folder) == before
     parent = manifests.load(folder).teacher_info.parent
-    received = manifests.load(other).sha256()
+    received = manifests.load(other_examples).sha256()
     assert error.startswith("error: --examples: ")
     assert parent["sha256"] in error and received in error
 

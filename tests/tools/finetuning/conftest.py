@@ -1,4 +1,4 @@
-"""Small tasks in the files' own formats: what is right can be read off the text."""
+"""Small tasks in the formats of the published data. The text of an example decides its label."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from tools.finetuning.head_layout import Head
 from tools.finetuning.inputs import Feature
 from tools.finetuning.settings import FinetuneConfig
 
-# Half of the sentences are good news, whatever stands around them.
+# These sentences have the positive label, independent of the other sentences.
 _GOOD = SENTENCES[:6]
 _NUM_TRAIN, _NUM_DEV = 96, 32
 
@@ -24,7 +24,7 @@ def _random(purpose: str) -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def sentiment_dir(tmp_path_factory) -> pathlib.Path:
-    """ChnSentiCorp's format: one sentence and whether it is of the good ones."""
+    """ChnSentiCorp's format: one sentence; the label is 1 if it is in `_GOOD`."""
     folder, random = tmp_path_factory.mktemp("sentiment"), _random("sentiment")
     for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV), ("test", 5)):
         sentences = random.choice(SENTENCES, size=count)
@@ -35,7 +35,7 @@ def sentiment_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def pair_dir(tmp_path_factory) -> pathlib.Path:
-    """OCNLI's format: the second sentence is of the good ones, of others, or undecided."""
+    """OCNLI's format: the label depends on the second sentence; one row has no label."""
     folder, random = tmp_path_factory.mktemp("pairs"), _random("pairs")
     for split, count in (("train.3k", _NUM_TRAIN), ("dev", _NUM_DEV)):
         lines = []
@@ -50,7 +50,7 @@ def pair_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def similarity_dir(tmp_path_factory) -> pathlib.Path:
-    """STS-B's format: 4 where the second sentence is of the good ones, 1 elsewhere."""
+    """STS-B's format: the score is 4 if the second sentence is in `_GOOD`, else 1."""
     folder, random = tmp_path_factory.mktemp("similarity"), _random("similarity")
     names = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
     for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV)):
@@ -65,7 +65,7 @@ def similarity_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def questions_dir(tmp_path_factory) -> pathlib.Path:
-    """CMRC 2018's format: contexts longer than a window, in which one word is looked for."""
+    """CMRC 2018's format: contexts longer than a window; the answer is always the same word."""
     folder, random = tmp_path_factory.mktemp("questions"), _random("questions")
     for split, count in (("train", _NUM_TRAIN), ("trial", 12)):
         paragraphs = []
@@ -81,13 +81,13 @@ def questions_dir(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-# Each is of three characters, and one of two types by its words, not by its place.
+# Each name has three characters. Its text, not its position, decides its entity type.
 _NAMES = {"咖啡馆": "LOC", "出租车": "ORG"}
 
 
 @pytest.fixture(scope="session")
 def tags_dir(tmp_path_factory) -> pathlib.Path:
-    """Columns of a character and a tag: sentences in which two words are entities.
+    """Columns of a character and a tag: sentences with one of two names as an entity.
 
     `tags.yaml` declares the task without its labels; the test file has no tags.
     """
@@ -95,11 +95,11 @@ def tags_dir(tmp_path_factory) -> pathlib.Path:
     for split, count in (("train", _NUM_TRAIN), ("dev", _NUM_DEV), ("test", 5)):
         lines = []
         for _ in range(count):
-            rest, name = str(random.choice(SENTENCES[:6])), str(random.choice(list(_NAMES)))
-            start = int(random.integers(0, len(rest)))
+            sentence, name = str(random.choice(SENTENCES[:6])), str(random.choice(list(_NAMES)))
+            start = int(random.integers(0, len(sentence)))
             tags = [f"B-{_NAMES[name]}", *[f"I-{_NAMES[name]}"] * 2]
-            words = [*rest[:start], *name, *rest[start:]]
-            tags = ["O"] * start + tags + ["O"] * (len(rest) - start)
+            words = [*sentence[:start], *name, *sentence[start:]]
+            tags = ["O"] * start + tags + ["O"] * (len(sentence) - start)
             pairs = zip(words, tags, strict=True)
             lines += [word if split == "test" else f"{word} {tag}" for word, tag in pairs]
             lines.append("")
@@ -112,14 +112,14 @@ def tags_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory, vocab_file) -> pathlib.Path:
-    """A random two-layer model with a tokenizer, and no pooler; read only."""
+    """A random two-layer model with a tokenizer and without a pooler; read only."""
     folder = tmp_path_factory.mktemp("model")
     return save_tiny_bert(folder, vocab_file, seed=3, num_layers=2, initializer_range=0.2)
 
 
 @pytest.fixture
 def sentiment_config(sentiment_dir, model_dir, tmp_path) -> FinetuneConfig:
-    """A run of seconds; replace what a test is about."""
+    """The settings of a run that takes seconds; tests replace fields."""
     return FinetuneConfig(
         task="chnsenticorp",
         data_dir=sentiment_dir,
@@ -134,7 +134,7 @@ def sentiment_config(sentiment_dir, model_dir, tmp_path) -> FinetuneConfig:
 
 
 def make_feature(length: int, *, example: int = 0, seed: int = 0) -> Feature:
-    """Returns random tokens of a vocabulary of 37, in two segments."""
+    """Returns a feature of random tokens from a vocabulary of 37, in two segments."""
     ids = np.random.default_rng(seed).integers(1, 37, length).astype(np.int32)
     segments = (np.arange(length) >= length // 2).astype(np.int32)
     return Feature(example, ids, segments)
@@ -143,7 +143,7 @@ def make_feature(length: int, *, example: int = 0, seed: int = 0) -> Feature:
 def save_tiny_head(
     folder: pathlib.Path, model: pathlib.Path, head: Head, *, seed: int = 5
 ) -> pathlib.Path:
-    """Writes a model directory with a random head, and its tokenizer."""
+    """Writes a model directory with a random head and the model's tokenizer."""
     from tools.finetuning import heads
 
     folder.mkdir(parents=True)

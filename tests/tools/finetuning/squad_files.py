@@ -1,10 +1,10 @@
-"""Small files in SQuAD's JSON."""
+"""Small files in SQuAD's JSON format."""
 
 import json
 
 
 def squad_json(*paragraphs: tuple[str, list[tuple[str, str, list[tuple[str, int]]]]]) -> str:
-    """Returns an article of paragraphs: context, then id, question, answers of each question."""
+    """Returns SQuAD JSON of contexts, each with the id, text and answers of its questions."""
     articles = []
     for context, questions in paragraphs:
         qas = [

@@ -1,4 +1,4 @@
-"""The best span over all windows, against every span one by one."""
+"""The best answer spans over all windows, compared with an exhaustive search."""
 
 import numpy as np
 import pytest
@@ -23,26 +23,28 @@ def _zeros(features, padding: int = 0) -> list[np.ndarray]:
 
 
 def _every_span(features, starts, ends, longest: int) -> dict[int, list[tuple]]:
-    """Returns each example's spans of characters with their best scores, sorted."""
-    found: dict[int, dict] = {}
+    """Returns the character spans of each example with their best scores, best first."""
+    scores_of_example: dict[int, dict] = {}
     for feature, start, end in zip(features, starts, ends, strict=True):
-        spans = found.setdefault(feature.example, {})
+        spans = scores_of_example.setdefault(feature.example, {})
         for first in range(feature.context_start, feature.context_end):
             for last in range(first, min(first + longest, feature.context_end)):
-                place = (int(feature.starts[first]), int(feature.ends[last]))
+                span = (int(feature.starts[first]), int(feature.ends[last]))
                 score = float(np.float32(start[first]) + np.float32(end[last]))
-                spans[place] = max(score, spans.get(place, -np.inf))
+                spans[span] = max(score, spans.get(span, -np.inf))
     return {
-        example: sorted(((-score, *place) for place, score in spans.items()))
-        for example, spans in found.items()
+        example: sorted(((-score, *span) for span, score in spans.items()))
+        for example, spans in scores_of_example.items()
     }
 
 
 @given(st.integers(0, 10_000), st.integers(6, 14), st.integers(1, 9), st.integers(1, 9))
-def test_the_best_of_every_span(seed: int, length: int, stride: int, longest: int) -> None:
+def test_best_answers_equal_an_exhaustive_search(
+    seed: int, length: int, stride: int, longest: int
+) -> None:
     random = np.random.default_rng(seed)
     features = _features(length, stride)
-    # Few values, so that scores tie.
+    # Logits have few distinct values, so that scores tie.
     starts, ends = (
         [random.integers(0, 4, len(zeros)).astype(np.float32) for zeros in _zeros(features)]
         for _ in range(2)
@@ -56,13 +58,13 @@ def test_the_best_of_every_span(seed: int, length: int, stride: int, longest: in
         assert (answer.text, answer.start) == (example.texts[1][begin:end], begin)
         assert (answer.score, answer.n_best[0]) == (-score, (answer.text, -score))
         scores = [value for _, value in answer.n_best]
-        assert scores == [-found for found, *_ in expected[index][: len(scores)]]
+        assert scores == [-negative_score for negative_score, *_ in expected[index][: len(scores)]]
 
 
-def test_the_text_is_cut_from_the_context() -> None:
+def test_answer_text_is_a_slice_of_the_context() -> None:
     features = _features(20)
     starts, ends = _zeros(features, padding=3), _zeros(features, padding=3)
-    # Padding, the question and separators never count, however likely.
+    # Padding, the question and separators are ignored even with the largest logits.
     for logits in (*starts, *ends):
         logits[[0, 1, 2, -1, -2, -3]] = 99.0
     starts[0][4], ends[0][6] = 5.0, 6.0
@@ -71,14 +73,14 @@ def test_the_text_is_cut_from_the_context() -> None:
     assert CONTEXT[3:8] == answer.text
 
 
-def test_a_question_without_context() -> None:
+def test_empty_context_gives_an_empty_answer() -> None:
     examples = (TaskExample("q", ("x", "")),)
     features = build_features(examples, Words(), kind="span", max_seq_length=9)
     answers = best_answers(examples, features, _zeros(features), _zeros(features))
     assert answers == {"q": Prediction("", 0, 0.0, ())}
 
 
-def test_logits_that_do_not_fit() -> None:
+def test_logits_of_another_shape_are_rejected() -> None:
     features = _features(20)
     with pytest.raises(ValueError, match="is shorter than argument"):
         best_answers(EXAMPLES, features, _zeros(features), _zeros(features)[:1])

@@ -1,4 +1,4 @@
-"""Features: special tokens, truncation, windows, and where answers lie in them."""
+"""Features: special tokens, truncation, windows, and the positions of answers."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ CLS, SEP = 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class Words(Tokenizer):
-    """A token is a run of Latin letters or one other character that is no space."""
+    """A tokenizer of runs of Latin letters and single other characters, without spaces."""
 
     vocab: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     special_ids: Mapping[str, int] = dataclasses.field(
@@ -58,7 +58,7 @@ def _build(*examples: TaskExample, kind: str = "classification", length: int = 2
     return build_features(examples, Words(), kind=kind, max_seq_length=length, **changes)
 
 
-def test_one_text_stands_between_cls_and_sep() -> None:
+def test_single_text_is_enclosed_by_cls_and_sep() -> None:
     (feature,) = _build(TaskExample("0", ("ab cd",), 1))
     assert feature.input_ids.tolist() == [CLS, *_ids("ab cd"), SEP]
     assert feature.segment_ids.tolist() == [0, 0, 0, 0]
@@ -70,27 +70,27 @@ def test_one_text_stands_between_cls_and_sep() -> None:
     ("texts", "changes", "first", "second"),
     [
         (("ab", "cd ef"), {}, "ab", "cd ef"),
-        # RoBERTa's family has a second separator.
+        # Models like RoBERTa have a second separator.
         (("ab", "cd"), {"double_separator": True}, "ab", "cd"),
-        # Long texts lose their ends.
+        # Long texts are truncated at the end.
         (("a b c d e", "f g"), {"length": 7}, "a b", "f g"),
         (("x y", "a b"), {"kind": "span", "max_query_length": 1}, "x", "a b"),
     ],
 )
-def test_two_texts(texts, changes, first: str, second: str) -> None:
+def test_two_texts_have_separators_and_segments(texts, changes, first: str, second: str) -> None:
     (feature,) = _build(TaskExample("0", texts), **changes)
     begin = [CLS, *_ids(first), SEP, *([SEP] if "double_separator" in changes else [])]
     assert feature.input_ids.tolist() == [*begin, *_ids(second), SEP]
     assert feature.segment_ids.tolist() == [0] * len(begin) + [1] * (len(_ids(second)) + 1)
 
 
-def test_a_long_text_loses_its_end() -> None:
-    (one,) = _build(TaskExample("0", ("a b c d e",)), length=5)
-    assert one.input_ids.tolist() == [CLS, *_ids("a b c"), SEP]
+def test_long_text_is_truncated_at_its_end() -> None:
+    (feature,) = _build(TaskExample("0", ("a b c d e",)), length=5)
+    assert feature.input_ids.tolist() == [CLS, *_ids("a b c"), SEP]
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
-def test_the_longer_text_loses_first(first: int, second: int, room: int) -> None:
+def test_the_longer_text_is_truncated_first(first: int, second: int, room: int) -> None:
     lengths = truncated_lengths(first, second, room)
     while first + second > room:
         if first > second:
@@ -100,7 +100,7 @@ def test_the_longer_text_loses_first(first: int, second: int, room: int) -> None
     assert lengths == (first, second)
 
 
-def test_no_room_for_text() -> None:
+def test_length_without_room_for_text_is_rejected() -> None:
     for texts, settings, subject, expected, received in (
         (("a", "b"), {"length": 4}, "max_seq_length", "at least 5,", 4),
         (("a b c d", "e"), {"kind": "span", "length": 7}, "max_seq_length", "at least 8,", 7),
@@ -116,7 +116,7 @@ CONTEXT = "a b c d e f g h i j"
 ASKED = TaskExample("q", ("x y", CONTEXT), None, (Answer("e f", 8),))
 
 
-def test_windows_of_ten_tokens() -> None:
+def test_windows_of_ten_tokens_have_expected_positions() -> None:
     features = _build(ASKED, kind="span", length=9, doc_stride=3)
     windows = ["a b c d", "d e f g", "g h i j"]
     assert [feature.input_ids.tolist() for feature in features] == [
@@ -130,20 +130,20 @@ def test_windows_of_ten_tokens() -> None:
     assert second.segment_ids.tolist() == [0] * 4 + [1] * 5
 
 
-def test_an_answer_is_there_or_not_known_or_has_no_token() -> None:
+def test_answer_positions_are_known_missing_or_empty() -> None:
     unknown = dataclasses.replace(ASKED, answers=())
     assert _build(unknown, kind="span")[0].answer is None
     space = dataclasses.replace(ASKED, answers=(Answer(" ", 1),))
     assert _build(space, kind="span")[0].answer == (0, 0)
 
 
-def test_an_empty_context() -> None:
+def test_empty_context_gives_one_window() -> None:
     (feature,) = _build(TaskExample("q", ("x", "")), kind="span")
     assert feature.input_ids.tolist() == [CLS, *_ids("x"), SEP, SEP]
     assert feature.context_start == feature.context_end == 3
 
 
-def test_a_context_is_tokenised_once() -> None:
+def test_context_is_tokenized_once() -> None:
     tokenizer = Words()
     examples = [TaskExample(str(n), (f"x {n}", CONTEXT)) for n in range(5)]
     build_features(examples, tokenizer, kind="span", max_seq_length=9, doc_stride=2)
@@ -166,19 +166,19 @@ def _pairs(starts: np.ndarray, ends: np.ndarray) -> set[tuple[int, int]]:
 
 
 @given(_questions(), st.integers(12, 40), st.integers(1, 50))
-def test_every_token_is_in_a_window_and_keeps_its_characters(
+def test_every_token_is_in_a_window_with_its_characters(
     example: TaskExample, length: int, stride: int
 ) -> None:
     features = _build(example, kind="span", length=length, doc_stride=stride, max_query_length=8)
     context = Words().tokenize(example.texts[1])
-    seen = set()
+    token_ranges = set()
     for feature in features:
         assert len(feature.input_ids) <= length
         window = slice(feature.context_start, feature.context_end)
-        seen |= _pairs(feature.starts[window], feature.ends[window])
+        token_ranges |= _pairs(feature.starts[window], feature.ends[window])
         outside = np.delete(feature.starts, np.r_[window])
         assert (outside == -1).all()
-    assert seen == _pairs(context.starts, context.ends)
+    assert token_ranges == _pairs(context.starts, context.ends)
 
 
 def _text(example: TaskExample, feature: Feature) -> str:
@@ -187,7 +187,7 @@ def _text(example: TaskExample, feature: Feature) -> str:
 
 
 def _touched(text: str, answer: Answer) -> str:
-    """Returns an answer with the words that it begins and ends in, without spaces around."""
+    """Returns an answer extended to whole words, without surrounding spaces."""
     begin, end = answer.start, answer.start + len(answer.text)
     spans = [match.span() for match in re.finditer(r"[a-z]+|\S", text)]
     inside = [(start, stop) for start, stop in spans if stop > begin and start < end]
@@ -195,7 +195,7 @@ def _touched(text: str, answer: Answer) -> str:
 
 
 @given(_questions(), st.integers(12, 40), st.integers(1, 50))
-def test_an_answer_in_a_window_is_its_text_up_to_the_borders_of_tokens(
+def test_answer_in_a_window_is_its_text_up_to_token_borders(
     example: TaskExample, length: int, stride: int
 ) -> None:
     features = _build(example, kind="span", length=length, doc_stride=stride, max_query_length=8)
@@ -218,7 +218,7 @@ REAL = [
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "folder", "split", "vocab", "count", "share"), REAL)
-def test_right_logits_give_the_right_answers_of_real_questions(
+def test_correct_logits_give_the_answers_of_real_questions(
     name: str, folder: str, split: str, vocab: str, count: int, share: float
 ) -> None:
     tokenizer = load_tokenizer(

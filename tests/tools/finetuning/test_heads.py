@@ -1,4 +1,4 @@
-"""Heads: their layouts by hand and against `transformers`, and what they start from."""
+"""Task heads: layouts by hand and against `transformers`, and initial weights."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def load(folder: pathlib.Path, kind: str, **settings: object) -> heads.TaskModel
     return heads.build_head(find_model(folder), HEADS[kind], **settings)
 
 
-def test_names_by_hand() -> None:
+def test_head_weights_have_published_names() -> None:
     for family, kind, names in (
         ("bert", CLASSIFICATION, ("bert.pooler.dense", "classifier")),
         ("roberta", CLASSIFICATION, ("classifier.dense", "classifier.out_proj")),
@@ -85,7 +85,7 @@ def test_names_by_hand() -> None:
             if name != "modernbert"
         ),
     ):
-        expected = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+        expected = [f"{name}.{parameter}" for name in names for parameter in ("weight", "bias")]
         assert [row.hf for row in head_table(EXAMPLES[family], HEADS[kind])] == expected
     outputs = ["classifier.weight", "classifier.bias"]
     for kind in HEADS:
@@ -93,7 +93,7 @@ def test_names_by_hand() -> None:
         assert names == ["head.dense.weight", "head.norm.weight", *outputs]
 
 
-def test_head_settings_are_those_of_transformers() -> None:
+def test_head_settings_equal_those_of_transformers() -> None:
     settings = head_settings(EXAMPLES["distilbert"], HEADS[CLASSIFICATION])
     assert settings["architectures"] == ["DistilBertForSequenceClassification"]
     assert settings["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
@@ -105,18 +105,18 @@ def test_head_settings_are_those_of_transformers() -> None:
     assert settings["qa_dropout"] == 0.1
     settings = head_settings(EXAMPLES["distilbert"], HEADS[TOKEN_CLASSIFICATION])
     assert settings["architectures"] == ["DistilBertForTokenClassification"]
-    assert settings["id2label"] == {str(place): tag for place, tag in enumerate(TAGS)}
+    assert settings["id2label"] == {str(index): tag for index, tag in enumerate(TAGS)}
     assert not {"problem_type", "qa_dropout", "seq_classif_dropout"} & set(settings)
     settings = head_settings(BERT, HEADS[REGRESSION])
     assert settings["id2label"] == {"0": "LABEL_0"} and settings["problem_type"] == "regression"
     assert settings["classifier_dropout"] == 0.1
-    # MPNet's rate is that of its hidden states.
+    # MPNet's head has the dropout rate of its hidden states.
     config = dataclasses.replace(EXAMPLES["mpnet"], hidden_dropout_prob=0.3)
     settings = head_settings(config, HEADS[CLASSIFICATION])
     assert settings["hidden_dropout_prob"] == 0.3 and "classifier_dropout" not in settings
     assert dropout_rate(config, CLASSIFICATION) == 0.3 and dropout_rate(config, SPAN) == 0.0
     assert dropout_rate(config, TOKEN_CLASSIFICATION) == 0.3
-    # DistilBERT's and ALBERT's heads have keys of their own.
+    # DistilBERT's and ALBERT's heads have their own keys.
     for name, rate in (("distilbert", 0.3), ("albert", 0.1), ("bert", 0.1)):
         config = dataclasses.replace(EXAMPLES[name], hidden_dropout_prob=0.3)
         assert dropout_rate(config, TOKEN_CLASSIFICATION) == rate
@@ -126,8 +126,8 @@ def test_head_settings_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("has_pooler", [True, False])
 @pytest.mark.parametrize("prefix", ["bert.", ""])
-def test_a_head_is_put_on_an_encoder_alone(tmp_path, prefix: str, has_pooler: bool) -> None:
-    """As `BertModel.save_pretrained` writes it, and a sentence encoder has it."""
+def test_head_is_added_to_a_model_without_one(tmp_path, prefix: str, has_pooler: bool) -> None:
+    """The encoder has the layout of `BertModel.save_pretrained` or of a sentence encoder."""
     weights = model_directory.get_weights(saved(tmp_path, BERT, CLASSIFICATION))
     tensors = load_file(tmp_path / "model.safetensors")
     encoder = {
@@ -140,15 +140,15 @@ def test_a_head_is_put_on_an_encoder_alone(tmp_path, prefix: str, has_pooler: bo
         json.dumps(BERT.to_hf() | {"architectures": ["BertModel"]})
     )
     assert read_head(find_model(tmp_path)) is None
-    found = model_directory.get_weights(load(tmp_path, CLASSIFICATION, seed=9))
+    loaded_weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION, seed=9))
     for name, value in weights.items():
         is_stored = name.startswith("encoder/") or (has_pooler and "dense" in name)
-        # Biases begin at zero.
+        # Biases are initialized with zeros.
         if is_stored or name.endswith("kernel"):
-            assert np.array_equal(found[name], value) == is_stored, name
+            assert np.array_equal(loaded_weights[name], value) == is_stored, name
 
 
-def test_labels_that_are_null_are_unnamed(tmp_path) -> None:
+def test_null_label_names_give_unnamed_labels(tmp_path) -> None:
     saved(tmp_path, BERT, CLASSIFICATION)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"id2label": None}))
@@ -157,7 +157,7 @@ def test_labels_that_are_null_are_unnamed(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
+def test_saved_head_is_loaded_with_equal_logits(tmp_path, family: str, kind: str) -> None:
     config = EXAMPLES[family]
     model = saved(tmp_path, config, kind)
     source = find_model(tmp_path)
@@ -165,27 +165,27 @@ def test_a_saved_head_is_read_back(tmp_path, family: str, kind: str) -> None:
     assert read_head(source) == HEADS[kind]
     again = load(tmp_path, kind, seed=9, keep_head=True)
     batch = make_batch(config)
-    first, second = (np.asarray(one(batch)) for one in (model, again))
+    first, second = (np.asarray(head_model(batch)) for head_model in (model, again))
     shapes = {SPAN: (3, 2, 12), TOKEN_CLASSIFICATION: (3, 12, len(TAGS))}
     assert first.shape == shapes.get(kind, (3, HEADS[kind].num_outputs)) and first.std() > 0.01
     np.testing.assert_array_equal(first, second)
-    # Without it the encoder stays and the head is another.
-    other = model_directory.get_weights(load(tmp_path, kind, seed=9))
+    # Without `keep_head`, the encoder is loaded and the head has new weights.
+    other_weights = model_directory.get_weights(load(tmp_path, kind, seed=9))
     own = model_directory.get_weights(model)
     for name, value in own.items():
-        same = np.array_equal(value, other[name])
-        # BERT's first layer is its pooler; ModernBERT's are those of its masked-LM head.
+        same = np.array_equal(value, other_weights[name])
+        # The first layer of BERT's head is its pooler; ModernBERT takes its masked-LM head's.
         pooler = config.family.sequence_head.is_pretrained and not name.startswith("head/output")
         expected = name.startswith("encoder/") or pooler or name.endswith("bias")
         assert same == expected, name
 
 
-def test_padding_does_not_reach_the_logits() -> None:
+def test_padding_does_not_change_the_logits() -> None:
     batch = make_batch(BERT)
     for kind in HEADS:
         model = random_model(BERT, kind)
         changed = {**batch, INPUT_IDS: batch[INPUT_IDS] + (1 - batch[INPUT_MASK]) * 5}
-        first, second = (np.asarray(model(one)) for one in (batch, changed))
+        first, second = (np.asarray(model(inputs)) for inputs in (batch, changed))
         if kind == SPAN:
             first, second = (value[:, :, :9] for value in (first, second))
         if kind == TOKEN_CLASSIFICATION:
@@ -193,34 +193,34 @@ def test_padding_does_not_reach_the_logits() -> None:
         np.testing.assert_allclose(first, second, atol=1e-6)
 
 
-def test_a_new_head_is_the_seeds() -> None:
-    one, again, other = (
+def test_seed_decides_the_weights_of_a_new_head() -> None:
+    first_weights, repeated_weights, other_weights = (
         model_directory.get_weights(random_model(BERT, CLASSIFICATION, seed=seed))
         for seed in (4, 4, 5)
     )
     for name in ("head/dense/kernel", "head/output/kernel"):
-        np.testing.assert_array_equal(one[name], again[name])
-        assert not np.array_equal(one[name], other[name])
-        # BERT's truncated normal, of deviation 0.4 here.
-        assert 0.2 < one[name].std() < 0.5 and np.abs(one[name]).max() < 0.9
-    assert not one["head/output/bias"].any()
+        np.testing.assert_array_equal(first_weights[name], repeated_weights[name])
+        assert not np.array_equal(first_weights[name], other_weights[name])
+        # BERT's truncated normal distribution; its standard deviation is 0.4 here.
+        assert 0.2 < first_weights[name].std() < 0.5 and np.abs(first_weights[name]).max() < 0.9
+    assert not first_weights["head/output/bias"].any()
 
 
-def test_dropout_is_before_the_outputs() -> None:
+def test_dropout_is_applied_before_the_output_layer() -> None:
     still = dataclasses.replace(BERT, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     batch = make_batch(still)
     model, again = (random_model(still, CLASSIFICATION) for _ in range(2))
     first = np.asarray(model(batch, training=True))
     np.testing.assert_array_equal(first, np.asarray(again(batch, training=True)))
     assert not np.allclose(first, np.asarray(model(batch, training=False)))
-    # BERT has none before spans.
+    # BERT's span head has no dropout.
     model = random_model(still, SPAN)
     first, second = (np.asarray(model(batch, training=flag)) for flag in (True, False))
     np.testing.assert_array_equal(first, second)
 
 
 def _with_pooler(folder: pathlib.Path, scale: float) -> np.ndarray:
-    """Writes a masked LM whose file has a pooler too, and returns its kernel."""
+    """Writes a masked LM whose file also has a pooler, and returns the pooler's kernel."""
     model_directory.save_hf(folder, MaskedLM(BERT, seed=1))
     random = np.random.default_rng(6)
     kernel = (scale * random.normal(size=(16, 16))).astype(np.float32)
@@ -232,18 +232,18 @@ def _with_pooler(folder: pathlib.Path, scale: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_a_pooler_of_the_checkpoint_is_taken_unless_it_is_zero(tmp_path, scale: float) -> None:
+def test_pooler_of_a_checkpoint_is_used_unless_zero(tmp_path, scale: float) -> None:
     kernel = _with_pooler(tmp_path, scale)
     assert read_head(find_model(tmp_path)) is None
     weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
     assert np.array_equal(weights["head/dense/kernel"], kernel) == bool(scale)
     assert (weights["head/dense/bias"] == scale).all() and weights["head/dense/kernel"].std() > 0.2
-    # A span head has no place for it.
+    # A span head has no pooler.
     load(tmp_path, SPAN)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, scale: float) -> None:
+def test_pooler_of_a_google_checkpoint_is_used_unless_zero(tmp_path, scale: float) -> None:
     import tensorflow as tf
 
     weights = model_directory.get_weights(MaskedLM(BERT, seed=1))
@@ -259,12 +259,12 @@ def test_a_pooler_of_a_google_checkpoint_is_taken_unless_it_is_zero(tmp_path, sc
     )
     (tmp_path / "bert_config.json").write_text(json.dumps(google_config(BERT)))
     assert read_head(find_model(tmp_path)) is None
-    found = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
+    loaded_weights = model_directory.get_weights(load(tmp_path, CLASSIFICATION))
     for name, value in weights.items():
         if name.startswith("encoder/"):
-            np.testing.assert_array_equal(found[name], value)
-    assert np.array_equal(found["head/dense/kernel"], kernel) == bool(scale)
-    assert found["head/dense/kernel"].std() > 0.2
+            np.testing.assert_array_equal(loaded_weights[name], value)
+    assert np.array_equal(loaded_weights["head/dense/kernel"], kernel) == bool(scale)
+    assert loaded_weights["head/dense/kernel"].std() > 0.2
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_malformed_label_names_are_refused(tmp_path, labels: object) -> None:
 
 
 @pytest.mark.parametrize("labels", [{}, None])
-def test_no_label_names_are_two_unnamed_labels(tmp_path, labels: object) -> None:
+def test_missing_label_names_give_two_unnamed_labels(tmp_path, labels: object) -> None:
     saved(tmp_path, BERT, CLASSIFICATION)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
     assert read_head(find_model(tmp_path)).labels == ("LABEL_0", "LABEL_1")
 
 
-def test_labels_that_are_only_counted_are_unnamed(tmp_path) -> None:
+def test_num_labels_alone_gives_unnamed_labels(tmp_path) -> None:
     saved(tmp_path, BERT, CLASSIFICATION)
     path = tmp_path / "config.json"
     settings = json.loads(path.read_text())
@@ -298,7 +298,7 @@ def test_labels_that_are_only_counted_are_unnamed(tmp_path) -> None:
     assert HEADS[CLASSIFICATION].fits(head)
 
 
-def test_a_head_fits_the_same_or_unnamed_labels() -> None:
+def test_head_fits_equal_or_unnamed_labels() -> None:
     head = Head(CLASSIFICATION, ("0", "1"))
     assert head.fits(Head(CLASSIFICATION, ("0", "1")))
     assert head.fits(Head(CLASSIFICATION, ("LABEL_0", "LABEL_1")))
@@ -335,7 +335,7 @@ def _assert_equal_logits(ours: heads.TaskModel, theirs, config: EncoderConfig) -
     assert first.shape == second.shape
     axes = {SPAN: 1, TOKEN_CLASSIFICATION: 2}
     if ours.task.kind in axes:
-        # What stands at padding is nobody's.
+        # Outputs at padding are undefined, so they are not compared.
         real = np.expand_dims(batch[INPUT_MASK] == 1, axes[ours.task.kind])
         real = np.broadcast_to(real, first.shape)
         first, second = first[real], second[real]
@@ -355,7 +355,9 @@ def _peer_class(kind: str):
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_computes_the_logits_of_our_heads(tmp_path, family: str, kind: str) -> None:
+def test_transformers_computes_equal_logits_for_saved_heads(
+    tmp_path, family: str, kind: str
+) -> None:
     model = saved(tmp_path, EXAMPLES[family], kind)
     peer, report = _peer_class(kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -367,7 +369,7 @@ def test_transformers_computes_the_logits_of_our_heads(tmp_path, family: str, ki
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heads_of_transformers_give_the_same_logits_here(tmp_path, family: str, kind: str) -> None:
+def test_heads_saved_by_transformers_give_equal_logits(tmp_path, family: str, kind: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Task files that mean harm: rows without end, brackets without end, answers everywhere."""
+"""Hostile task files: unterminated rows and brackets, and answers with many occurrences."""
 
 import gc
 import json
@@ -44,11 +44,13 @@ _LABEL = '{"sentence1": "a", "sentence2": "b", "label": %s}'
     ],
     ids=["deep", "open", "digits", "long", "columns"],
 )
-def test_what_has_no_end_is_shown_in_part_and_in_one_line(tmp_path, row: str, text: str) -> None:
+def test_unterminated_content_is_quoted_in_part_and_in_one_line(
+    tmp_path, row: str, text: str
+) -> None:
     assert text in _refusal(tmp_path, "afqmc", "train.json", f"{row}\n")
 
 
-def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
+def test_quoted_row_has_a_maximum_length(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(task_files, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.csv"
 
@@ -57,28 +59,34 @@ def test_a_quoted_row_has_an_end(tmp_path, monkeypatch) -> None:
         with open(path, "rb") as stream:
             return list(task_files._quoted_cells(path, stream, ","))
 
-    # Three rows of a hundred letters, the last over two lines.
-    right = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
-    assert [len(cells[0]) for _, cells in rows(right)] == [99, 99, 97]
+    # Three rows of a hundred letters; the last row has two lines.
+    valid_rows = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
+    assert [len(cells[0]) for _, cells in rows(valid_rows)] == [99, 99, 97]
     for wrong in ("a" * 101, '"\n",' * 40, "b\n" + "a" * 101):
         with pytest.raises(InputError, match=f"^{path}, line .*a row of more than 100 letters"):
             rows(wrong)
 
 
 def _nearest(context: str, answer: task_files.Answer) -> int | None:
-    """The plain way: every place, the nearest first, the earlier of two."""
-    places = [place for place in range(len(context) + 1) if context.startswith(answer.text, place)]
-    return min(places, key=lambda place: (abs(place - answer.start), place), default=None)
+    """Returns the nearest position of an answer by testing all; of two, the earlier one."""
+    positions = [
+        position
+        for position in range(len(context) + 1)
+        if context.startswith(answer.text, position)
+    ]
+    return min(
+        positions, key=lambda position: (abs(position - answer.start), position), default=None
+    )
 
 
 @given(st.text("ab", max_size=12), st.text("ab", min_size=1, max_size=3), st.integers(-5, 20))
-def test_answers_are_found_at_the_nearest_place(context: str, text: str, start: int) -> None:
+def test_answer_is_located_at_the_nearest_occurrence(context: str, text: str, start: int) -> None:
     answer = task_files.Answer(text, start)
     assert span._locate(context, answer) == _nearest(context, answer)
 
 
-def test_answers_that_are_everywhere_take_no_time(tmp_path) -> None:
-    """Each of 300 answers stands at 300,000 places, of which none is where it should be."""
+def test_answers_with_many_occurrences_are_located_quickly(tmp_path) -> None:
+    """Each of 300 answers occurs 300,000 times, but never at its declared position."""
     questions = [(f"q{n}", "where?", [("a", 900_000 + n)]) for n in range(300)]
     path = tmp_path / "train.json"
     path.write_text(squad_json(("a" * 300_000, questions)), encoding="utf-8")
@@ -89,14 +97,14 @@ def test_answers_that_are_everywhere_take_no_time(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("key", [["two\nlines"], "two\nlines"])
-def test_ids_of_questions_are_shown_in_one_line(tmp_path, key: object) -> None:
+def test_question_ids_are_shown_in_one_line(tmp_path, key: object) -> None:
     value = json.loads(squad_json(("一二", [("q", "?", [("三", 0)])])))
     value["data"][0]["paragraphs"][0]["qas"][0]["id"] = key
     assert "question" in _refusal(tmp_path, "cmrc2018", "train.json", json.dumps(value))
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_header_that_is_none_closes_its_file(tmp_path) -> None:
+def test_file_is_closed_after_an_invalid_header(tmp_path) -> None:
     spec = tasks.load_task("rusentiment")
     name = spec.files["train"][0].replace("*", "x")
     (tmp_path / name).write_text('one,"two"\n1,2\n', encoding="utf-8")
@@ -106,7 +114,7 @@ def test_a_header_that_is_none_closes_its_file(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.tsv", "/x", "a/../x", "x\0", "\ud800", "x" * 300, 1])
-def test_names_of_predictions_that_are_none(tmp_path, name: object) -> None:
+def test_invalid_names_of_prediction_files_are_rejected(tmp_path, name: object) -> None:
     from tools.finetuning import training
 
     report = {"metrics": {"accuracy": 0.5}, "counts": {}, "predictions": ["x.tsv"]}

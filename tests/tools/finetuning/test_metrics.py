@@ -1,4 +1,4 @@
-"""Scores: by hand, by the benchmarks' definitions, and against SciPy."""
+"""Metrics against values by hand, the benchmarks' definitions, and SciPy."""
 
 import numpy as np
 import pytest
@@ -23,21 +23,21 @@ def _asked(**answers: tuple[str, ...]) -> list[TaskExample]:
     ]
 
 
-def test_f1_and_matthews_of_two_classes() -> None:
-    # 2 true and 1 false positive, 1 false and 1 true negative.
-    examples, found = _labelled(1, 1, 1, 0, 0), np.array([1, 1, 0, 1, 0])
+def test_f1_and_matthews_equal_values_computed_by_hand() -> None:
+    # The predictions have 2 true and 1 false positive, and 1 false and 1 true negative.
+    examples, predictions = _labelled(1, 1, 1, 0, 0), np.array([1, 1, 0, 1, 0])
     for task, name, score in (("mrpc", "f1", 2 / 3), ("cola", "matthews", 1 / 6)):
-        scores = scoring.evaluate(tasks.load_task(task), examples, found)
+        scores = scoring.evaluate(tasks.load_task(task), examples, predictions)
         assert scores == pytest.approx({name: score, "accuracy": 3 / 5})
 
 
 def test_weighted_f1_weighs_classes_by_their_counts() -> None:
-    # F1 is 2/3, 1/2 and 0, of 2, 1 and 1 examples.
+    # F1 is 2/3, 1/2 and 0 for classes of 2, 1 and 1 examples.
     scores = scoring.evaluate(tasks.load_task("rusentiment"), _labelled(0, 0, 1, 2), [0, 1, 1, 1])
     assert scores == pytest.approx({"f1_weighted": (2 * 2 / 3 + 1 / 2) / 4, "accuracy": 1 / 2})
 
 
-def test_pearson_and_spearman_of_small_samples() -> None:
+def test_pearson_and_spearman_equal_values_computed_by_hand() -> None:
     spec = tasks.load_task("stsb")
     scores = scoring.evaluate(spec, _labelled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
     assert scores == pytest.approx({"pearson": 0.8, "spearman": 0.8})
@@ -46,22 +46,26 @@ def test_pearson_and_spearman_of_small_samples() -> None:
     assert scores["spearman"] == pytest.approx(0.9486832980505138)
 
 
-def test_a_class_that_never_occurs_scores_0() -> None:
-    none, one = np.zeros(3, int), np.array([0, 0, 1])
-    assert classification.f1(none, one) == classification.matthews(none, one) == 0.0
+def test_missing_class_and_constant_scores_give_zero() -> None:
+    negatives, one_positive = np.zeros(3, int), np.array([0, 0, 1])
+    assert (
+        classification.f1(negatives, one_positive)
+        == classification.matthews(negatives, one_positive)
+        == 0.0
+    )
     assert regression.pearson(np.full(3, 0.1), np.arange(3.0)) == 0.0
     assert regression.spearman(np.ones(3), np.arange(3.0)) == 0.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
-def test_matthews_is_pearsons_correlation_of_two_classes(pairs: list[tuple[int, int]]) -> None:
-    found, labels = np.array(pairs).T
-    assert classification.matthews(found, labels) == pytest.approx(
-        regression.pearson(found, labels)
+def test_matthews_equals_pearsons_correlation_of_two_classes(pairs: list[tuple[int, int]]) -> None:
+    predictions, labels = np.array(pairs).T
+    assert classification.matthews(predictions, labels) == pytest.approx(
+        regression.pearson(predictions, labels)
     )
 
 
-def test_predictions_that_do_not_fit() -> None:
+def test_predictions_that_do_not_match_the_examples_are_rejected() -> None:
     spec = tasks.load_task("rte")
     for predictions, message in (
         ([0, 1, 1], r"expected 2 predictions, received \[3\]"),
@@ -90,7 +94,7 @@ def test_predictions_that_do_not_fit() -> None:
         (span.cmrc_words, "nba-总决赛", ["nba", "总", "决", "赛"]),
         (span.cmrc_words, "He said, “It's here.”",
          ["he", "said", ",", "it", "'s", "here", "."]),
-        # One character after another is dropped, and no character is two dots of dots.
+        # The script drops single characters, and its entry `……` has two, so it never matches.
         (span.cmrc_words, "好……", ["好", "……"]),
         (span.cmrc_words, "(a) can't. i cannot",
          ["(", "a", ")", "ca", "n't", ".", "i", "can", "not"]),
@@ -98,30 +102,30 @@ def test_predictions_that_do_not_fit() -> None:
         (span.cmrc_words, "", []),
     ],
 )  # fmt: skip
-def test_the_words_that_the_scripts_compare(split, text: str, words: list[str]) -> None:
+def test_words_equal_those_of_the_benchmarks_scripts(split, text: str, words: list[str]) -> None:
     assert split(text) == words
 
 
-def test_cmrc_counts_words_in_a_row() -> None:
-    # 甲乙 or 丙丁 of 4 and 5 words; a subsequence would have four.
+def test_cmrc_counts_the_longest_common_run_of_words() -> None:
+    # The common run is 甲乙 or 丙丁 of 4 and 5 words; a common subsequence has four words.
     score, exact = span.answer_scores("cmrc", "甲乙戊丙丁", ["甲乙丙丁"])
     assert (score, exact) == (pytest.approx(4 / 9), 0.0)
     assert span.answer_scores("squad", "a b c", ["c b"]) == (pytest.approx(1.0), 0.0)
 
 
 @given(st.text("甲乙丙", max_size=9), st.text("甲乙丙", max_size=9))
-def test_the_longest_run_is_that_of_the_table(first: str, second: str) -> None:
+def test_longest_common_run_equals_an_exhaustive_search(first: str, second: str) -> None:
     ends = range(len(first) + 1)
     runs = [end - begin for end in ends for begin in ends[:end] if first[begin:end] in second]
     assert span.run_overlap(list(first), list(second)) == max(runs, default=0)
 
 
-def test_answer_scores_of_three_benchmarks() -> None:
+def test_answer_scores_follow_each_benchmarks_definition() -> None:
     examples = _asked(q1=("Denver Broncos", "The Broncos"), q2=("1963年",), q3=("x",))
     answers = {"q1": "broncos!", "q2": Prediction("1963年被任为主教", 0, 1.0, ())}
     squad = scoring.evaluate(tasks.load_task("squad"), examples, answers)
     assert squad == pytest.approx({"f1": 1 / 3, "exact_match": 1 / 3})
-    # Of 7 words the right answer has 2; the question without an answer scores 0.
+    # The correct answer has 2 of the 7 words. The question without a prediction scores 0.
     cmrc = scoring.evaluate(tasks.load_task("cmrc2018"), examples[1:], answers)
     assert cmrc == pytest.approx({"f1": 2 * 2 / (7 + 2) / 2, "exact_match": 0.0})
     mlqa = scoring.evaluate(tasks.load_task("xquad_zh"), examples[1:2], {"q2": "1963 年。"})
@@ -132,35 +136,39 @@ def test_an_answer_of_articles_alone_matches_without_overlap() -> None:
     assert span.answer_scores("squad", "a", ["the"]) == (0.0, 1.0)
 
 
-def test_punctuation_counts_for_nothing_in_an_exact_match() -> None:
+def test_exact_match_ignores_punctuation() -> None:
     assert span.answer_scores("cmrc", " 《BERT》 ", ["bert"])[1] == 1.0
     assert span.answer_scores("cmrc", "bert.", ["bert"])[1] == 0.0
 
 
 @pytest.mark.peers
-def test_correlations_are_scipys() -> None:
+def test_correlations_equal_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(1)
     for _ in range(20):
         labels = random.integers(0, 26, 200) / 5
-        found = labels + random.normal(0, 1, 200).round(1)
-        assert regression.pearson(found, labels) == pytest.approx(stats.pearsonr(found, labels)[0])
-        assert regression.spearman(found, labels) == pytest.approx(
-            stats.spearmanr(found, labels)[0]
+        predictions = labels + random.normal(0, 1, 200).round(1)
+        assert regression.pearson(predictions, labels) == pytest.approx(
+            stats.pearsonr(predictions, labels)[0]
+        )
+        assert regression.spearman(predictions, labels) == pytest.approx(
+            stats.spearmanr(predictions, labels)[0]
         )
 
 
 @pytest.mark.peers
-def test_answers_score_as_in_transformers() -> None:
+def test_answer_scores_equal_those_of_transformers() -> None:
     peer = pytest.importorskip(
         "transformers.data.metrics.squad_metrics", reason="transformers 5 dropped it"
     )
     words = ("the", "A", "an", "U.S.", "state,", "(50%)", "Ёлка", "長江。", "co-op", "it's", "–")
     random = np.random.default_rng(2)
     for _ in range(300):
-        answer, right = (" ".join(random.choice(words, random.integers(1, 6))) for _ in range(2))
-        score, exact = span.answer_scores("squad", answer, [right])
-        assert exact == peer.compute_exact(right, answer)
-        # It calls two answers without words equal; SQuAD 1.1's own script shares nothing.
+        answer, expected_answer = (
+            " ".join(random.choice(words, random.integers(1, 6))) for _ in range(2)
+        )
+        score, exact = span.answer_scores("squad", answer, [expected_answer])
+        assert exact == peer.compute_exact(expected_answer, answer)
+        # transformers gives two answers without words the score 1; SQuAD 1.1's script gives 0.
         if span.squad_words(answer):
-            assert score == pytest.approx(peer.compute_f1(right, answer))
+            assert score == pytest.approx(peer.compute_f1(expected_answer, answer))

@@ -1,4 +1,4 @@
-"""Losses of tasks against values by hand and plain NumPy."""
+"""Task losses against values by hand and plain NumPy."""
 
 import math
 
@@ -20,15 +20,15 @@ def _f32(*values: object) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def test_cross_entropy_of_small_logits() -> None:
-    """Of probabilities 3/4 and 1/2, and a row that does not count."""
+def test_cross_entropy_equals_values_computed_by_hand() -> None:
+    """The labels have probabilities 3/4 and 1/2; a third row has weight 0."""
     logits = _f32([0.0, math.log(3)], [0.0, 0.0], [9.0, 0.0])
     batch = {TARGETS: np.array([1, 0, 0], np.int32), WEIGHTS: _f32(1, 1, 0)}
     expected = (math.log(4 / 3) + math.log(2)) / 2
     assert float(TaskObjective(CLASSIFICATION).loss(logits, batch)) == pytest.approx(expected)
 
 
-def test_distillation_loss_of_small_logits() -> None:
+def test_distillation_loss_equals_values_computed_by_hand() -> None:
     """T = 2: p = (3/4, 1/4) of logits (2·log 3, 0), q = (1/2, 1/2): KL = log 2 − H(p)."""
     batch = {
         TARGETS: np.array([0], np.int32),
@@ -58,25 +58,27 @@ def test_starts_and_ends_are_averaged_over_real_tokens() -> None:
     losses = []
     for row, length in enumerate(lengths):
         for side in (0, 1):
-            own, said = (value[row, side, :length] for value in (student, teacher))
-            p, q = _softmax(said / temperature), _softmax(own / temperature)
+            student_logits, teacher_logits = (
+                value[row, side, :length] for value in (student, teacher)
+            )
+            p, q = _softmax(teacher_logits / temperature), _softmax(student_logits / temperature)
             divergence = float((p * np.log(p / q)).sum())
-            label = -math.log(_softmax(own)[targets[row, side]])
+            label = -math.log(_softmax(student_logits)[targets[row, side]])
             losses.append(weight * temperature**2 * divergence + (1 - weight) * label)
     objective = TaskObjective(SPAN, weight, temperature)
     assert float(objective.loss(student, batch)) == pytest.approx(np.mean(losses), rel=1e-5)
-    # Longer padding changes nothing.
+    # Longer padding does not change the loss.
     longer = {**batch, INPUT_MASK: np.pad(mask, ((0, 0), (0, 3)))}
     longer[TEACHER_LOGITS] = np.pad(teacher, ((0, 0), (0, 0), (0, 3)))
     padded = np.pad(student, ((0, 0), (0, 0), (0, 3)), constant_values=7.0)
     assert float(objective.loss(padded, longer)) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_squared_error_of_numbers() -> None:
+def test_squared_error_equals_values_computed_by_hand() -> None:
     batch = {TARGETS: _f32(1.0, 2.0), WEIGHTS: _f32(1, 1), TEACHER_LOGITS: _f32([2.0], [2.0])}
     logits = _f32([3.0], [2.5])
     assert float(TaskObjective(REGRESSION).loss(logits, batch)) == pytest.approx((4 + 0.25) / 2)
-    # A quarter of the labels' squares, three of the teacher's: 1 and 0.25.
+    # The squared errors of the labels have weight 1/4, those of the teacher (1 and 0.25) 3/4.
     expected = 0.25 * 2.125 + 0.75 * 0.625
     objective = TaskObjective(REGRESSION, 0.75)
     assert float(objective.loss(logits, batch)) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Task data: each declaration reads small files of its true format, and refuses others."""
+"""Task data: each declaration reads small files of the published format and refuses others."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def _lines(*rows: dict) -> str:
 
 
 def _table(*rows: str) -> str:
-    """Returns a TSV; a bar stands for a tab."""
+    """Returns rows as TSV, with a tab for each bar."""
     return "".join(row.replace("|", "\t") + "\n" for row in rows)
 
 
@@ -51,7 +51,7 @@ MNLI_HEADER = (
 MRPC_HEADER = "\ufeffQuality|#1 ID|#2 ID|#1 String|#2 String"
 STSB_HEADER = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
 
-# Of each task: its files, a split, and the examples in it.
+# Each case: a task, its files, a split, and the examples in the split.
 CASES = [
     ("afqmc", {"train.json": _lines({"sentence1": "a", "sentence2": "b", "label": "1"})}, "train",
      [TaskExample("0", ("a", "b"), 1)]),
@@ -150,18 +150,20 @@ def _write(folder: Location, files: dict[str, str]) -> Location:
     return folder
 
 
-def test_every_task_has_a_case() -> None:
+def test_every_declared_task_has_a_case() -> None:
     assert {name for name, *_ in CASES} == set(known_names(tasks.FOLDER))
 
 
 @pytest.mark.parametrize(
     ("name", "files", "split", "expected"), CASES, ids=[f"{name}-{s}" for name, _, s, _ in CASES]
 )
-def test_each_reads_its_true_format(tmp_path, name: str, files, split: str, expected) -> None:
+def test_each_task_reads_its_published_format(
+    tmp_path, name: str, files, split: str, expected
+) -> None:
     assert read_split(tasks.load_task(name), _write(tmp_path, files), split).examples == expected
 
 
-def test_rows_left_out_keep_the_numbers_of_others(tmp_path) -> None:
+def test_skipped_rows_do_not_change_the_keys_of_others(tmp_path) -> None:
     rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in ("-", "neutral")]
     folder = _write(tmp_path, {"dev.json": "\n" + _lines(*rows) + "\n"})
     data = read_split(tasks.load_task("ocnli"), folder, "dev")
@@ -176,28 +178,28 @@ def _refusal(name: str, folder: Location, split: str = "dev", **settings) -> Inp
     return caught.value
 
 
-def _is_noted(data: SplitData, error: InputError) -> bool:
-    """Whether a row that was refused is the only one left out, without the hint to do so."""
+def _is_only_bad_row(data: SplitData, error: InputError) -> bool:
+    """Returns whether the refused row is the only bad row, reported without the hint."""
     assert "`skip_bad_rows`" in error.hint
     return data.bad_rows == [str(InputError(error.subject, error.expected, error.received))]
 
 
 @pytest.mark.parametrize("name", known_names(tasks.FOLDER))
-def test_a_folder_without_the_files_is_refused(tmp_path, name: str) -> None:
+def test_folder_without_the_tasks_files_is_refused(tmp_path, name: str) -> None:
     _write(tmp_path, {"other.txt": "x"})
     error = _refusal(name, tmp_path)
     assert error.subject == str(tmp_path)
     assert f"({' or '.join(tasks.load_task(name).files['dev'])})" in error.expected
 
 
-def test_folders_and_splits_that_are_not_there_are_refused(tmp_path) -> None:
+def test_missing_folders_and_unknown_splits_are_refused(tmp_path) -> None:
     assert _refusal("rte", Location.parse("/no/such")).subject == "/no/such"
     error = _refusal("rte", tmp_path, "eval")
     assert error.expected == "a split of train, dev, test" and error.received == "'eval'"
 
 
 RTE = "index|sentence1|sentence2|label"
-# Of each bad row: the place after the file, what is expected, and what was there.
+# Each case: a task, its content, the location in the file, and the expected and received values.
 BAD = [
     ("rte", _table("id|sentence1|sentence2|gold", "0|a|b|entailment"), "line 1",
      "the columns sentence1, sentence2, label", "id, sentence1, sentence2, gold"),
@@ -233,16 +235,16 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "place", "expected", "received"), BAD)
+@pytest.mark.parametrize(("name", "content", "location", "expected", "received"), BAD)
 def test_bad_rows_name_the_file_and_the_line(
-    tmp_path, name: str, content: str, place: str | None, expected: str, received: object
+    tmp_path, name: str, content: str, location: str | None, expected: str, received: object
 ) -> None:
     path = tmp_path / tasks.load_task(name).files["dev"][0]
     path.write_text(content, encoding="utf-8")
     error = _refusal(name, tmp_path)
-    assert error.subject == (f"{path}, {place}" if place else str(path))
+    assert error.subject == (f"{path}, {location}" if location else str(path))
     assert error.expected.startswith(expected)
-    is_row = place is not None and name != "rusentiment" and "columns sentence1" not in expected
+    is_row = location is not None and name != "rusentiment" and "columns sentence1" not in expected
     assert not is_row or "`skip_bad_rows`" in error.hint
     assert str(error.received).startswith(str(received))
 
@@ -254,27 +256,27 @@ def test_bad_rows_name_the_file_and_the_line(
         ("rusentiment", "rusentiment_test.csv", b"label,text\nskip,\xff\n", 1),
     ],
 )
-def test_bytes_that_are_no_text_are_refused(tmp_path, name, file, content, line) -> None:
+def test_files_with_invalid_utf8_are_refused(tmp_path, name, file, content, line) -> None:
     (tmp_path / file).write_bytes(content)
     error = _refusal(name, tmp_path)
     assert error.subject == f"{tmp_path / file}, line {line}" and "UTF-8" in error.expected
 
 
-def test_bad_rows_are_left_out_and_told(tmp_path) -> None:
-    # GLUE's train file of QQP has rows that are broken in two.
+def test_bad_rows_are_skipped_and_reported(tmp_path) -> None:
+    # In GLUE's training file of QQP, some rows are split over two lines.
     header = "id|qid1|qid2|question1|question2|is_duplicate"
     rows = _table(header, "1|1|2|Why?|How", " come?|1", "2|3|4|a|b|0")
     folder = _write(tmp_path, {"train.tsv": rows})
     data = read_split(tasks.load_task("qqp"), folder, "train", skip_bad_rows=True)
     assert [example.key for example in data.examples] == ["2"]
-    places = [row.partition(": ")[0] for row in data.bad_rows]
-    assert places == [f"{folder}/train.tsv, line {line}" for line in (2, 3)]
+    reported_locations = [row.partition(": ")[0] for row in data.bad_rows]
+    assert reported_locations == [f"{folder}/train.tsv, line {line}" for line in (2, 3)]
     _write(tmp_path, {"train.tsv": _table(header, "broken")})
     error = _refusal("qqp", folder, "train", skip_bad_rows=True)
     assert error.received == "none" and f"{folder}/train.tsv, line 2: " in error.hint
 
 
-def test_answers_are_looked_for_nearby(tmp_path) -> None:
+def test_misplaced_answers_are_relocated_nearby(tmp_path) -> None:
     context = "江 长江 长 长江"
     questions = [
         ("there", "?", [("长江", 2)]),
@@ -289,7 +291,7 @@ def test_answers_are_looked_for_nearby(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "place"),
+    ("change", "location"),
     [
         ({"question": None}, "question"),
         ({"question": 3}, "question"),
@@ -301,25 +303,25 @@ def test_answers_are_looked_for_nearby(tmp_path) -> None:
         ({"answers": [{"text": "a", "answer_start": True}]}, "answers[0].answer_start"),
     ],
 )
-def test_a_malformed_question_is_a_bad_row(tmp_path, change, place: str) -> None:
+def test_malformed_question_is_a_bad_row(tmp_path, change, location: str) -> None:
     value = json.loads(squad_json(("ab", [("wrong", "?", [("a", 0)]), ("q", "?", [("b", 1)])])))
     value["data"][0]["paragraphs"][0]["qas"][0].update(change)
     folder = _write(tmp_path, {"dev.json": json.dumps(value)})
     error = _refusal("cmrc2018", folder)
-    assert error.subject == f"{folder}/dev.json, question wrong: {place}"
+    assert error.subject == f"{folder}/dev.json, question wrong: {location}"
     data = read_split(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
-    assert [example.key for example in data.examples] == ["q"] and _is_noted(data, error)
+    assert [example.key for example in data.examples] == ["q"] and _is_only_bad_row(data, error)
 
 
-def test_a_context_without_its_answer_is_a_bad_row_but_in_test_files(tmp_path) -> None:
+def test_answer_outside_the_context_is_a_bad_row_except_in_test_files(tmp_path) -> None:
     paragraph = (CONTEXT, [("Q_1", "?", [("黄海", 13)]), *PARAGRAPH[1]])
     folder = _write(tmp_path, {"dev.json": squad_json(paragraph), "test.json": "{}"})
     spec = tasks.load_task("cmrc2018")
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question Q_1" and "'黄海'" in error.expected
     data = read_split(spec, folder, "dev", skip_bad_rows=True)
-    assert data.examples == [QUESTION] and _is_noted(data, error)
-    # Benchmarks fill in answers that are none where they keep the true ones.
+    assert data.examples == [QUESTION] and _is_only_bad_row(data, error)
+    # Benchmarks with hidden answers publish placeholders instead.
     _write(tmp_path, {"test.json": squad_json((CONTEXT, [("Q", "?", [("FAKE_ANSWER_1", -1)])]))})
     assert read_split(spec, folder, "test").examples == [TaskExample("Q", ("?", CONTEXT))]
 
@@ -328,7 +330,7 @@ _ONE = squad_json(("a", [("q", "?", [("a", 0)])]))
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "location"),
     [
         ("[]", ""),
         ("{", ""),
@@ -347,22 +349,24 @@ _ONE = squad_json(("a", [("q", "?", [("a", 0)])]))
         (_ONE.replace('"?"', r'"\ud83d"'), ", question q"),
     ],
 )
-def test_json_that_is_not_squads_is_refused(tmp_path, content: str, place: str) -> None:
+def test_json_of_another_structure_than_squads_is_refused(
+    tmp_path, content: str, location: str
+) -> None:
     _write(tmp_path, {"dev.json": content})
-    assert _refusal("cmrc2018", tmp_path).subject == f"{tmp_path / 'dev.json'}{place}"
+    assert _refusal("cmrc2018", tmp_path).subject == f"{tmp_path / 'dev.json'}{location}"
 
 
-def test_unanswerable_questions_are_named(tmp_path) -> None:
+def test_unanswerable_questions_are_bad_rows(tmp_path) -> None:
     value = json.loads(squad_json((CONTEXT, [("Q_2", "?", []), *PARAGRAPH[1]])))
     value["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = True
     folder = _write(tmp_path, {"dev.json": json.dumps(value)})
     error = _refusal("cmrc2018", folder)
     assert error.subject == f"{folder}/dev.json, question Q_2" and "SQuAD 2.0" in error.received
     data = read_split(tasks.load_task("cmrc2018"), folder, "dev", skip_bad_rows=True)
-    assert data.examples == [QUESTION] and _is_noted(data, error)
+    assert data.examples == [QUESTION] and _is_only_bad_row(data, error)
 
 
-def test_the_own_layout_of_cmrc(tmp_path) -> None:
+def test_original_layout_of_cmrc_is_read(tmp_path) -> None:
     context = "长江流入东海。东海在上海以东。"
     qas = [
         {
@@ -379,17 +383,20 @@ def test_the_own_layout_of_cmrc(tmp_path) -> None:
     data = read_split(tasks.load_task("cmrc2018"), folder, "train", skip_bad_rows=True)
     (example,) = data.examples
     assert (example.key, example.texts) == ("T_0_Q_0", ("流入哪里？", context))
-    assert [(one.text, one.start) for one in example.answers] == [("东海", 4), ("流入东海", 2)]
+    assert [(answer.text, answer.start) for answer in example.answers] == [
+        ("东海", 4),
+        ("流入东海", 2),
+    ]
     assert data.num_relocated == 0
 
 
-def test_json_after_a_byte_order_mark(tmp_path) -> None:
+def test_json_after_a_byte_order_mark_is_read(tmp_path) -> None:
     folder = _write(tmp_path, {"dev.json": "\ufeff" + _ONE})
     (example,) = read_split(tasks.load_task("cmrc2018"), folder, "dev").examples
     assert example.texts == ("?", "a")
 
 
-# The folder, the examples of each split, the rows left out, the answers relocated.
+# For each split: the numbers of examples, skipped rows and relocated answers.
 REAL = [
     ("sst2", "en/SST-2", {"train": (67349, 0, 0), "dev": (872, 0, 0), "test": (1821, 0, 0)}),
     ("mrpc", "en/MRPC", {"train": (4076, 0, 0), "dev": (1725, 0, 0)}),
@@ -408,13 +415,15 @@ REAL = [
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "folder", "split", "counts"),
-    [(*task, split, found) for *task, splits in REAL for split, found in splits.items()],
+    [(*task, split, counts) for *task, splits in REAL for split, counts in splits.items()],
 )
-def test_the_real_files(name: str, folder: str, split: str, counts: tuple[int, ...]) -> None:
+def test_published_files_have_known_numbers_of_examples(
+    name: str, folder: str, split: str, counts: tuple[int, ...]
+) -> None:
     data = read_split(tasks.load_task(name), SHARED / "data" / folder, split)
     assert (len(data.examples), data.num_left_out, data.num_relocated) == counts
     assert len({example.key for example in data.examples}) == counts[0] and not data.bad_rows
-    # Two questions of CMRC's trial file are empty.
+    # CMRC's trial file has two empty questions.
     assert all(example.texts[-1].strip() for example in data.examples)
     for example in data.examples:
         for answer in example.answers:
@@ -422,15 +431,15 @@ def test_the_real_files(name: str, folder: str, split: str, counts: tuple[int, .
 
 
 @pytest.mark.shared
-def test_real_posts_are_those_of_the_csv_module() -> None:
+def test_posts_equal_those_read_by_the_csv_module() -> None:
     folder = SHARED / "data" / "ru" / "RuSentiment"
     rows = []
     for name in ("rusentiment_preselected_posts.csv", "rusentiment_random_posts.csv"):
         with open(folder / name, encoding="utf-8", newline="") as file:
             rows += [(row["text"], row["label"]) for row in csv.DictReader(file)]
     spec = tasks.load_task("rusentiment")
-    read = [
+    examples = [
         (example.texts[0], spec.labels[example.label])
         for example in read_split(spec, folder, "train").examples
     ]
-    assert read == rows
+    assert examples == rows

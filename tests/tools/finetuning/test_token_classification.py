@@ -1,4 +1,4 @@
-"""Tagged sentences: what is read, which tokens decide words, and what is handed in."""
+"""Token classification: reading, the deciding token of each word, losses, and submissions."""
 
 import json
 import pathlib
@@ -38,16 +38,16 @@ def _build(*sentences: str, length: int = 20, stride: int = 128):
     return examples, features
 
 
-def test_the_first_token_of_a_word_decides_it() -> None:
+def test_first_token_of_a_word_decides_its_tag() -> None:
     _, (feature,) = _build("ab|c-d|中文|e")
-    # ab, c - d, 中 文, e
+    # The tokens are ab, c - d, 中 文, e.
     assert feature.words.tolist() == [-1, 0, 1, -1, -1, 2, -1, 3, -1]
     ids = Words().tokenize("ab c - d 中 文 e").ids.tolist()
     assert feature.input_ids.tolist() == [CLS, *ids, SEP]
     assert not feature.segment_ids.any() and feature.words.dtype == np.int32
 
 
-def test_a_word_without_tokens_is_an_unknown_one() -> None:
+def test_word_without_tokens_becomes_unknown() -> None:
     """The tokenizer drops spaces, as BERT's drops control characters."""
     for text, words in (
         (" |a", [-1, 0, 1, -1]),
@@ -61,7 +61,7 @@ def test_a_word_without_tokens_is_an_unknown_one() -> None:
         assert feature.words[feature.input_ids == UNK].tolist() == unknown
 
 
-def test_a_real_tokenizer_loses_no_word(vocab_file) -> None:
+def test_wordpiece_tokenizer_keeps_every_word(vocab_file) -> None:
     from pipeline.tokenizers.loading import load_tokenizer
 
     tokenizer = load_tokenizer(Location.parse(pathlib.Path(vocab_file)).parent, do_lower_case=True)
@@ -77,7 +77,7 @@ def test_a_real_tokenizer_loses_no_word(vocab_file) -> None:
     st.integers(3, 12),
     st.integers(1, 20),
 )
-def test_each_word_is_decided_once(words: list[str], length: int, stride: int) -> None:
+def test_each_word_is_predicted_once(words: list[str], length: int, stride: int) -> None:
     examples = [TaskExample("0", tuple(words))]
     features = KIND.build_features(examples, Layout(Words(), length, doc_stride=stride))
     decided = np.concatenate([feature.words[feature.words >= 0] for feature in features])
@@ -86,9 +86,11 @@ def test_each_word_is_decided_once(words: list[str], length: int, stride: int) -
     for feature in features:
         assert len(feature.input_ids) <= length and (feature.words >= 0).any()
         deciding = np.flatnonzero(feature.words >= 0)
-        first = [int(np.flatnonzero(numbers == feature.words[place])[0]) for place in deciding]
+        first = [
+            int(np.flatnonzero(numbers == feature.words[position])[0]) for position in deciding
+        ]
         assert feature.input_ids[deciding].tolist() == ids[first].tolist()
-    # What each decides is what it predicts.
+    # Logits that name the word at each token are predicted in the order of the words.
     logits = [
         np.eye(len(words), dtype=np.float32)[np.maximum(feature.words, 0)] for feature in features
     ]
@@ -97,19 +99,19 @@ def test_each_word_is_decided_once(words: list[str], length: int, stride: int) -
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20))
-def test_tokens_belong_to_the_window_that_shows_most_around_them(
+def test_tokens_belong_to_the_window_with_most_context(
     num_tokens: int, room: int, stride: int
 ) -> None:
     begins, owners = window_owners(num_tokens, room, stride)
 
-    def context(window: int, place: int) -> int:
+    def context(window: int, position: int) -> int:
         begin, end = begins[window], min(begins[window] + room, num_tokens)
-        left = place - begin if begin else num_tokens
-        right = end - 1 - place if end < num_tokens else num_tokens
-        return min(left, right) if begin <= place < end else -1
+        tokens_before = position - begin if begin else num_tokens
+        tokens_after = end - 1 - position if end < num_tokens else num_tokens
+        return min(tokens_before, tokens_after) if begin <= position < end else -1
 
-    for place, owner in enumerate(owners):
-        contexts = [context(window, place) for window in range(len(begins))]
+    for position, owner in enumerate(owners):
+        contexts = [context(window, position) for window in range(len(begins))]
         assert contexts[owner] == max(contexts) >= 0
 
 
@@ -127,7 +129,7 @@ def _examples(*sentences: tuple[str, str]) -> list[TaskExample]:
     ]
 
 
-def test_targets_are_at_deciding_tokens() -> None:
+def test_targets_are_at_the_first_tokens_of_words() -> None:
     examples = _examples(("ab c-d e", "O B-X I-X"))
     features = build_features(examples, Words(), kind=TOKEN_CLASSIFICATION, max_seq_length=20)
     (targets,) = KIND.targets(examples, features, ("O", "B-X", "I-X"))
@@ -154,7 +156,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_the_loss_is_the_mean_over_words() -> None:
-    """Three words in two sentences; further tokens, padding and a row too many count nothing."""
+    """Three words in two sentences; other tokens, padding and an extra row have no weight."""
     random = np.random.default_rng(3)
     student, teacher = (random.normal(0, 2, (3, 4, 3)).astype(np.float32) for _ in range(2))
     targets = np.array([[-1, 2, 0, -1], [1, -1, -1, -1], [1, 1, 1, 1]], np.int32)
@@ -164,10 +166,10 @@ def test_the_loss_is_the_mean_over_words() -> None:
         TEACHER_LOGITS: teacher,
     }
     weight, temperature, losses = 0.25, 1.5, []
-    for row, place in ((0, 1), (0, 2), (1, 0)):
-        p, q = (_log_softmax(logits[row, place] / temperature) for logits in (teacher, student))
+    for row, position in ((0, 1), (0, 2), (1, 0)):
+        p, q = (_log_softmax(logits[row, position] / temperature) for logits in (teacher, student))
         divergence = float((np.exp(p) * (p - q)).sum())
-        label = -float(_log_softmax(student[row, place])[targets[row, place]])
+        label = -float(_log_softmax(student[row, position])[targets[row, position]])
         losses.append(weight * temperature**2 * divergence + (1 - weight) * label)
     objective = TaskObjective(TOKEN_CLASSIFICATION, weight, temperature)
     assert float(objective.loss(student, batch)) == pytest.approx(np.mean(losses), rel=1e-5)
@@ -182,7 +184,7 @@ def _read(tmp_path, content: str, task: str = "weibo_ner", split: str = "dev", *
     return read_split(spec, Location.parse(tmp_path), split, **settings)
 
 
-def test_columns_of_tabs_and_spaces_and_marks_between_documents(tmp_path) -> None:
+def test_conll_columns_and_document_marks_are_read(tmp_path) -> None:
     content = (
         "\ufeff-DOCSTART- -X- -X- O\r\n\r\nEU NNP B-NP I-ORG\r\n  \n\nPeter  NNP I-NP\tB-PER\n"
     )
@@ -194,14 +196,14 @@ def test_columns_of_tabs_and_spaces_and_marks_between_documents(tmp_path) -> Non
     ]
 
 
-def test_weibos_characters_stand_before_their_places(tmp_path) -> None:
+def test_weibo_characters_are_read_without_their_position(tmp_path) -> None:
     data = _read(tmp_path, "口0\tO\n腔1\tO\n30\tO\n110\tB-PER.NAM\n\ufffd\ufffd0\tO\n　0\tO\n")
     (example,) = data.examples
     assert example.texts == ("口", "腔", "3", "1", "\ufffd\ufffd", "　")
     assert example.label == ("O", "O", "O", "B-PER.NAM", "O", "O")
 
 
-def test_an_i_without_its_b_is_read_as_it_stands(tmp_path) -> None:
+def test_inside_tag_without_a_beginning_is_kept(tmp_path) -> None:
     (example,) = _read(tmp_path, "李0\tI-PER.NAM\n开1\tI-PER.NAM\n").examples
     assert example.label == ("I-PER.NAM", "I-PER.NAM")
     scores = evaluate(WEIBO, [example], [np.array([13, 14])])
@@ -212,7 +214,7 @@ GOOD = "好0\tO\n\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "place", "expected", "received"),
+    ("line", "location", "expected", "received"),
     [
         ("口0", "line 4", "2 columns (character, tag)", 1),
         ("口0\tO\tO", "line 4", "2 columns (character, tag)", 3),
@@ -225,14 +227,14 @@ GOOD = "好0\tO\n\n"
         ("口0\t", "line 4: tag", "a tag of the scheme bio", "''"),
     ],
 )
-def test_bad_lines_are_named_and_cost_their_sentence(
-    tmp_path, line: str, place: str, expected: str, received: object
+def test_bad_lines_are_named_and_skip_their_sentence(
+    tmp_path, line: str, location: str, expected: str, received: object
 ) -> None:
     content = f"{GOOD}一0\tO\n{line}\n二0\tO\n\n{GOOD}"
     with pytest.raises(InputError) as caught:
         _read(tmp_path, content)
     error = caught.value
-    assert error.subject == f"{tmp_path}/dev.conll, {place}"
+    assert error.subject == f"{tmp_path}/dev.conll, {location}"
     assert error.expected.startswith(expected) and error.received == received
     assert "`skip_bad_rows`" in error.hint
     data = _read(tmp_path, content, skip_bad_rows=True)
@@ -240,14 +242,14 @@ def test_bad_lines_are_named_and_cost_their_sentence(
     assert len(data.bad_rows) == 1 and data.bad_rows[0].startswith(f"{tmp_path}/dev.conll, line ")
 
 
-def test_a_sentence_of_several_bad_lines_is_one_bad_row(tmp_path) -> None:
+def test_several_bad_lines_of_a_sentence_are_one_bad_row(tmp_path) -> None:
     data = _read(tmp_path, f"一\n二\n三0\tO\n\n{GOOD}", skip_bad_rows=True)
     assert [example.key for example in data.examples] == ["1"]
     (row,) = data.bad_rows
     assert row.startswith(f"{tmp_path}/dev.conll, line 1: ")
 
 
-def test_a_test_file_may_lack_tags(tmp_path) -> None:
+def test_test_file_may_have_no_tags(tmp_path) -> None:
     assert _read(tmp_path, "一0\n二1\n", split="test").examples == [TaskExample("0", ("一", "二"))]
     with pytest.raises(InputError) as caught:
         _read(tmp_path, "一0\n二1\tO\n", split="test")
@@ -260,7 +262,7 @@ def _line(text: str, label: object, **fields: object) -> str:
     return json.dumps({"text": text, "label": label, **fields}, ensure_ascii=False) + "\n"
 
 
-def test_entities_by_characters_become_tags(tmp_path) -> None:
+def test_character_spans_become_tags(tmp_path) -> None:
     label = {"name": {"叶老桂": [[2, 4]]}, "company": {"银行": [[0, 1], [5, 6]]}}
     data = _read(tmp_path, _line("银行叶老桂银行", label), "cluener")
     tags = "B-company I-company B-name I-name I-name B-company I-company"
@@ -270,7 +272,7 @@ def test_entities_by_characters_become_tags(tmp_path) -> None:
     assert data.examples == [TaskExample("7", ("银", "行"))]
 
 
-def test_an_entity_within_another_is_left_out_and_counted(tmp_path) -> None:
+def test_nested_entity_is_dropped_and_counted(tmp_path) -> None:
     label = {"name": {"老桂": [[1, 2]]}, "company": {"叶老桂行": [[0, 3]]}}
     data = _read(tmp_path, _line("叶老桂行", label), "cluener")
     assert data.examples[0].label == ("B-company", "I-company", "I-company", "I-company")
@@ -278,7 +280,7 @@ def test_an_entity_within_another_is_left_out_and_counted(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "place"),
+    ("row", "location"),
     [
         (_line("银行", {"company": {"银行": [[1, 2]]}}), ": label"),
         (_line("银行", {"company": {"银": [[0, 1]]}}), ": label"),
@@ -290,16 +292,16 @@ def test_an_entity_within_another_is_left_out_and_counted(tmp_path) -> None:
         (json.dumps({"text": "银行"}) + "\n", ""),
     ],
 )
-def test_bad_entities_are_named(tmp_path, row: str, place: str) -> None:
+def test_bad_entities_are_named(tmp_path, row: str, location: str) -> None:
     good = _line("银行", {})
     with pytest.raises(InputError) as caught:
         _read(tmp_path, good + row, "cluener")
-    assert caught.value.subject.startswith(f"{tmp_path}/dev.json, line 2{place}")
+    assert caught.value.subject.startswith(f"{tmp_path}/dev.json, line 2{location}")
     data = _read(tmp_path, good + row + good, "cluener", skip_bad_rows=True)
     assert [example.key for example in data.examples] == ["0", "2"]
 
 
-def test_labels_of_the_training_file_are_complete() -> None:
+def test_labels_include_both_tags_of_each_type() -> None:
     examples = _examples(("a b", "O B-Y"), ("c d", "S-X I-Z"))
     labels = KIND.find_labels(WEIBO, examples)
     assert labels == ("O", "B-X", "I-X", "B-Y", "I-Y", "B-Z", "I-Z")
@@ -313,7 +315,7 @@ def _written(tmp_path, task: str, examples, tags: list[str]) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_predictions_are_written_byte_by_byte(tmp_path) -> None:
+def test_predictions_are_written_in_each_format(tmp_path) -> None:
     examples = [TaskExample("0", ("a", "b")), TaskExample("8", ("银", "行"))]
     text = _written(tmp_path, "wnut17", examples, ["O B-person", "I-group O"])
     assert text == "a\tO\nb\tB-person\n\n银\tI-group\n行\tO\n\n"
@@ -322,7 +324,7 @@ def test_predictions_are_written_byte_by_byte(tmp_path) -> None:
     assert text == expected
 
 
-def test_predictions_of_other_lengths_are_refused() -> None:
+def test_predictions_of_another_length_are_refused() -> None:
     examples = _examples(("a b", "O O"))
     with pytest.raises(ValueError, match="a tag of each word"):
         evaluate(WEIBO, examples, [np.array([0])])
@@ -351,7 +353,9 @@ def test_predictions_of_other_lengths_are_refused() -> None:
         ("header: false\ncolumns: [character, tag]\n", "", "columns: expected all with reader"),
     ],
 )
-def test_mistakes_in_a_declaration_of_tags(tmp_path, old: str, new: str, message: str) -> None:
+def test_mistakes_in_a_tagging_declaration_are_reported(
+    tmp_path, old: str, new: str, message: str
+) -> None:
     content = (tasks.FOLDER / "weibo_ner.yaml").read_text(encoding="utf-8")
     assert old in content
     path = tmp_path / "mine.yaml"

@@ -1,4 +1,4 @@
-"""A recipe with and without labels, and the source of its teacher targets."""
+"""Mixes: a recipe with and without labels, and the source of its teacher targets."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_labels_are_added_to_a_recipe_without_them() -> None:
     assert (with_labels.key, without.key) == ("wwm@compact-128+labels", "wwm@compact-128-labels")
 
 
-def test_labels_are_taken_from_a_recipe_that_has_them() -> None:
+def test_labels_are_removed_from_a_recipe_with_them() -> None:
     with_labels, without = _mixes(_DISTILBERT)
     assert with_labels.losses == {"kl_divergence": 5.0, "hidden_cosine": 1.0, "masked_lm": 2.0}
     assert without.losses == {"kl_divergence": 5.0, "hidden_cosine": 1.0}
@@ -43,7 +43,7 @@ def test_labels_alone_are_one_mix_without_a_teacher() -> None:
     assert (mix.source, mix.cache, mix.key) == ("labels", None, "masked_lm")
 
 
-def test_a_schedule_goes_with_its_loss() -> None:
+def test_schedule_is_dropped_together_with_its_loss() -> None:
     losses = {"kl_divergence": 1.0, "masked_lm": 1.0}
     schedules = {"masked_lm": WeightSchedule("linear", 0.0)}
     with_labels, without = _mixes(Recipe("mine", None, losses, schedules))
@@ -60,12 +60,14 @@ def test_a_schedule_goes_with_its_loss() -> None:
         ({"attention_mse": 1.0}, {}, "live"),
     ],
 )
-def test_losses_that_no_cache_serves_have_a_live_teacher(losses, settings, source: str) -> None:
+def test_losses_that_caches_do_not_support_use_a_live_teacher(
+    losses, settings, source: str
+) -> None:
     recipe = Recipe("mine", None, losses, settings=settings)
     assert {mix.source for mix in _mixes(recipe)} == {source}
 
 
-def test_a_cache_holds_the_temperature_and_the_states_of_its_recipe() -> None:
+def test_cache_stores_the_temperature_and_states_of_its_recipe() -> None:
     losses = {"kl_divergence": 1.0, "hidden_cosine": 1.0}
     settings = {"temperature": "8", "layer_groups": "1-2:1,3-4:2"}
     mix, _ = _mixes(Recipe("mine", "float16-16", losses, settings=settings))
@@ -79,7 +81,7 @@ def test_a_cache_holds_the_temperature_and_the_states_of_its_recipe() -> None:
     }
 
 
-def test_a_cache_holds_the_embeddings_of_its_recipe() -> None:
+def test_cache_stores_the_embeddings_of_its_recipe() -> None:
     losses = {"masked_lm": 1.0, "embedding_cosine": 1.0}
     recipe = Recipe("mine", "compact-8", losses, settings={"embedding_pooling": "cls"})
     assert {mix.cache for mix in _mixes(recipe)} == {
@@ -89,7 +91,7 @@ def test_a_cache_holds_the_embeddings_of_its_recipe() -> None:
     assert {mix.source for mix in _mixes(Recipe("mine", None, losses))} == {"live"}
 
 
-def test_draws_have_no_temperatures() -> None:
+def test_sampled_caches_have_no_temperatures() -> None:
     mix, _ = _mixes(Recipe("mine", "sampled-12", {"kl_divergence": 1.0}))
     assert mix.cache.key == "sampled-12"
     assert mix.cache.settings() == {
@@ -99,14 +101,14 @@ def test_draws_have_no_temperatures() -> None:
     }
 
 
-def test_states_hold_any_temperature() -> None:
+def test_head_states_need_no_temperatures() -> None:
     recipe = Recipe("mine", "states-4", {"kl_divergence": 1.0}, settings={"temperature": "8"})
     mix, _ = _mixes(recipe)
     assert mix.cache == CacheSpec("states-4", ())
     assert mix.cache.settings() == {"logit_encoding": "states", "state_bits": "4"}
 
 
-def test_layer_groups_of_another_depth_are_left_out() -> None:
+def test_layer_groups_of_another_depth_are_dropped() -> None:
     settings = {"layer_groups": "1-6:1,7-12:2"}
     recipe = Recipe("mine", None, {"hidden_cosine": 1.0}, settings=settings)
     assert "layer_groups" not in _mixes(recipe, teacher=4)[0].settings
@@ -114,14 +116,14 @@ def test_layer_groups_of_another_depth_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(("size", "fits"), [(768, True), (256, False)])
-def test_relation_heads_of_another_width_are_left_out(size: int, fits: bool) -> None:
+def test_relation_heads_of_another_width_are_dropped(size: int, fits: bool) -> None:
     recipe = Recipe("mine", None, {"relation_kl": 1.0}, settings={"relation_heads": "48"})
     shapes = Shapes(4, 2, (768, size))
     for mix in make_mixes([recipe], shapes=shapes, cache="compact-8", masked_lm_weight=1.0):
         assert ("relation_heads" in mix.settings) is fits
 
 
-def test_a_recipe_is_compared_once_for_each_source() -> None:
+def test_same_recipe_with_the_same_source_twice_is_refused() -> None:
     assert len(_mixes(_WWM, Recipe("wwm", "compact-32", _WWM.losses))) == 4
     with pytest.raises(InputError) as caught:
         _mixes(_WWM, Recipe("wwm", "compact-128", _WWM.losses))

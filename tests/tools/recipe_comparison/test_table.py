@@ -1,4 +1,4 @@
-"""The report of a comparison, from results written by hand."""
+"""The report of a comparison with results written by hand."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tools.recipe_comparison.settings import CompareRecipesConfig
 
 @pytest.fixture
 def finished(tmp_path, examples_dir, cache_dir) -> RecipeComparison:
-    """Labels help accuracy by 2 points, agreement within the spread, and raise KL by 0.1."""
+    """A comparison in which labels add 2 points of accuracy and 0.1 to KL."""
     config = CompareRecipesConfig(
         teacher=tmp_path / "teacher", input_dir="text", work=tmp_path / "work", tasks={}
     )
@@ -20,18 +20,18 @@ def finished(tmp_path, examples_dir, cache_dir) -> RecipeComparison:
         Recipe("kl", "float16-16", {"kl_divergence": 1.0}),
     ]
     mixes = make_mixes(recipes, shapes=Shapes(4, 2), cache="compact-8", masked_lm_weight=1.0)
-    made = RecipeComparison(config, mixes, 2)
-    (made.work / "equal_bytes").make_directory()
-    (made.work / "examples").symlink_to(examples_dir)
-    (made.work / "equal_bytes" / "float16-16").symlink_to(cache_dir)
+    comparison = RecipeComparison(config, mixes, 2)
+    (comparison.work / "equal_bytes").make_directory()
+    (comparison.work / "examples").symlink_to(examples_dir)
+    (comparison.work / "equal_bytes" / "float16-16").symlink_to(cache_dir)
     for folder in ("scores", "step_times"):
-        (made.work / folder).make_directory()
+        (comparison.work / folder).make_directory()
     for mix in mixes:
         time = {"ratio": 1.25, "seconds": 0.1, "num_train_steps": 1234}
-        made.step_time_file(mix).write_json(time)
-    for cell in made.cells:
+        comparison.step_time_file(mix).write_json(time)
+    for cell in comparison.cells:
         labels = cell.mix.with_labels
-        made.scores_file(cell).write_json(
+        comparison.scores_file(cell).write_json(
             {
                 "like": {
                     "masked_lm_accuracy": 0.30 + 0.02 * labels + 0.01 * cell.seed,
@@ -41,7 +41,7 @@ def finished(tmp_path, examples_dir, cache_dir) -> RecipeComparison:
                 }
             }
         )
-    return made
+    return comparison
 
 
 def test_scores_have_means_and_deviations(finished, cache_dir) -> None:
@@ -58,7 +58,7 @@ def test_scores_have_means_and_deviations(finished, cache_dir) -> None:
     assert report["teacher"] == {"like": 0.44}
 
 
-def test_the_effect_of_labels_is_weighed_against_the_spread(finished) -> None:
+def test_effect_of_labels_is_compared_with_the_spread(finished) -> None:
     (effect,) = table.read_report(finished)["labels_effect"]
     assert (effect["recipe"], effect["source"]) == ("kl", "float16-16")
     accuracy, agreement, divergence = (
@@ -73,7 +73,7 @@ def test_the_effect_of_labels_is_weighed_against_the_spread(finished) -> None:
     assert divergence["verdict"] == "worse"
 
 
-def test_the_markdown_has_a_row_for_each_mix(finished) -> None:
+def test_markdown_has_a_row_for_each_mix(finished) -> None:
     report = table.read_report(finished)
     text = table.markdown(report, table.score_columns(finished))
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]

@@ -1,4 +1,4 @@
-"""Charts: where points lie, what is written beside them, and that names stay text."""
+"""Charts: positions of points, labels, and the escaping of names."""
 
 import math
 import re
@@ -15,9 +15,9 @@ SHARES = Axis("share", lambda share: f"{100 * share:.4g}%", bounds=(0.0, 1.0))
 NASTY = "<script>$\\frac{$ _&\"'"
 
 
-def _series(name: str, *points: tuple[float, float], place: int = 0) -> Series:
-    drawn = tuple(Point(x, y, f"at {x}") for x, y in points)
-    return Series(name, drawn, place, value=f"{points[-1][1]:.1%}")
+def _series(name: str, *points: tuple[float, float], order: int = 0) -> Series:
+    line_points = tuple(Point(x, y, f"at {x}") for x, y in points)
+    return Series(name, line_points, order, value=f"{points[-1][1]:.1%}")
 
 
 def _line_figure(*series: Series, **settings):
@@ -32,10 +32,10 @@ def _legend(figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
+def test_lines_have_their_values_and_the_legend_the_last_ones() -> None:
     figure = _line_figure(
         _series("a", (20, 0.1), (40, math.nan), (120, 0.59)),
-        _series("b", (20, 0.2), (120, 0.31), place=1),
+        _series("b", (20, 0.2), (120, 0.31), order=1),
         _series("c", (20, math.inf)),
         reference=("teacher  65.0%", 0.65),
     )
@@ -47,7 +47,7 @@ def test_lines_lie_at_their_values_and_the_legend_has_the_last_ones() -> None:
     assert hints(_read(figure)) == {"a": ["at 20", "at 120"], "b": ["at 20", "at 120"]}
 
 
-def test_each_hint_has_a_circle_at_its_point_and_stands_in_the_list_of_values() -> None:
+def test_each_hint_has_a_circle_at_its_point_and_is_listed() -> None:
     points = (Point(1, 0.1, "first"), Point(2, 0.4), Point(3, 0.9, "third"))
     figure = _line_figure(Series("a", points))
     (group,) = [element for element in _read(figure).iter() if element.get("data-name") == "a"]
@@ -66,15 +66,18 @@ def test_one_point_and_equal_values_are_drawn(points) -> None:
     assert len(hints(_read(figure))["a"]) == len(points)
 
 
-def test_an_axis_ends_at_its_floor_and_ceiling() -> None:
+def test_axis_limits_respect_the_bounds() -> None:
     axes = _line_figure(_series("a", (0, 0.0), (10, 1.0))).axes[0]
     assert axes.get_ylim() == (0.0, 1.0) and axes.get_xlim()[0] == 0.0
 
 
-def test_series_beyond_the_colours_are_grey_and_not_in_the_legend() -> None:
-    number = charts.NUM_COLOURS + 2
+def test_series_beyond_the_palette_are_grey_and_not_in_the_legend() -> None:
+    num_series = charts.NUM_COLOURS + 2
     figure = _line_figure(
-        *(_series(f"run {at}", (1, 0.1), (2, at / 10), place=at) for at in range(number))
+        *(
+            _series(f"run {index}", (1, 0.1), (2, index / 10), order=index)
+            for index in range(num_series)
+        )
     )
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert colours == [*charts.COLOURS, charts.GREY, charts.GREY]
@@ -113,12 +116,12 @@ def test_intervals_have_names_values_and_bars() -> None:
     figure = charts.interval_figure(rows, Axis("score"))
     (bar,) = figure.axes[0].collections[0].get_segments()
     assert bar.tolist() == [[88, 0], [92, 0]]
-    written = texts(_read(figure))
-    assert {"a", "b", "90.00", "80.00", "score"} <= set(written)
+    chart_texts = texts(_read(figure))
+    assert {"a", "b", "90.00", "80.00", "score"} <= set(chart_texts)
 
 
 @pytest.mark.parametrize("name", [NASTY, "_hidden", "春天", "$x$"])
-def test_names_and_hints_stay_text(name: str) -> None:
+def test_names_and_hints_are_escaped_as_text(name: str) -> None:
     series = Series(name, (Point(1, 1, name, name), Point(2, 2)))
     for figure in (
         charts.figure([series, series], Axis(name), Axis(name)),
@@ -131,7 +134,7 @@ def test_names_and_hints_stay_text(name: str) -> None:
         assert [text for text in texts(chart) if text.startswith(name)]
 
 
-def test_a_chart_takes_the_pages_colour_and_repeats_to_the_byte() -> None:
+def test_chart_uses_the_pages_colour_and_is_reproducible() -> None:
     markup = [charts.svg(_line_figure(_series("a", (1, 0.5))), "x") for _ in range(2)]
     assert markup[0] == markup[1]
     assert "currentColor" in markup[0] and charts._INK not in markup[0]

@@ -1,4 +1,4 @@
-"""Pages: what is escaped, what a browser is allowed, and what is needed to make one."""
+"""HTML pages: escaping, the content security policy, and required packages."""
 
 import sys
 
@@ -13,15 +13,15 @@ from tools.report.page import Note, Section, Table
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
-def test_texts_stay_texts(text: str) -> None:
+def test_texts_are_escaped_in_pages(text: str) -> None:
     contents = [Table([text], [[text]]), Note(text, text), Table([text], [[text]], summary=text)]
     parsed = parse(page.report_page(text, text, [Section(text, contents)]))
     assert parsed.tables == [[[text], [text]]] * 2
-    # Title, heading, lead, section and summary.
+    # The text is the title, heading, lead, section and summary.
     assert not text.strip() or parsed.texts.count(text) >= 5
 
 
-def test_a_page_is_closed_to_the_world() -> None:
+def test_page_forbids_scripts_and_external_content() -> None:
     text = page.report_page("title", "lead", [Section("part", [Note("note")])])
     parsed = parse(text)
     assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
@@ -34,7 +34,7 @@ def test_a_page_is_closed_to_the_world() -> None:
     assert parsed.text == "title title lead part note"
 
 
-def test_numbers_are_flush_right_and_the_best_are_bold() -> None:
+def test_numbers_are_right_aligned_and_the_best_are_bold() -> None:
     table = Table(["a", "b"], [["x", "1"], ["y", "2"]], best=[(1, 1)])
     text = page.report_page("", "", [Section("", [table])])
     assert '<td class="number best">2</td>' in text and '<td class="number">1</td>' in text
@@ -42,7 +42,7 @@ def test_numbers_are_flush_right_and_the_best_are_bold() -> None:
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, package: str) -> None:
+def test_missing_package_is_named_with_its_install_command(monkeypatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError) as caught:
         page.expect_packages()

@@ -1,4 +1,4 @@
-"""The report: values in its tables and charts, what it leaves out, and mistakes."""
+"""The report: values in its tables and charts, omitted sections, and errors."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def _evaluation(step: int, accuracy: float) -> dict[str, Any]:
 
 
 def _make_run(folder: Location, scores: list[float], **settings: Any) -> Location:
-    """Writes what a run leaves behind, without a model."""
+    """Writes the files of a finished run, without a model."""
     folder.mkdir(parents=True)
     lines = [*TRAIN, *(_evaluation(20 * (at + 1), score) for at, score in enumerate(scores))]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -58,7 +58,7 @@ def _make_run(folder: Location, scores: list[float], **settings: Any) -> Locatio
 
 
 def _make_runs(folder: Location, *scores: float) -> tuple[Location, ...]:
-    """Writes runs `a`, `b`, … of one evaluation each."""
+    """Writes runs `a`, `b`, … with one evaluation each."""
     return tuple(
         _make_run(folder / name, [score]) for name, score in zip("abcd", scores, strict=False)
     )
@@ -66,7 +66,7 @@ def _make_runs(folder: Location, *scores: float) -> tuple[Location, ...]:
 
 @pytest.fixture
 def two_runs(tmp_path) -> tuple[Location, Location]:
-    """One better than the other."""
+    """Two runs; the first is better than the second."""
     return (
         _make_run(tmp_path / "distilled", [0.1, 0.2, 0.31]),
         _make_run(tmp_path / "plain", [0.1, 0.15, 0.25], learning_rate=5e-4, random_seed=3),
@@ -88,7 +88,7 @@ def _write(path: Location, value: Any) -> Location:
     return path
 
 
-def test_results_and_settings_stand_in_tables(two_runs) -> None:
+def test_results_and_settings_are_in_tables(two_runs) -> None:
     parsed = parse(_report(runs=two_runs))
     results, _, settings, shared = parsed.tables
     titles = "run|layers × width|parameters|weights|steps|accuracy|agreement|loss|perplexity|KL"
@@ -103,14 +103,14 @@ def test_results_and_settings_stand_in_tables(two_runs) -> None:
     headline = "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%."
     assert f"distilled predicts {headline} From 2 runs." in parsed.text
     best = [a["class"] for tag, a in parsed.tags if tag == "td" and "best" in a.get("class", "")]
-    # Accuracy, agreement, loss, two equal perplexities, divergence; calibration of the other.
+    # The first run is best in six columns, of which perplexity is a tie; the second in one.
     assert len(best) == 7
 
 
-def test_curves_have_each_evaluation(two_runs) -> None:
+def test_curves_show_each_evaluation(two_runs) -> None:
     page = _report(runs=two_runs)
-    drawn, values_shown = charts(page), parse(page).texts
-    assert list(drawn) == [
+    drawn_charts, values_shown = charts(page), parse(page).texts
+    assert list(drawn_charts) == [
         "Agreement with the teacher: distilled ends highest, at 62.0%",
         "Masked-token accuracy: distilled ends highest, at 31.0%",
         "Loss on held-out tokens: distilled ends lowest, at 4.190",
@@ -118,7 +118,7 @@ def test_curves_have_each_evaluation(two_runs) -> None:
         "Training loss: 2 runs end lowest, at 4.400",
         "Calibration error: plain ends lowest, at 0.0225",
     ]
-    agreement, accuracy, loss, _, training, _ = drawn.values()
+    agreement, accuracy, loss, _, training, _ = drawn_charts.values()
     for chart, name, values in (
         (agreement, "distilled", ["20.0%", "40.0%", "62.0%"]),
         (accuracy, "plain", ["10.0%", "15.0%", "25.0%"]),
@@ -127,13 +127,13 @@ def test_curves_have_each_evaluation(two_runs) -> None:
     ):
         expected = [f"{name}, step {x}: {y}" for x, y in zip((20, 40, 60), values, strict=True)]
         assert hints(chart)[name] == expected
-        # And as text, for a phone.
+        # A phone shows no hints, so the page also has the values as text.
         assert set(expected) <= set(values_shown)
     legend = {" ".join(text.split()) for text in texts(accuracy)}
     assert {"distilled 31.0%", "plain 25.0%", "the teacher 45.0%"} <= legend
 
 
-def test_what_is_missing_is_left_out(tmp_path) -> None:
+def test_missing_values_have_no_chart_or_section(tmp_path) -> None:
     run = _make_run(tmp_path / "only", [0.1, 0.2])
     text = (run / "metrics.jsonl").read_text().replace('"teacher_agreement"', '"other"')
     (run / "metrics.jsonl").write_text(text.replace("0.2,", "NaN,", 1))
@@ -147,19 +147,19 @@ def test_what_is_missing_is_left_out(tmp_path) -> None:
 
 def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     first = _make_run(tmp_path / "a", [0.1])
-    other = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
-    text = parse(_report(runs=(first, other))).text
+    second = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
+    text = parse(_report(runs=(first, second))).text
     assert "Training loss: each run minimises a different loss" in text
     assert "The runs read different caches and" in text
-    # More runs than settings are rows.
-    others = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
-    others.append(_make_run(tmp_path / "d", [0.3]))
+    # With more runs than settings, each run is a row.
+    more_runs = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
+    more_runs.append(_make_run(tmp_path / "d", [0.3]))
     rows = ["run cache learning_rate", "a aaaaaaaa… 0.001", "c cccccccc… 1", "d aaaaaaaa… 0.001"]
-    table = parse(_report(runs=(first, *others))).tables[2]
+    table = parse(_report(runs=(first, *more_runs))).tables[2]
     assert [" ".join(row) for row in table] == rows
 
 
-def test_names_are_escaped(tmp_path) -> None:
+def test_names_are_escaped_in_the_report(tmp_path) -> None:
     nasty = "<script>alert(1)<" + "!--"
     runs = (_make_run(tmp_path / nasty, [0.3]), _make_run(tmp_path / "b\x1b", [0.2], note='"><b>'))
     page = _report(runs=runs, title="<i>&")
@@ -169,15 +169,17 @@ def test_names_are_escaped(tmp_path) -> None:
     assert ("title", {}) in parsed.tags and "<i>&" in parsed.texts
 
 
-def test_many_runs_are_grey(tmp_path) -> None:
-    runs = tuple(_make_run(tmp_path / f"run-{at}", [0.1, 0.1 + at / 100]) for at in range(11))
+def test_runs_beyond_the_palette_are_grey(tmp_path) -> None:
+    runs = tuple(
+        _make_run(tmp_path / f"run-{index}", [0.1, 0.1 + index / 100]) for index in range(11)
+    )
     page = _report(runs=runs)
     grey = 11 - NUM_COLOURS
     assert f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey." in parse(page).text
     assert len(hints(next(iter(charts(page).values())))) == 11
 
 
-def test_a_report_repeats_to_the_byte(two_runs) -> None:
+def test_report_of_the_same_runs_has_the_same_bytes(two_runs) -> None:
     assert _report(runs=two_runs) == _report(runs=two_runs)
 
 
@@ -222,17 +224,17 @@ def test_students_without_any_accuracy_are_compared_by_size_alone(tmp_path) -> N
     assert "b: 3.0 times smaller than a" in charts(_report(runs=runs))
 
 
-def _summary(folder: Location, task: str, mean: float, std: float | None, **more: object):
+def _summary(folder: Location, task: str, mean: float, std: float | None, **changes: object):
     folder.mkdir(parents=True)
     rates = []
     for rate, loss in ((1e-5, 0.1), (3e-5, 0.0)):
         metrics = {"accuracy": {"mean": mean - loss, "std": std}}
         rates.append({"learning_rate": rate, "num_seeds": 2, "metrics": metrics})
     value = {"task": task, "split": "dev", "main_metric": "accuracy", "best_learning_rate": 3e-5}
-    return _write(folder / "summary.json", {**value, "rates": rates, "runs": [], **more})
+    return _write(folder / "summary.json", {**value, "rates": rates, "runs": [], **changes})
 
 
-def test_scores_on_tasks(tmp_path) -> None:
+def test_task_scores_are_in_a_table_and_charts(tmp_path) -> None:
     paths = (
         _summary(tmp_path / "distilled" / "tnews", "tnews", 0.5612, 0.0021),
         _summary(tmp_path / "plain" / "tnews", "tnews", 0.55, None),
@@ -248,12 +250,12 @@ def test_scores_on_tasks(tmp_path) -> None:
     assert list(hints(tnews[1])) == ["distilled", "plain"] and "Curves" not in parsed.text
 
 
-def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
+def test_model_has_the_name_in_its_summary(tmp_path) -> None:
     paths = (
         _summary(tmp_path / "first", "tnews", 0.5, None, model="student"),
         _summary(tmp_path / "second", "ocnli", 0.6, None, model="student"),
         _summary(tmp_path / "third", "tnews", 0.4, None, model="teacher"),
-        # Of an older version.
+        # A summary of an older version has no model.
         _summary(tmp_path / "student", "cmnli", 0.7, None),
     )
     parsed = parse(_report(finetune=paths))
@@ -263,7 +265,7 @@ def test_a_model_is_called_as_its_summary_says(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model", "", ".", "/"])
-def test_names_that_tell_nothing_give_way_to_folders(tmp_path, name: str) -> None:
+def test_uninformative_names_are_replaced_by_folders(tmp_path, name: str) -> None:
     paths = (
         _summary(tmp_path / "distilled", "tnews", 0.5, None, model=name),
         _summary(tmp_path / "plain", "tnews", 0.4, None, model=name),
@@ -281,7 +283,7 @@ def test_two_scores_of_one_model_on_a_task_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["s/distilled/tnews", "s/tnews_distilled", "s/distilled-TNEWS"])
-def test_the_model_of_a_folder(folder: str) -> None:
+def test_model_folder_is_found_without_the_task_name(folder: str) -> None:
     assert model_folder(pathlib.Path(folder), "tnews") == pathlib.Path("s/distilled")
     assert model_folder(pathlib.Path("s/distilled"), "tnews") == pathlib.Path("s/distilled")
 
@@ -299,7 +301,7 @@ def _fit(**changes: Any) -> dict[str, Any]:
     return {"temperatures": {"1": {"mass_kept": 0.9, "kl": {"mean": 0.1}, **changes}}}
 
 
-def test_a_plan_is_a_line_for_each_codec(tmp_path) -> None:
+def test_plan_has_a_line_for_each_codec(tmp_path) -> None:
     plans = [_planned("float16", k, 10 + 4 * k, 3 / k) for k in (16, 64, 256)]
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
@@ -325,9 +327,11 @@ def test_students_of_several_caches_are_compared(tmp_path) -> None:
     assert hints(chart) == expected
 
 
-def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_path) -> None:
+def test_caches_and_fidelity_reports_are_in_tables(
+    cache_dir, examples_dir, teacher_dir, tmp_path
+) -> None:
     settings = {"truncation": "sampled", "temperatures": (1.0,)}
-    drawn = make_cache(tmp_path / "drawn", examples_dir, teacher_dir, **settings)
+    sampled_cache = make_cache(tmp_path / "drawn", examples_dir, teacher_dir, **settings)
     report = {
         "logit_encoding": "float16",
         "truncation_factor": 16,
@@ -336,19 +340,19 @@ def test_caches_and_reports_on_them(cache_dir, examples_dir, teacher_dir, tmp_pa
         "kl_divergence": {"1": {"mean": 1e-7, "max": 1.0}},
     }
     fidelity = _write(tmp_path / "float16.json", report)
-    page = _report(fidelity=(fidelity,), caches=(cache_dir, drawn))
-    measured, made = parse(page).tables
-    assert measured[1] == ["float16", "float16", "16", "64.0", "80.0%", "1e-07"]
+    page = _report(fidelity=(fidelity,), caches=(cache_dir, sampled_cache))
+    fidelity_table, cache_table = parse(page).tables
+    assert fidelity_table[1] == ["float16", "float16", "16", "64.0", "80.0%", "1e-07"]
     manifest = manifests.load(cache_dir)
     examples = sum(map(manifest.num_examples, manifest.splits))
-    assert made[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
-    assert made[2][1] == "float16, sampled"
-    # One teacher, whose reliability is drawn once.
+    assert cache_table[1][:6] == [cache_dir.name, "float16", "16", "16.0", "74.0", f"{examples:,}"]
+    assert cache_table[2][1] == "float16, sampled"
+    # Both caches have the same teacher, so its reliability has one chart.
     title = "The teacher's expected calibration error: "
     assert sum(name.startswith(title) for name in charts(page)) == 1
 
 
-def test_reliability_of_four_guesses() -> None:
+def test_reliability_equals_values_computed_by_hand() -> None:
     measured = reliability(np.array([0.91, 0.92, 0.95, 0.1]), np.array([True, False, False, True]))
     assert measured.counts == (1, 2, 1)
     assert measured.confidence == pytest.approx((0.1, 0.915, 0.95))
@@ -356,29 +360,29 @@ def test_reliability_of_four_guesses() -> None:
     assert measured.error == pytest.approx((0.9 + 2 * 0.415 + 0.95) / 4)
 
 
-def test_the_teachers_reliability_is_that_of_the_examples_shown(cache_dir) -> None:
+def test_teacher_reliability_equals_that_of_the_stored_examples(cache_dir) -> None:
     measured = read_cache(cache_dir, "x").reliability
     reader = ExampleReader(open_cache(cache_dir, None), num_guesses=1)
-    shown = reader.read(Selection("eval", count=10_000))
-    words = [position.teacher for example in shown for position in example.positions]
-    confidence = np.array([word.guesses[0].probability for word in words])
-    right = np.array([word.right for word in words])
-    assert sum(measured.counts) == len(words)
+    examples = reader.read(Selection("eval", count=10_000))
+    predictions = [position.teacher for example in examples for position in example.positions]
+    confidence = np.array([prediction.guesses[0].probability for prediction in predictions])
+    is_correct = np.array([prediction.right for prediction in predictions])
+    assert sum(measured.counts) == len(predictions)
     bins = np.minimum((confidence * 15).astype(int), 14)
-    error = sum(abs((right - confidence)[bins == place].sum()) for place in range(15))
-    assert measured.error == pytest.approx(error / len(words))
+    error = sum(abs((is_correct - confidence)[bins == index].sum()) for index in range(15))
+    assert measured.error == pytest.approx(error / len(predictions))
 
 
-def test_names_are_short_and_settings_flat() -> None:
+def test_names_are_shortened_and_settings_flattened() -> None:
     paths = [pathlib.Path(text) for text in ("/a/quick/s", "/b/quick/s", "/c/teacher")]
     assert short_names(paths) == ["a/quick/s", "b/quick/s", "teacher"]
     assert flattened({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
-    shown = [setting_text(value) for value in (True, 5e-4, "", None, [0, 3], "x")]
-    assert shown == ["true", "0.0005", "–", "–", "[0, 3]", "x"]
+    setting_texts = [setting_text(value) for value in (True, 5e-4, "", None, [0, 3], "x")]
+    assert setting_texts == ["true", "0.0005", "–", "–", "[0, 3]", "x"]
     assert [_short(value) for value in (1264.2, 999.4, 6.134)] == ["1,264", "999", "6.13"]
 
 
-def test_titles_of_ties_and_of_a_single_evaluation() -> None:
+def test_titles_name_ties_and_single_evaluations() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
     assert finding(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
     series = [Series("student", (Point(200, 0.941),))]
@@ -400,7 +404,7 @@ def test_titles_of_ties_and_of_a_single_evaluation() -> None:
         ('{"step": 1, "split": "eval", "loss": 1e300}', "a number as loss"),
     ],
 )
-def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expected: str) -> None:
+def test_malformed_metrics_are_refused_with_their_line(two_runs, line: str, expected: str) -> None:
     path = two_runs[0] / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]))
@@ -410,7 +414,7 @@ def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expect
 
 
 @pytest.mark.parametrize(
-    ("changes", "place"),
+    ("changes", "field"),
     [
         ({"truncation_factor": float("nan")}, "plans[0].truncation_factor"),
         ({"truncation_factor": "x"}, "plans[0].truncation_factor"),
@@ -424,24 +428,24 @@ def test_malformed_metrics_are_refused_by_their_line(two_runs, line: str, expect
         ({"temperatures": None}, "plans[0].temperatures"),
     ],
 )
-def test_malformed_plans_are_refused_by_their_place(tmp_path, changes, place: str) -> None:
+def test_malformed_plans_are_refused_with_their_field(tmp_path, changes, field: str) -> None:
     plan = {**_planned("compact", 8, 24.0, 0.1), **changes}
     path = _write(tmp_path / "plan.json", {"plans": [plan]})
     error = _error(plan=path)
-    assert error.subject == f"{path}: {place}"
+    assert error.subject == f"{path}: {field}"
 
 
 @pytest.mark.parametrize("name", ["plan", "inference", "finetune", "comparison", "fidelity"])
 @pytest.mark.parametrize("content", ["{}", "[3]", "{", None])
-def test_files_of_other_content_are_refused(tmp_path, name: str, content: str | None) -> None:
+def test_files_with_other_content_are_refused(tmp_path, name: str, content: str | None) -> None:
     path = tmp_path / "other.json"
     if content is not None:
         path.write_text(content)
-    given = (path,) if name in ("finetune", "fidelity") else path
-    assert _error(**{name: given}).subject.startswith(str(path))
+    value = (path,) if name in ("finetune", "fidelity") else path
+    assert _error(**{name: value}).subject.startswith(str(path))
 
 
-def test_a_directory_of_no_run_or_given_twice_is_refused(two_runs, tmp_path, examples_dir) -> None:
+def test_directory_without_a_run_or_repeated_is_refused(two_runs, tmp_path, examples_dir) -> None:
     assert _error().subject == Setting("runs")
     error = _error(runs=(two_runs[0], two_runs[0]))
     assert error.subject == Setting("runs") and str(two_runs[0]) in error.received
@@ -456,7 +460,7 @@ def test_a_directory_of_no_run_or_given_twice_is_refused(two_runs, tmp_path, exa
     assert _error(caches=(examples_dir,)).subject == str(examples_dir)
 
 
-def test_the_command_writes_a_new_file_and_overwrites_none(two_runs, tmp_path, capsys) -> None:
+def test_command_does_not_overwrite_an_existing_file(two_runs, tmp_path, capsys) -> None:
     path = tmp_path / "report.html"
     runs = f"--runs={','.join(map(str, two_runs))}"
     assert tool.main(["report", runs, f"--output={path}"]) == 0
@@ -465,7 +469,7 @@ def test_the_command_writes_a_new_file_and_overwrites_none(two_runs, tmp_path, c
     assert tool.main(["report", runs, f"--output={path}"]) == 1
     assert capsys.readouterr().err.startswith(f"error: --output: {path}: ")
     assert path.read_text() == "mine"
-    # A file that is not there is named with its flag.
+    # A missing file is named together with its flag.
     assert tool.main(["report", "--plan=/nowhere", f"--output={tmp_path / 'other'}"]) == 1
     assert capsys.readouterr().err.startswith("error: --plan: /nowhere: ")
     assert not (tmp_path / "other").exists()

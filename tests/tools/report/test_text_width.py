@@ -1,4 +1,4 @@
-"""Columns of texts, and breaking them into lines."""
+"""Terminal columns of texts, and line breaking."""
 
 import pytest
 from hypothesis import given
@@ -13,23 +13,23 @@ LETTERS = st.text(st.sampled_from("ab c春天，é\u0301"), max_size=12)
     ("text", "columns"),
     [("", 0), ("abc", 3), ("春天", 4), ("a，b", 4), ("e\u0301", 1), ("…", 1), ("ｱ", 1), ("Ａ", 2)],
 )
-def test_chinese_letters_take_two_columns(text: str, columns: int) -> None:
+def test_wide_characters_take_two_columns(text: str, columns: int) -> None:
     assert text_width.columns(text) == columns
 
 
-def test_a_clipped_text_fits_its_columns() -> None:
+def test_clipped_text_fits_its_columns() -> None:
     assert text_width.clipped("a春天", 4) == "a春"
     assert text_width.clipped("ab", 9) == "ab"
 
 
-def test_padding_counts_columns() -> None:
+def test_padding_counts_columns_instead_of_characters() -> None:
     assert text_width.padded("春", 4) == "春  "
     assert text_width.padded("春", 4, right=True) == "  春"
     assert text_width.padded("春天", 3) == "春天"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("春 a", "春 a"),
         ("a\nb\t", "a\\x0ab\\x09"),
@@ -40,11 +40,11 @@ def test_padding_counts_columns() -> None:
         ("a\u00a0b", "a\u00a0b"),
     ],
 )
-def test_what_does_not_print_is_escaped(text: str, shown: str) -> None:
-    assert text_width.visible(text) == shown
+def test_unprintable_characters_are_escaped(text: str, escaped: str) -> None:
+    assert text_width.visible(text) == escaped
 
 
-def test_lines_break_between_parts() -> None:
+def test_lines_break_between_pieces() -> None:
     assert text_width.wrapped(["春天", "来了", " now"], 8) == ["春天来了", "now"]
     assert text_width.wrapped(["abcdef", "g"], 4) == ["abcd", "efg"]
     assert text_width.wrapped([], 4) == []

@@ -1,4 +1,4 @@
-"""Tokens read back as text, for each kind of tokenizer."""
+"""Readable text from tokens, for each kind of tokenizer."""
 
 import json
 import unicodedata
@@ -23,7 +23,7 @@ def _joined(words: list[Word]) -> str:
 
 @pytest.fixture
 def wordpiece(tmp_path):
-    """A cased vocabulary for what is put together here."""
+    """A WordPiece tokenizer with the cased tokens of these tests."""
     tokens = (
         "[PAD] [UNK] [CLS] [SEP] [MASK] 用 B ##ER ##T 模 型 。 The weather , isn ' t un ##believ "
     )
@@ -45,19 +45,19 @@ def wordpiece(tmp_path):
         ("The ## 3", "The ##3"),
     ],
 )
-def test_pieces_are_joined_as_texts_have_them(wordpiece, tokens: str, text: str) -> None:
+def test_wordpieces_are_joined_with_natural_spaces(wordpiece, tokens: str, text: str) -> None:
     ids = [wordpiece.vocab.index(token) for token in tokens.split()]
     assert _joined(TokenText(wordpiece).spaced(ids)) == text
 
 
-def test_a_piece_alone_keeps_its_mark(wordpiece) -> None:
+def test_single_wordpiece_keeps_its_mark(wordpiece) -> None:
     texts = TokenText(wordpiece)
     assert texts.alone(wordpiece.vocab.index("##able")) == "##able"
     assert texts.alone(wordpiece.vocab.index("\x1b")) == "\\x1b"
     assert texts.alone(4) == "[MASK]"
 
 
-def test_spaces_stand_between_latin_words_only() -> None:
+def test_spaces_are_only_between_latin_words() -> None:
     assert space_between("small", "model")
     assert not space_between("", "model") and not space_between("small", "")
     assert not space_between("春", "model") and not space_between("ok", "。")
@@ -65,7 +65,7 @@ def test_spaces_stand_between_latin_words_only() -> None:
 
 
 @pytest.mark.parametrize("text", [*SENTENCES[:3], *ENGLISH, *RUSSIAN])
-def test_sentencepieces_are_the_text_again(spiece_file, text: str) -> None:
+def test_sentencepiece_tokens_give_the_original_text(spiece_file, text: str) -> None:
     tokenizer = _load(spiece_file)
     texts = TokenText(tokenizer)
     words = texts.spaced(tokenizer.tokenize(text).ids.tolist())
@@ -73,16 +73,16 @@ def test_sentencepieces_are_the_text_again(spiece_file, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*SENTENCES, *ENGLISH, *RUSSIAN])
-def test_bytes_are_the_text_again(bpe_file, text: str) -> None:
+def test_byte_level_tokens_give_the_original_text(bpe_file, text: str) -> None:
     tokenizer = _load(bpe_file)
     words = TokenText(tokenizer).spaced(tokenizer.tokenize(text).ids.tolist())
     assert _joined(words) == text
 
 
-def test_no_letter_is_put_together_across_a_masked_position(bpe_file) -> None:
+def test_character_bytes_are_not_joined_across_a_masked_position(bpe_file) -> None:
     tokenizer = _load(bpe_file)
     texts = TokenText(tokenizer)
-    # 龘 is three bytes that no merge joins.
+    # 龘 has three bytes, which no merge joins.
     ids = tokenizer.tokenize("a龘b").ids.tolist()
     assert len(ids) == 5
     assert _joined(texts.spaced(ids)) == "a龘b"
@@ -91,13 +91,13 @@ def test_no_letter_is_put_together_across_a_masked_position(bpe_file) -> None:
     assert apart == ["a", "\\xe9", "\\xbe", "\\x98", "b"]
 
 
-def test_the_letters_of_bytes() -> None:
+def test_byte_letters_cover_all_bytes() -> None:
     letters = token_text.byte_letters()
     assert sorted(letters.values()) == list(range(256))
     assert letters["a"] == ord("a") and letters["Ġ"] == ord(" ") and letters["Ċ"] == 10
 
 
-def test_a_wordpiece_in_a_tokenizer_json(tmp_path) -> None:
+def test_wordpiece_in_a_tokenizer_json_is_joined(tmp_path) -> None:
     vocab = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
     vocab |= {"[MASK]": 4, "un": 5, "##able": 6}
     path = tmp_path / "tokenizer.json"
@@ -108,7 +108,7 @@ def test_a_wordpiece_in_a_tokenizer_json(tmp_path) -> None:
     assert _joined(TokenText(tokenizer).spaced([5, 6])) == "unable"
 
 
-def test_marks_are_found_for_each_kind_of_tokenizer(wordpiece, spiece_file, bpe_file) -> None:
+def test_marks_are_detected_for_each_kind_of_tokenizer(wordpiece, spiece_file, bpe_file) -> None:
     assert token_text.find_marks(wordpiece) is Marks.PIECE
     assert token_text.find_marks(_load(spiece_file)) is Marks.SPACE
     assert token_text.find_marks(_load(bpe_file)) is Marks.BYTES

@@ -1,4 +1,4 @@
-"""Files that the steps of a study leave, and what is refused of them."""
+"""Readers of the files that the steps of a study write, and refused contents."""
 
 import json
 
@@ -9,7 +9,7 @@ from tools.finetuning import short_runs
 from tools.teacher_study import readings
 
 
-def test_the_last_evaluation_is_read(tmp_path) -> None:
+def test_last_evaluation_of_the_metrics_is_read(tmp_path) -> None:
     lines = [
         {"step": 1, "split": "eval", "masked_lm_accuracy": 0.1},
         {"step": 2, "split": "train", "loss": 1.0},
@@ -40,7 +40,7 @@ def test_metrics_without_an_evaluation_are_refused(tmp_path, content: str) -> No
         {},
     ],
 )
-def test_the_score_of_a_summary_is_read_or_its_absence_refused(tmp_path, changes) -> None:
+def test_score_of_a_summary_is_read_and_a_missing_score_refused(tmp_path, changes) -> None:
     path = tmp_path / "summary.json"
     metrics = {"f1": {"mean": 0.25}, "accuracy": {"mean": 0.5}}
     rates = [{"learning_rate": 1e-4, "num_seeds": 1, "metrics": metrics}]
@@ -70,10 +70,10 @@ def _write_run(folder, rates: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("rates", "expected"),
-    # Equally many inputs at 10 and at 30 a second are 15 a second.
+    # The mean of equal numbers of inputs at 10 and at 30 per second is 15 per second.
     [([1.0, 1.0, 10.0, 30.0], 15.0), ([4.0, 4.0], 4.0)],
 )
-def test_the_rate_of_a_run_leaves_out_the_steps_that_compile(tmp_path, rates, expected) -> None:
+def test_rate_of_a_run_excludes_the_compilation_steps(tmp_path, rates, expected) -> None:
     _write_run(tmp_path, rates)
     assert readings.examples_per_second(tmp_path) == pytest.approx(expected)
     assert readings.read_task_counts(tmp_path) == readings.TaskCounts(64, 96)

@@ -1,4 +1,4 @@
-"""Sizes that fit in a budget."""
+"""Sizes of a study that fit in a time budget."""
 
 import pytest
 from hypothesis import given
@@ -23,51 +23,51 @@ _TASKS = st.dictionaries(
     ("text", "seconds"),
     [("30m", 1800.0), ("4h", 14400.0), ("90s", 90.0), ("1h30m", 5400.0), ("0.5h", 1800.0)],
 )
-def test_durations_have_units(text: str, seconds: float) -> None:
+def test_durations_are_parsed_with_units(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "0m", "-1h", "30m1h", "1d"])
-def test_other_durations_are_refused(text: str) -> None:
+def test_malformed_durations_are_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_duration(text)
     assert repr(text) in caught.value.received
 
 
-def test_what_the_tasks_do_not_need_is_for_the_steps() -> None:
+def test_steps_take_the_time_that_tasks_do_not_need() -> None:
     tasks = {"a": TaskCost(100, 1.0, 15.0, 0.1)}
     assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 140
-    # The tasks would take all, and leave half.
+    # The tasks would need all of the time, so the steps take half.
     tasks = {"a": TaskCost(1000, 1.0, 15.0, 1.0)}
     assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 80
 
 
-@given(left=_SECONDS, fixed=_SECONDS, per_step=_SECONDS, tasks=_TASKS)
-def test_steps_fit_or_are_the_fewest(left, fixed, per_step, tasks) -> None:
+@given(seconds=_SECONDS, fixed=_SECONDS, per_step=_SECONDS, tasks=_TASKS)
+def test_steps_fit_in_the_time_or_are_the_minimum(seconds, fixed, per_step, tasks) -> None:
     costs = Costs(fixed, per_step, tasks)
-    steps = sizes.choose_steps(left, costs)
+    steps = sizes.choose_steps(seconds, costs)
     assert steps >= sizes.LEAST_STEPS
     used = steps * per_step + fixed + costs.fixed_of_tasks
-    assert steps == sizes.LEAST_STEPS or used <= left * (1 + 1e-9)
+    assert steps == sizes.LEAST_STEPS or used <= seconds * (1 + 1e-9)
 
 
-def test_the_least_time_has_tasks_of_the_fewest_examples() -> None:
+def test_minimum_time_counts_the_minimum_of_examples() -> None:
     tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.5), "b": TaskCost(8, 1.0, 1.0, 0.25)}
     expected = 3.0 + 20 * 0.5 + 11.0 + sizes.LEAST_EXAMPLES * 2.0 * 0.5 + 8 * 0.25
     assert Costs(3.0, 0.5, tasks).least_seconds(20) == pytest.approx(expected)
 
 
-def test_tasks_have_the_same_share_of_their_examples() -> None:
+def test_tasks_use_the_same_share_of_their_examples() -> None:
     tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.02), "b": TaskCost(3000, 1.0, 0.0, 0.02)}
-    # 10 of 60 seconds are fixed; 50 of the 100 that whole runs need are left.
+    # 10 of the 60 seconds are fixed costs. All examples need 100 seconds, and 50 remain.
     assert sizes.choose_examples(60.0, tasks) == {"a": 500, "b": 1500}
     assert sizes.choose_examples(1e6, tasks) == {"a": 1000, "b": 3000}
     assert sizes.choose_examples(-5.0, tasks) == dict.fromkeys("ab", sizes.LEAST_EXAMPLES)
 
 
-@given(left=_SECONDS, tasks=_TASKS)
-def test_examples_fit_or_are_the_fewest(left, tasks) -> None:
-    examples = sizes.choose_examples(left, tasks)
+@given(seconds=_SECONDS, tasks=_TASKS)
+def test_examples_fit_in_the_time_or_are_the_minimum(seconds, tasks) -> None:
+    examples = sizes.choose_examples(seconds, tasks)
     for name, cost in tasks.items():
         assert min(sizes.LEAST_EXAMPLES, cost.num_examples) <= examples[name] <= cost.num_examples
     used = sum(
@@ -75,17 +75,17 @@ def test_examples_fit_or_are_the_fewest(left, tasks) -> None:
         for name, cost in tasks.items()
         if examples[name] > sizes.LEAST_EXAMPLES
     )
-    assert used <= left * (1 + 1e-9) or not used
+    assert used <= seconds * (1 + 1e-9) or not used
 
 
-def test_a_head_takes_a_tenth_of_the_budget_at_most() -> None:
+def test_head_takes_at_most_a_tenth_of_the_budget() -> None:
     assert sizes.choose_head_steps(1000.0, 0.5, 1000) == 200
     assert sizes.choose_head_steps(1e6, 0.5, 1000) == 1000
     assert sizes.choose_head_steps(1.0, 0.5, 1000) == sizes.LEAST_HEAD_STEPS
     assert sizes.choose_head_steps(1.0, 0.5, 7) == 7
 
 
-def test_seconds_are_those_of_all_processes(tmp_path, monkeypatch) -> None:
+def test_clock_adds_the_seconds_of_all_processes(tmp_path, monkeypatch) -> None:
     moments = iter([0.0, 2.0, 10.0, 15.0])
     monkeypatch.setattr("tools.teacher_study.clock.time.monotonic", lambda: next(moments))
     for name in ("a", "b"):

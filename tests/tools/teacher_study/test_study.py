@@ -1,4 +1,4 @@
-"""The steps of a study, and what its report makes of the scores that they leave."""
+"""The steps of a study, and the report of their scores."""
 
 import json
 import pathlib
@@ -28,18 +28,18 @@ def _study(
     work: pathlib.Path, teacher: pathlib.Path | None = None, has_head: bool = True, **settings
 ) -> Study:
     tasks = {"tnews": work / "a", "ocnli": work / "b"}
-    given = {"teacher": teacher or work / "teacher", "input_dir": "text", "tasks": tasks}
-    config = StudyConfig(**{**given, "work": work / "work", **settings})
+    required = {"teacher": teacher or work / "teacher", "input_dir": "text", "tasks": tasks}
+    config = StudyConfig(**{**required, "work": work / "work", **settings})
     mixes = make_mixes(_RECIPES, shapes=Shapes(4, 2), cache="compact-8")
     return Study(config, mixes, 2, has_head=has_head)
 
 
-def test_recipes_are_taken_as_they_are(tmp_path) -> None:
+def test_recipes_keep_their_losses(tmp_path) -> None:
     losses = [dict(mix.losses) for mix in _study(tmp_path).mixes]
     assert losses == [dict(recipe.losses) for recipe in _RECIPES]
 
 
-def test_students_come_before_those_that_continue_them(tmp_path) -> None:
+def test_students_are_trained_before_their_continuations(tmp_path) -> None:
     study = _study(tmp_path)
     keys = [step.result.parent.name for step in study.steps() if step.kind == "train"]
     assert keys == [
@@ -50,14 +50,14 @@ def test_students_come_before_those_that_continue_them(tmp_path) -> None:
         ),
         *(f"masked_lm_then_{key}_seed{seed}" for seed in (1, 2) for key in (_CACHE, "masked_lm")),
     ]
-    # Five students and the teacher, with two seeds each, on two tasks.
+    # Five students and the teacher are fine-tuned with two seeds each on both tasks.
     kinds = [step.kind for step in study.steps()]
     assert kinds.count("tnews") == kinds.count("ocnli") == 12
     results = [step.result for step in study.steps()]
     assert len(set(results)) == len(results)
 
 
-def test_a_teacher_without_a_head_gets_one_first(tmp_path) -> None:
+def test_teacher_without_a_head_gets_one_before_capture(tmp_path) -> None:
     with_head, without = _study(tmp_path), _study(tmp_path, has_head=False)
     assert with_head.teacher == tmp_path / "teacher"
     assert without.teacher == tmp_path / "work" / "teacher"
@@ -72,24 +72,24 @@ def test_students_have_equal_steps_and_base_models_continue_for_half(tmp_path) -
     assert {study.num_train_steps(cell) for cell in study.cells if cell.base is not None} == {50}
 
 
-def test_a_base_model_starts_from_the_baseline_of_its_seed(tmp_path, monkeypatch) -> None:
-    given = []
+def test_continued_student_starts_from_the_baseline_of_its_seed(tmp_path, monkeypatch) -> None:
+    run_settings = []
     name = "tools.recipe_comparison.runs.run_command"
-    monkeypatch.setattr(name, lambda command, **settings: given.append(settings))
+    monkeypatch.setattr(name, lambda command, **settings: run_settings.append(settings))
     study = _study(tmp_path)
     for step in study.train_steps():
         step.make()
-    last = given[-2]
+    last = run_settings[-2]
     assert last["student"] == study.work / "students" / "masked_lm_seed2"
     assert last["input_dir"] == study.training_cache(study.mixes[1].cache)
     assert (last["num_train_steps"], last["random_seed"]) == (300, 2)
     assert "init_from" not in last
-    assert given[-1]["input_dir"] == study.training_data(live=False)
-    assert given[2]["input_dir"] == study.training_data(live=True)
-    assert given[2]["teacher"] == study.teacher
+    assert run_settings[-1]["input_dir"] == study.training_data(live=False)
+    assert run_settings[2]["input_dir"] == study.training_data(live=True)
+    assert run_settings[2]["teacher"] == study.teacher
 
 
-def test_a_budget_is_measured_before_and_the_tasks_are_sized_last(tmp_path) -> None:
+def test_budget_is_measured_first_and_tasks_are_sized_last(tmp_path) -> None:
     titles = [step.title for step in _study(tmp_path, has_head=False, budget="30m").steps()]
     sizes = ("size of the teacher's head", "sizes of the students", "sizes of the tasks")
     head, students, tasks = map(titles.index, sizes)
@@ -102,7 +102,7 @@ def test_a_budget_is_measured_before_and_the_tasks_are_sized_last(tmp_path) -> N
     assert titles[tasks + 1] == "tnews: teacher, seed 1"
 
 
-def test_training_data_are_as_many_shards_as_the_steps_read(examples_dir, tmp_path) -> None:
+def test_training_data_are_the_shards_that_the_steps_read(examples_dir, tmp_path) -> None:
     shards = manifests.load(examples_dir).splits[TRAIN]
     assert len(shards) > 2
     first = shards[0].num_examples
@@ -110,16 +110,16 @@ def test_training_data_are_as_many_shards_as_the_steps_read(examples_dir, tmp_pa
     study.work.make_directory()
     (study.work / "examples").symlink_to(examples_dir)
     study._take_data(live=False)
-    taken = study.training_data(live=False)
-    manifest = manifests.load(taken)
+    data = study.training_data(live=False)
+    manifest = manifests.load(data)
     assert manifest.splits == {TRAIN: shards[:2]}
-    manifests.verify(taken, manifest, full=True)
-    more = _study(tmp_path, num_train_steps=10**6)
-    more._take_data(live=False)
-    assert manifests.load(taken).splits == {TRAIN: shards}
+    manifests.verify(data, manifest, full=True)
+    longer_study = _study(tmp_path, num_train_steps=10**6)
+    longer_study._take_data(live=False)
+    assert manifests.load(data).splits == {TRAIN: shards}
 
 
-def test_costs_follow_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None:
+def test_costs_are_computed_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None:
     study = _study(tmp_path, budget="30m", tasks={"chnsenticorp": sentiment_dir})
     probe, work = study._probe, study.work
     (cell,) = probe.cells
@@ -147,45 +147,48 @@ def test_costs_follow_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None
         line = {"step": 1, "split": "train", "examples_per_second": rate}
         (directory / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     costs = probe.costs(study.cells)
-    # Six students and four base models, of which two are the baseline's losses.
+    # There are six students and four continued students, two of them with the baseline's losses.
     assert costs.fixed == pytest.approx(10 * 15.0 + 10.0)
     assert costs.per_step == pytest.approx(2 * (1 + 2 + 4) + 2 * (2 + 1) / 2 + 32 * 0.5)
     task = costs.tasks["chnsenticorp"]
-    # The teacher's 16 inputs take 4 of its 12 seconds, a student's 2 of its 7.
+    # The 16 inputs take 4 of the teacher's 12 seconds and 2 of a student's 7 seconds.
     assert task.fixed == pytest.approx(2 * 8.0 + 10 * 5.0)
     assert task.per_example == pytest.approx(2 / 4 + 10 / 8)
     assert (task.num_examples, task.num_epochs) == (96, 1.0)
-    # An evaluation that ended after its tool was killed has no time of its own.
+    # An evaluation that ended after its tool was killed has no recorded time.
     del seconds[f"probe/scores/{cell.key}.json"]
     (work / "seconds.json").write_json({**seconds, "probe/step_times/baseline.json": 3.0})
     assert probe.costs(study.cells).fixed == pytest.approx(10 * 13.0 + 10.0)
 
 
 @pytest.mark.parametrize("name", ["tasks", "recipes"])
-def test_tasks_and_recipes_are_needed(tmp_path, name: str) -> None:
+def test_missing_tasks_or_recipes_are_refused(tmp_path, name: str) -> None:
     with pytest.raises(InputError) as caught:
         _study(tmp_path, **{name: {} if name == "tasks" else ""})
     assert caught.value.subject == Setting(name)
 
 
-def test_with_a_budget_nothing_can_be_added(tmp_path) -> None:
+def test_study_with_a_budget_cannot_be_extended(tmp_path) -> None:
     _study(tmp_path).claim()
-    more = {"tnews": tmp_path / "a", "ocnli": tmp_path / "b", "afqmc": tmp_path / "c"}
-    _study(tmp_path, seeds=(1, 2, 3), tasks=more).claim()
+    three_tasks = {"tnews": tmp_path / "a", "ocnli": tmp_path / "b", "afqmc": tmp_path / "c"}
+    _study(tmp_path, seeds=(1, 2, 3), tasks=three_tasks).claim()
     with pytest.raises(InputError):
         _study(tmp_path, tasks={"tnews": tmp_path / "c"}).claim()
     root = tmp_path / "budgeted"
     _study(root, budget="30m").claim()
     _study(root, budget="30m").claim()
-    more = {"tnews": root / "a", "ocnli": root / "b", "afqmc": root / "c"}
-    for change in ({"seeds": (1, 2, 3)}, {"tasks": more}, {"budget": "31m"}):
+    three_tasks = {"tnews": root / "a", "ocnli": root / "b", "afqmc": root / "c"}
+    for change in ({"seeds": (1, 2, 3)}, {"tasks": three_tasks}, {"budget": "31m"}):
         with pytest.raises(InputError):
             _study(root, **{"budget": "30m", **change}).claim()
 
 
 def _write_results(study: Study, teacher: pathlib.Path, student: pathlib.Path) -> None:
-    """Writes what finished steps leave: on tnews, the cached recipe helps by 2 points; on ocnli
-    seeds differ by more than recipes do, and on it the teacher scores 0."""
+    """Writes the results of finished steps.
+
+    On tnews, the cached recipe gains 2 points. On ocnli, seeds differ by more than recipes do,
+    and the teacher scores 0.
+    """
     for folder in ("scores", "students", "step_times"):
         (study.work / folder).make_directory()
     for mix in study.mixes:
@@ -244,7 +247,7 @@ def finished(tmp_path, teacher_dir, model_dir) -> Study:
     return study
 
 
-def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_dir) -> None:
+def test_report_collects_the_results_of_the_steps(finished, teacher_dir, model_dir) -> None:
     report = reports.read_report(finished)
     teacher, baseline, cached, live, continued, base = report["models"]
     assert teacher["scores"]["like/masked_lm_accuracy"] == {
@@ -260,7 +263,7 @@ def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_di
     accuracy = cached["scores"]["like/masked_lm_accuracy"]
     assert accuracy["mean"] == pytest.approx(0.335)
     assert accuracy["std"] == pytest.approx(0.01 / 2**0.5)
-    # Of the tasks only tnews has a score of the teacher's to keep.
+    # The teacher's score on ocnli is 0, so the share is computed on tnews alone.
     assert cached["share_kept"] == pytest.approx(0.62 / 0.8)
     assert baseline["share_kept"] == pytest.approx(0.75)
     sizes = [count_parameters(find_model(path).config) for path in (teacher_dir, model_dir)]
@@ -270,19 +273,19 @@ def test_the_report_collects_what_the_steps_left(finished, teacher_dir, model_di
     assert report["sizes"]["task_examples"] == {"tnews": None, "ocnli": None}
 
 
-def test_gains_are_weighed_against_the_spread(finished) -> None:
+def test_gains_are_compared_with_the_spread(finished) -> None:
     gains = {gain["model"]: gain["scores"] for gain in reports.read_report(finished)["gains"]}
     assert set(gains) == {_CACHE, "live@live+labels", f"masked_lm_then_{_CACHE}"}
     for key in (_CACHE, f"masked_lm_then_{_CACHE}"):
         assert gains[key]["tnews"]["difference"] == pytest.approx(0.02)
         assert gains[key]["tnews"]["verdict"] == "better"
         assert gains[key]["ocnli"]["verdict"] == "within the spread"
-        # Less divergence is better.
+        # A smaller divergence is better.
         assert gains[key]["like/kl_divergence"]["verdict"] == "better"
         assert gains[key]["like/kl_divergence"]["difference"] == pytest.approx(-0.1)
 
 
-def test_the_markdown_has_the_sentence_and_where_it_does_not_help(finished) -> None:
+def test_markdown_has_the_summary_and_the_tasks_without_gain(finished) -> None:
     report = reports.read_report(finished)
     sizes = [model["parameters"] for model in report["models"][:2]]
     smaller = round(100 * (1 - sizes[1] / sizes[0]))
@@ -315,7 +318,7 @@ def test_the_markdown_has_the_sentence_and_where_it_does_not_help(finished) -> N
     assert "tnews" not in helped[-1] and "ocnli (+0.1, within the spread)" in helped[-1]
 
 
-def test_a_student_that_is_better_everywhere_is_said_to_be(finished) -> None:
+def test_markdown_names_students_better_on_every_task(finished) -> None:
     report = reports.read_report(finished)
     for gain in report["gains"]:
         for difference in gain["scores"].values():
@@ -324,7 +327,7 @@ def test_a_student_that_is_better_everywhere_is_said_to_be(finished) -> None:
     assert text.count("it helps on every task") == 3
 
 
-def test_a_head_that_was_trained_is_in_the_report(finished) -> None:
+def test_report_contains_the_trained_head(finished) -> None:
     study = Study(finished.config, finished.mixes, 2, has_head=False)
     line = {"step": 5, "split": "eval", "masked_lm_accuracy": 0.25}
     directory = study.teacher.make_directory()
@@ -336,7 +339,7 @@ def test_a_head_that_was_trained_is_in_the_report(finished) -> None:
     assert "25.0%" in reports.markdown(report, table.score_columns(study))
 
 
-def test_a_probe_has_its_own_directory(tmp_path) -> None:
+def test_probe_writes_only_to_its_own_directory(tmp_path) -> None:
     study = _study(tmp_path, budget="30m")
     results = [step.result for step in study._probe.steps()]
     assert all(result.is_inside(study.work / "probe") for result in results)
