@@ -197,7 +197,7 @@ def _opening(config: EncoderConfig, task: ModelTask, *, distilled: bool) -> str:
     if task.finetuning is not None:
         teacher = " with a teacher's logits" if task.finetuning.distilled else ""
         words.append(f"fine-tuned on {task.finetuning.task}{teacher}")
-    return f"{', '.join(words)}. An input has at most {config.max_input_length} tokens."
+    return f"{', '.join(words)}. It takes up to {config.max_input_length} tokens."
 
 
 def model_card(
