@@ -114,7 +114,7 @@ class DocumentMasker:
         return _TokenizedDocument(tokens.ids, word_starts, line_starts), tokens.starts
 
     def _tokenize_together(self, passages: Sequence[Passage]) -> list[_TokenizedDocument]:
-        """Returns the tokens of passages with the same segmenter, tokenized as lines of one text."""
+        """Tokenizes passages with the same segmenter as the lines of one text."""
         if len(passages) == 1:
             return [self._tokenize(passages[0].text, passages[0].segmenter)]
         texts = [passage.text for passage in passages]
@@ -586,7 +586,7 @@ def _read_text(
 
 
 def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> int:
-    """Returns the group of a text, which is a hash, so that copies of a text have the same split."""
+    """Returns the group of a text: a hash of its content, so that copies have the same split."""
     content = document.split_key or text.encode("utf-8")
     return seeding.hash64(config.random_seed, "split", content)
 

@@ -76,7 +76,7 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
-        """Which tokens begin with the mark of a word, bool [V].
+        """A mask of the tokens that begin with the mark of a word, bool [V].
 
         Without a mark this is False everywhere: Ġ may be an ordinary letter.
         """
