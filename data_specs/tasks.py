@@ -124,7 +124,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             a `conll` file the column of words.
         files: for each split the names or globs of its files, the first that match taken; several
             matches are read one after another. Splits whose name begins with `test` need no labels.
-        metrics: some of those of its kind, the main one first.
+        metrics: of `METRICS`, the main one first.
         submission: how predictions are handed in.
         label_field: the field of a row that is its label.
         labels: the labels as in the file; their order is that of the classes.
@@ -133,8 +133,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         skip_labels: rows with these are left out.
         score_range: of a regression; predictions are cut to it where they are handed in.
         id_field: the field that names a row, where it has one; elsewhere its number, from 0.
-        reader: one of `READERS`; `squad` is SQuAD's JSON, `conll` columns of tabs or
-            spaces, a word in each line and a blank line after each sentence.
+        reader: one of `READERS`; `squad` is SQuAD's JSON, `conll` columns of tabs or spaces, a
+            word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
         columns: their names where it does not; a first row that holds the names
             of all texts is nevertheless a header, as in CoLA's test file.

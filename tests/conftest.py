@@ -1,6 +1,6 @@
-"""A tiny world for the tests: a corpus, a vocabulary, a teacher, and caches made from them.
+"""Shared fixtures of the tests: a tiny corpus, a vocabulary, a teacher, and caches made from them.
 
-Everything is made here, from sentences written for these tests and random weights.
+All data are made here, from sentences written for these tests and random weights.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Nobody is asked for a model that is not there.
+# Tests must not download models.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
@@ -43,10 +43,10 @@ def _make_location(factory: pytest.TempPathFactory, name: str, numbered: bool = 
     return Location.parse(_make_temporary(factory, name, numbered))
 
 
-# `tmp_path` and `tmp_path_factory` give locations, as all code below the commands takes.
+# `tmp_path` and `tmp_path_factory` give locations, because the library's functions take locations.
 pytest.TempPathFactory.mktemp = _make_location
 
-# The machines that run this are shared: a slow example is no failure.
+# Machines that run the tests may be busy, so a slow example is not a failure.
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
 
@@ -88,19 +88,19 @@ WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##r
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out opt-in tests unless -m asks for something."""
+    """Deselects opt-in tests unless -m is given."""
     if config.option.markexpr:
         return
     opt_in = {"docs", "export", "peers", "ray", "remote", "shared", "slow", "tpu"}
-    kept = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    selected = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected
 
 
 def run_python(
     *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a process of its own, without this process's environment variables."""
+    """Runs Python in a new process, without this process's environment variables."""
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -115,7 +115,7 @@ def run_python(
 
 
 def make_text(seed: int, num_documents: int) -> list[str]:
-    """Returns documents of 2 to 12 sentences, one a line."""
+    """Returns documents of 2 to 12 sentences, with one sentence per line."""
     random = np.random.default_rng(seed)
     return [
         "\n".join(random.choice(SENTENCES, size=random.integers(2, 13)))
@@ -125,7 +125,7 @@ def make_text(seed: int, num_documents: int) -> list[str]:
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch) -> Iterator[BucketLocation]:
-    """An empty bucket in memory; copies go below the test's folder."""
+    """An empty bucket in memory, whose local mirror is in the test's folder."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "copies"))
     path = Location.parse(f"memory://{uuid.uuid4().hex}")
     yield path
@@ -134,7 +134,7 @@ def bucket(tmp_path, monkeypatch) -> Iterator[BucketLocation]:
 
 
 def upload_folder(folder: pathlib.Path, target: BucketLocation) -> BucketLocation:
-    """Uploads a folder with all below it, and returns the target."""
+    """Uploads a folder with all its files, and returns the target."""
     for path in folder.rglob("*"):
         if path.is_file():
             (target / path.relative_to(folder).as_posix()).take(path)
@@ -142,14 +142,14 @@ def upload_folder(folder: pathlib.Path, target: BucketLocation) -> BucketLocatio
 
 
 def read_objects(folder: BucketLocation) -> dict[str, bytes]:
-    """Returns what is below a URL, by name."""
+    """Returns the contents of all objects below a URL, by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.find()}
 
 
 def read_folder(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns what is below a folder, by name."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    """Returns the contents of all files below a folder, by name."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def dense_logits(model: Any, features: dict[str, bytes], vocab_size: int) -> np.ndarray:
@@ -171,7 +171,7 @@ def dense_logits(model: Any, features: dict[str, bytes], vocab_size: int) -> np.
 
 @pytest.fixture(scope="session")
 def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A vocabulary of the sentences' characters, but for one that becomes [UNK]."""
+    """A vocabulary of the sentences' characters, except one that becomes [UNK]."""
     characters = sorted(set("".join(SENTENCES).lower()) - set(" 螺"))
     pieces = [*WORD_PIECES, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
@@ -197,7 +197,7 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def examples_config(corpus_dir: pathlib.Path, vocab_file: pathlib.Path) -> MaskedExamplesConfig:
-    """How the session's masked examples are made; replace `output_dir` to make others."""
+    """The settings of the session's masked examples; replace `output_dir` to make others."""
     return MaskedExamplesConfig(
         corpora=(CorpusSource(input_dir=str(corpus_dir)),),
         output_dir="",
@@ -223,7 +223,7 @@ def examples_dir(
 
 @pytest.fixture(scope="session")
 def windows_config(examples_config: MaskedExamplesConfig) -> MaskedExamplesConfig:
-    """How the session's unmasked windows are made, from the same text and seed."""
+    """The settings of the session's unmasked windows, with the same text and seed."""
     return dataclasses.replace(
         examples_config, masking="dynamic", mask_smoothing=0.7, dupe_factor=None
     )
@@ -249,7 +249,7 @@ def save_tiny_bert(
 ) -> pathlib.Path:
     """Writes a random BERT with a vocabulary as a Hugging Face directory.
 
-    `changes` are made to its configuration: another `model_type`, for example.
+    `changes` replace fields of its configuration, for example `model_type`.
     """
     from pipeline.models.config import EncoderConfig
     from pipeline.models.formats.model_directory import save_hf
@@ -266,7 +266,7 @@ def save_tiny_bert(
         type_vocab_size=2,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
-        # Wide enough for a distribution with something to tell.
+        # Weights are large enough that the output distribution is not uniform.
         initializer_range=0.3,
     )
     config = dataclasses.replace(config, **changes)
@@ -285,15 +285,15 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, vocab_file: pathlib.Pa
 def make_cache(
     folder: pathlib.Path, examples: pathlib.Path, teacher: pathlib.Path, **changes: Any
 ) -> pathlib.Path:
-    """Makes a teacher cache with k = 16, or as `changes` say; head states have no k."""
+    """Makes a teacher cache with k = 16 and changed settings; head states have no k."""
     from pipeline.teacher.capture import create_teacher_cache
     from pipeline.teacher.settings import TeacherCacheConfig
 
-    places = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
+    inputs = {"output_dir": str(folder), "input_dir": str(examples), "teacher": str(teacher)}
     settings = {"truncation_factor": 16, "predict_batch_size": 8, **changes}
     if settings.get("logit_encoding") == STATES:
         del settings["truncation_factor"]
-    create_teacher_cache(TeacherCacheConfig(**places, **settings))
+    create_teacher_cache(TeacherCacheConfig(**inputs, **settings))
     return folder
 
 
@@ -340,7 +340,7 @@ def spiece_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def train_fairseq(
     folder: pathlib.Path, family: str = "xlm-roberta", **settings: Any
 ) -> pathlib.Path:
-    """Writes a SentencePiece model with its usual first pieces, and a model's configuration."""
+    """Writes a SentencePiece model with the default first pieces, and a model's configuration."""
     model = io.BytesIO()
     settings = {"vocab_size": 330, "hard_vocab_limit": False, **settings}
     sentencepiece.SentencePieceTrainer.train(
@@ -370,7 +370,7 @@ def camembert_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A byte-level BPE as RoBERTa's."""
+    """A byte-level BPE like RoBERTa's."""
     tokenizer = FastTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -381,7 +381,7 @@ def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(LINES, trainer)
-    # What a file may have switched on, and must not cut our text.
+    # A file may enable truncation and padding, which must not change our text.
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=9)
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
@@ -391,12 +391,12 @@ def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A BPE over spaces written as ▁ that falls back to bytes, as Gemma's and mmBERT's."""
+    """A BPE like Gemma's and mmBERT's: it writes spaces as ▁ and falls back to bytes."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     tokenizer = FastTokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    # No token runs over words in training; the trained tokenizer cuts nothing before it merges.
+    # In training, no token spans several words. The trained tokenizer merges without such cuts.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("▁", "merged_with_next"),
@@ -409,7 +409,7 @@ def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     content = json.loads(tokenizer.to_str())
-    # Bytes are tokens of the model, and HTML is found in the text as it is.
+    # Bytes are tokens of the model, and HTML tags are found in the text unchanged.
     added = [token for token in content["added_tokens"] if token["content"] not in bytes_]
     content["added_tokens"] = [token | {"special": token["id"] < 5} for token in added]
     folder = tmp_path_factory.mktemp("gemma")
@@ -421,7 +421,7 @@ def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def olmo_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A byte-level BPE with BERT's special tokens behind its own, as ModernBERT's."""
+    """A byte-level BPE like ModernBERT's, with BERT's special tokens after its own."""
     tokenizer = FastTokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,12 +5,12 @@ from typing import Any
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
 
-# Its longest input: beyond the distance at which MPNet's last bucket begins.
+# The longest input. It exceeds the distance at which MPNet's last bucket begins.
 MOST_TOKENS = 140
 
 
 def example_config(model_type: str, **changes: Any) -> EncoderConfig:
-    """Returns a configuration of a family; `changes` are made to its fields."""
+    """Returns a configuration of a family, with changed fields."""
     family = FAMILIES[model_type]
     fields: dict[str, Any] = {
         "vocab_size": 37,
@@ -19,7 +19,7 @@ def example_config(model_type: str, **changes: Any) -> EncoderConfig:
         "num_attention_heads": 2,
         "intermediate_size": 24,
         "hidden_act": "gelu",
-        # RoBERTa's and its relatives' first position comes after the padding's id.
+        # In RoBERTa and similar families, the first position comes after the padding's id.
         "max_position_embeddings": MOST_TOKENS + 2 * family.counts_positions_from_padding,
         "type_vocab_size": 2 if family.has_segments else 0,
         "hidden_dropout_prob": 0.1,

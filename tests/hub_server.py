@@ -1,8 +1,8 @@
-"""A model hub that speaks as much of the Hugging Face hub's interface as `huggingface_hub` asks.
+"""A model hub with the part of the Hugging Face hub's interface that `huggingface_hub` uses.
 
-https://huggingface.co/docs/hub/api: models and datasets with branches, tags and commits, in
-memory. As on the real hub, a large file is redirected to a store that answers requests for a
-range of bytes.
+See https://huggingface.co/docs/hub/api. It holds models and datasets with branches, tags and
+commits in memory. As on the real hub, a large file is redirected to a store that answers requests
+for ranges of bytes.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _DATASET = re.compile(
 )
 _FILE = re.compile(r"/(.+?)/resolve/([^/]+)/(.+)")
 _STORED = re.compile(r"/store/([0-9a-f]{64})")
-# Larger files lie in the store.
+# Files of more bytes are in the store.
 LARGE = 20_000
 _BLOCK = 2**16
 
@@ -31,10 +31,10 @@ class Repository:
     """A model or a dataset on the hub.
 
     Attributes:
-        commits: contents of files by name, by commit.
+        commits: contents of files by commit and name.
         references: commits by branch or tag.
-        token: the only one that may read it; None where anyone may.
-        is_gated: whether files, but not their list, need that token.
+        token: the only token that may read it; None if anyone may.
+        is_gated: whether files need this token, but not their list.
     """
 
     commits: dict[str, Mapping[str, bytes]]
@@ -45,7 +45,7 @@ class Repository:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What was asked: method and path, the range of bytes and the token; None without."""
+    """A received request; range and token are None if the request has none."""
 
     method: str
     path: str
@@ -57,7 +57,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
     def _answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -69,7 +69,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(content)
 
     def _send(self, content: bytes) -> None:
-        """Sends content, as slowly and as far as the server is told to."""
+        """Sends content, with the server's pauses and up to its cut."""
         server = self.server
         for begin in range(0, len(content), _BLOCK):
             block = content[begin : begin + _BLOCK]
@@ -90,32 +90,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        asked = Request(self.command, path, self.headers.get("Range"), token)
-        self.server.requests.append(asked)
+        received = Request(self.command, path, self.headers.get("Range"), token)
+        self.server.requests.append(received)
         if self.server.status is not None:
             return self._answer(self.server.status)
         if self.server.content is not None:
             return self._answer(200, self.server.content)
-        if found := _STORED.fullmatch(path):
-            return self._serve(self.server.store[found[1]], ETag=f'"{found[1]}"')
-        if found := _INFO.fullmatch(path):
-            return self._describe(found[1], found[2] or "main", token)
-        if found := _DATASET.fullmatch(path):
-            return self._describe_dataset(*found.groups(), token)
-        if found := _FILE.fullmatch(path):
-            return self._resolve(*found.groups(), token)
+        if match := _STORED.fullmatch(path):
+            return self._serve(self.server.store[match[1]], ETag=f'"{match[1]}"')
+        if match := _INFO.fullmatch(path):
+            return self._describe(match[1], match[2] or "main", token)
+        if match := _DATASET.fullmatch(path):
+            return self._describe_dataset(*match.groups(), token)
+        if match := _FILE.fullmatch(path):
+            return self._resolve(*match.groups(), token)
         return self._answer(404)
 
     do_HEAD = do_GET
 
     def _find(self, name: str, revision: str, token: str | None) -> str | None:
-        """Returns a commit of a repository; None where the answer has been refused."""
+        """Returns a commit of a repository; None if an error was sent as the answer."""
         repository = self.server.repositories.get(name)
         is_hidden = repository is None or (
             repository.token not in (None, token) and not repository.is_gated
         )
         if is_hidden:
-            # As the real one, which does not say whether there is such a private one.
+            # Like the real hub, which does not reveal whether a private repository exists.
             self._answer(401 if token is None else 404, X_Error_Code="RepoNotFound")
             return None
         commit = repository.references.get(revision, revision)
@@ -126,8 +126,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _describe(self, name: str, revision: str, token: str | None) -> None:
         if name in self.server.moved:
-            place = self.path.replace(name, self.server.moved[name])
-            return self._answer(307, Location=place)
+            location = self.path.replace(name, self.server.moved[name])
+            return self._answer(307, Location=location)
         commit = self._find(name, revision, token)
         if commit is None:
             return None
@@ -144,7 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _describe_dataset(
         self,
         name: str,
-        what: str | None,
+        action: str | None,
         revision: str | None,
         folder: str | None,
         token: str | None,
@@ -153,11 +153,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if commit is None:
             return None
         repository = self.server.repositories[name]
-        if what == "auth-check":
+        if action == "auth-check":
             if repository.token in (None, token):
                 return self._answer(200)
             return self._answer(403, X_Error_Code="GatedRepo", X_Error_Message="restricted")
-        if what == "tree":
+        if action == "tree":
             value = self._tree(repository.commits[commit], f"{folder}/" if folder else "")
         else:
             value = {
@@ -215,32 +215,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self._serve(content, ETag=f'"{tag}"', X_Repo_Commit=commit)
 
     def _serve(self, content: bytes, **headers: str) -> None:
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         headers["Accept_Ranges"] = "bytes"
-        if found is None:
+        if requested is None:
             return self._answer(200, content, **headers)
-        begin = int(found[1])
+        begin = int(requested[1])
         if begin >= len(content):
             return self._answer(416)
-        end = min(int(found[2]) + 1 if found[2] else len(content), len(content))
-        told = f"bytes {begin}-{end - 1}/{len(content)}"
-        return self._answer(206, content[begin:end], Content_Range=told, **headers)
+        end = min(int(requested[2]) + 1 if requested[2] else len(content), len(content))
+        content_range = f"bytes {begin}-{end - 1}/{len(content)}"
+        return self._answer(206, content[begin:end], Content_Range=content_range, **headers)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """The hub, from `start` to `stop`; `url` is where.
+    """The hub, which runs from `start` to `stop` at `url`.
 
     Attributes:
-        repositories: by id; of a dataset `datasets/` and the id.
-        moved: today's ids of models by their former ones.
-        requests: all that was asked.
-        etags: by file, tags that differ from what they should be.
-        status: the answer to everything; None for the usual.
-        content: likewise.
-        seconds_per_block: pauses between 64 KB of a large file.
-        bytes_until_cut: of large files, until a connection is cut once; None for never.
-        status_after_cut: what `status` is from then on.
-        bytes_sent: of all files.
+        repositories: repositories by id; a dataset's key is `datasets/` and its id.
+        moved: current ids of models by their former ids.
+        requests: all received requests.
+        etags: wrong ETags by file.
+        status: the status of every answer; None for normal answers.
+        content: the content of every answer; None for normal answers.
+        seconds_per_block: the pause after each 64 KB of a large file.
+        bytes_until_cut: the number of bytes of large files until a connection is cut once;
+            None for no cut.
+        status_after_cut: the value of `status` after the cut.
+        bytes_sent: the number of bytes sent.
     """
 
     daemon_threads = True
@@ -259,17 +260,17 @@ class Server(http.server.ThreadingHTTPServer):
         self.status_after_cut: int | None = None
         self.bytes_sent = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
-        # Another host, to which nobody sends a token.
+        # Another host, to which clients must not send a token.
         self.store_url = f"http://localhost:{self.server_port}"
 
     def add(self, name: str, files: Mapping[str, bytes], **settings: object) -> str:
-        """Adds a model of one commit, the branch main, and returns that commit."""
+        """Adds a model with one commit on the branch main, and returns the commit."""
         repository = Repository({}, {}, **settings)
         self.repositories[name] = repository
         return self.commit(name, files)
 
     def commit(self, name: str, files: Mapping[str, bytes], reference: str = "main") -> str:
-        """Adds a commit of these files to a model, the newest of a branch."""
+        """Adds a commit of these files to a branch of a model, and returns the commit."""
         repository = self.repositories[name]
         commit = hashlib.sha1(f"{name} {len(repository.commits)}".encode()).hexdigest()
         repository.commits[commit] = files
@@ -277,18 +278,18 @@ class Server(http.server.ThreadingHTTPServer):
         return commit
 
     def downloaded(self) -> list[str]:
-        """Returns the names of the files of which content or size was asked, each once."""
-        found = [_FILE.fullmatch(request.path) for request in self.requests]
-        return list(dict.fromkeys(match[3] for match in found if match))
+        """Returns the names of the files whose content or size was requested, each once."""
+        matches = [_FILE.fullmatch(request.path) for request in self.requests]
+        return list(dict.fromkeys(match[3] for match in matches if match))
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing: clients are killed."""
+        """Prints nothing, because tests kill clients."""
 
     def start(self) -> None:
-        """Answers from now on."""
+        """Starts to answer requests in a thread."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
-        """Ends all."""
+        """Stops the server and closes its socket."""
         self.shutdown()
         self.server_close()

@@ -1,4 +1,4 @@
-"""Rules for the source that a machine can check; the import rules are in `.importlinter`."""
+"""Rules for the source code; the rules of imports are in `.importlinter`."""
 
 import ast
 import functools
@@ -22,8 +22,8 @@ NEEDS_TENSORFLOW = {
 
 
 def _module_name(path: pathlib.Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    names = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def _tree(path: pathlib.Path) -> ast.Module:
 
 
 def _nodes(paths: list[pathlib.Path], *kinds: type) -> Iterator[tuple[str, ast.AST]]:
-    """Yields the nodes of some kinds with their module and line."""
+    """Yields the nodes of some types with their module and line."""
     for path in paths:
         for node in ast.walk(_tree(path)):
             if isinstance(node, kinds):
@@ -40,7 +40,7 @@ def _nodes(paths: list[pathlib.Path], *kinds: type) -> Iterator[tuple[str, ast.A
 
 
 def _is_boundary(path: pathlib.Path) -> bool:
-    """Returns whether a module reads what users type: a command, or a package of theirs."""
+    """Returns whether a module reads command lines: a command or a package of commands."""
     name = _module_name(path)
     has_main = any(
         isinstance(node, ast.FunctionDef) and node.name == "main" for node in _tree(path).body
@@ -70,24 +70,28 @@ def test_no_code_is_unused(tmp_path: pathlib.Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_feature_names_are_strings_in_one_module_only() -> None:
+def test_feature_names_are_written_only_in_records() -> None:
     names = {feature.name for features in records.FEATURES.values() for feature in features}
     names |= {records.INPUT_MASK, records.SEGMENT_IDS, records.MASKED_LM_WEIGHTS}
     others = [path for path in LIBRARY if path.name != "records.py"]
-    found = [f"{place} {n.value}" for place, n in _nodes(others, ast.Constant) if n.value in names]
-    assert not found
+    texts = [
+        f"{source_line} {n.value}"
+        for source_line, n in _nodes(others, ast.Constant)
+        if n.value in names
+    ]
+    assert not texts
 
 
 def test_only_commands_know_flags() -> None:
     absl = [
-        place
-        for place, node in _nodes(INSIDE, ast.Import, ast.ImportFrom)
+        source_line
+        for source_line, node in _nodes(INSIDE, ast.Import, ast.ImportFrom)
         if "absl" in ast.unparse(node)
     ]
     assert not absl
     texts = [
-        f"{place} {text.value!r}"
-        for place, node in _nodes(INSIDE, ast.Raise)
+        f"{source_line} {text.value!r}"
+        for source_line, node in _nodes(INSIDE, ast.Raise)
         if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func).endswith("Error")
         for text in ast.walk(node)
         if isinstance(text, ast.Constant)
@@ -98,12 +102,12 @@ def test_only_commands_know_flags() -> None:
 
 
 def test_no_parameter_takes_the_name_of_a_flag() -> None:
-    found = [
-        place
-        for place, node in _nodes(INSIDE, ast.arg)
+    parameters = [
+        source_line
+        for source_line, node in _nodes(INSIDE, ast.arg)
         if node.arg in ("flag", "flag_name", "setting_flag")
     ]
-    assert not found
+    assert not parameters
 
 
 def test_locations_are_parsed_at_the_boundary() -> None:
@@ -111,13 +115,13 @@ def test_locations_are_parsed_at_the_boundary() -> None:
     homes = ("pipeline.base.location", "pipeline.base.settings", "pipeline.corpora")
     inside = [path for path in INSIDE if not _module_name(path).startswith(homes)]
     parsed = [
-        place
-        for place, node in _nodes(inside, ast.Call)
+        source_line
+        for source_line, node in _nodes(inside, ast.Call)
         if ast.unparse(node.func) in ("Location.parse", "location.Location.parse")
     ]
     compared = [
-        place
-        for place, node in _nodes(inside, ast.Call)
+        source_line
+        for source_line, node in _nodes(inside, ast.Call)
         if ast.unparse(node.func) == "isinstance"
         and re.search(r"\b(Bucket|Local)Location\b", ast.unparse(node.args[1]))
     ]
@@ -125,7 +129,7 @@ def test_locations_are_parsed_at_the_boundary() -> None:
 
 
 def test_no_assert_in_library_code() -> None:
-    assert not [place for place, _ in _nodes(SOURCES, ast.Assert)]
+    assert not [source_line for source_line, _ in _nodes(SOURCES, ast.Assert)]
 
 
 def test_models_and_losses_run_without_tensorflow() -> None:
@@ -150,21 +154,21 @@ def test_models_and_losses_run_without_tensorflow() -> None:
         ("tools.finetune", "--task=x --data_dir=y --model=z --output_dir=o"),
     ],
 )
-def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str, flags: str) -> None:
+def test_mistakes_are_reported_before_heavy_imports(command: str, flags: str) -> None:
     code = (
         f"import sys, {command} as c; status = c.main(['x', *'{flags}'.split()]); "
         "heavy = {'tensorflow', 'keras', 'jax', 'tokenizers', 'sentencepiece', 'rjieba', "
         "'safetensors', 'huggingface_hub'}; print(status, sorted(heavy & set(sys.modules)))"
     )
     result = run_python("-c", code)
-    # A task's settings are checked beside the tokenizer.
+    # The settings of a task are checked together with the tokenizer.
     readers = ["sentencepiece", "tokenizers"] if command == "tools.finetune" else []
     assert result.stdout.strip() == f"1 {readers}"
     assert result.stderr.startswith("error: ")
 
 
 def _runs_content(node: ast.AST) -> bool:
-    """Returns whether a node imports or calls what runs the content of a file."""
+    """Returns whether a node imports or calls a function that runs the content of a file."""
     unsafe = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
     if isinstance(node, ast.Import):
         return any(alias.name in unsafe for alias in node.names)
@@ -175,6 +179,6 @@ def _runs_content(node: ast.AST) -> bool:
     return node.arg in ("allow_pickle", "trust_remote_code") and ast.unparse(node.value) != "False"
 
 
-def test_nothing_from_a_file_is_run() -> None:
+def test_no_content_of_a_file_is_run() -> None:
     kinds = (ast.Import, ast.ImportFrom, ast.Call, ast.keyword)
-    assert not [place for place, node in _nodes(SOURCES, *kinds) if _runs_content(node)]
+    assert not [source_line for source_line, node in _nodes(SOURCES, *kinds) if _runs_content(node)]

@@ -1,4 +1,4 @@
-"""The three stages on objects in a bucket give the bytes that they give on a disk."""
+"""The three stages write the same bytes in a bucket as on a disk."""
 
 import dataclasses
 import gzip
@@ -32,7 +32,7 @@ OUT_OF_ORDER = OSError("503 SlowDown")
 
 @pytest.fixture
 def written(bucket, monkeypatch) -> list[str]:
-    """The names of objects in the order in which they appear."""
+    """The names of objects in the order of their uploads."""
     names: list[str] = []
     for method in ("put_file", "pipe_file"):
         real = getattr(MemoryFileSystem, method)
@@ -46,8 +46,8 @@ def written(bucket, monkeypatch) -> list[str]:
     return names
 
 
-def _broken_at(patch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on the store refuses whatever has this in its name."""
+def _fail_uploads_of(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Makes the store refuse objects whose names contain a text."""
     real = MemoryFileSystem.put_file
 
     def put_file(self, local, remote, **options):
@@ -59,8 +59,8 @@ def _broken_at(patch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.fixture
-def stage_1a(bucket, examples_config, corpus_dir, vocab_file):
-    """The session's masked examples, from a corpus in a bucket into the bucket."""
+def prepare_config(bucket, examples_config, corpus_dir, vocab_file):
+    """The settings of the session's masked examples, with corpus and output in a bucket."""
     (bucket / "vocab.txt").take(vocab_file)
     return dataclasses.replace(
         examples_config,
@@ -70,57 +70,59 @@ def stage_1a(bucket, examples_config, corpus_dir, vocab_file):
     )
 
 
-def test_masked_examples(stage_1a, written, examples_dir) -> None:
-    made = create_masked_examples(stage_1a)
-    assert read_objects(stage_1a.output_dir) == read_folder(examples_dir)
+def test_masked_examples_in_a_bucket_equal_those_on_disk(
+    prepare_config, written, examples_dir
+) -> None:
+    made = create_masked_examples(prepare_config)
+    assert read_objects(prepare_config.output_dir) == read_folder(examples_dir)
     order = [name.removeprefix("examples/") for name in written if name.startswith("examples/")]
     assert (order[0], order[-1]) == ("request.json", "manifest.json")
     for shard in (shard for shards in made.splits.values() for shard in shards):
         assert order.index(f".{shard.file}.json") < order.index(shard.file)
-    # Nothing but copies of what was read is left on this machine.
+    # The local mirror holds only copies of objects that were read.
     assert {path.name for path in mirror_folder().rglob("*") if path.is_file()} <= {
         "vocab.txt",
         ".lock.tmp",
     }
     written.clear()
-    assert create_masked_examples(stage_1a) == made and written == []
+    assert create_masked_examples(prepare_config) == made and written == []
     with pytest.raises(InputError) as caught:
-        create_masked_examples(dataclasses.replace(stage_1a, random_seed=7))
-    assert caught.value.subject == str(stage_1a.output_dir)
+        create_masked_examples(dataclasses.replace(prepare_config, random_seed=7))
+    assert caught.value.subject == str(prepare_config.output_dir)
     assert "random_seed is 12345 there and 7 here" in caught.value.received
 
 
-def test_an_interrupted_stage_1a_goes_on(
-    stage_1a, written, monkeypatch, examples_dir, tmp_path
+def test_interrupted_prepare_resumes_on_another_machine(
+    prepare_config, written, monkeypatch, examples_dir, tmp_path
 ) -> None:
     with monkeypatch.context() as patch:
-        _broken_at(patch, "train-00001")
+        _fail_uploads_of(patch, "train-00001")
         with pytest.raises(OSError, match="503 SlowDown"):
-            create_masked_examples(stage_1a)
-    there = read_objects(stage_1a.output_dir)
-    assert "train-00000-of-00003.tfrecord" in there
-    assert not {"train-00001-of-00003.tfrecord", "manifest.json"} & there.keys()
+            create_masked_examples(prepare_config)
+    objects = read_objects(prepare_config.output_dir)
+    assert "train-00000-of-00003.tfrecord" in objects
+    assert not {"train-00001-of-00003.tfrecord", "manifest.json"} & objects.keys()
     with pytest.raises(InputError):
-        manifests.load(stage_1a.output_dir)
-    # On another machine, where nothing is known of the first, and the text is not the same.
+        manifests.load(prepare_config.output_dir)
+    # The second run has an empty local mirror, as on another machine. Changed text is refused.
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "elsewhere"))
-    first = Location.parse(stage_1a.corpora[0].input_dir) / "a.txt"
+    first = Location.parse(prepare_config.corpora[0].input_dir) / "a.txt"
     text = first.read_bytes()
     first.write_bytes(text.replace("春天".encode(), "秋天".encode()))
     with pytest.raises(InputError, match="text has changed"):
-        create_masked_examples(stage_1a)
+        create_masked_examples(prepare_config)
     first.write_bytes(text)
     written.clear()
-    create_masked_examples(stage_1a)
+    create_masked_examples(prepare_config)
     assert "examples/train-00000-of-00003.tfrecord" not in written
     assert "examples/train-00001-of-00003.tfrecord" in written
-    assert read_objects(stage_1a.output_dir) == read_folder(examples_dir)
+    assert read_objects(prepare_config.output_dir) == read_folder(examples_dir)
 
 
-def test_a_corpus_of_folders_globs_and_packedread_folder(
-    bucket, stage_1a, corpus_dir, tmp_path, monkeypatch
+def test_folders_globs_and_packed_files_in_a_bucket_equal_those_on_disk(
+    bucket, prepare_config, corpus_dir, tmp_path, monkeypatch
 ) -> None:
-    """Files are called as on a disk, whatever is above them: names decide the masks."""
+    """Names of files, which decide the masks, are relative to the corpus as on a disk."""
     folder = tmp_path / "text"
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -130,11 +132,11 @@ def test_a_corpus_of_folders_globs_and_packedread_folder(
     upload_folder(folder, bucket / "text")
     for number, pattern in enumerate(("", "/sub", "/b.txt.gz", "/*/*/*.txt", "/**/*.txt*")):
         made = []
-        for place, output in ((str(folder), tmp_path), (str(bucket / "text"), bucket)):
-            source = CorpusSource(input_dir=place + pattern)
+        for corpus, output in ((str(folder), tmp_path), (str(bucket / "text"), bucket)):
+            source = CorpusSource(input_dir=corpus + pattern)
             output = output / f"out{number}"
             create_masked_examples(
-                dataclasses.replace(stage_1a, corpora=(source,), output_dir=output)
+                dataclasses.replace(prepare_config, corpora=(source,), output_dir=output)
             )
             made.append(
                 read_folder(output) if isinstance(output, pathlib.Path) else read_objects(output)
@@ -142,8 +144,10 @@ def test_a_corpus_of_folders_globs_and_packedread_folder(
         assert made[0] == made[1], pattern
 
 
-def test_a_mixture_and_a_declaration(capsys, bucket, stage_1a, corpus_dir) -> None:
-    """Folders are meant beside the file, wherever that is."""
+def test_mixture_in_a_bucket_names_corpora_relative_to_its_file(
+    capsys, bucket, prepare_config, corpus_dir
+) -> None:
+    """A mixture may also name a corpus by URL or local path."""
     (bucket / "own.yaml").write_bytes(
         b"title: t\nurl: none\nlicence: none\nlanguage: zh\nreader: text\n"
     )
@@ -154,7 +158,7 @@ def test_a_mixture_and_a_declaration(capsys, bucket, stage_1a, corpus_dir) -> No
         f"  - {{name: here, input_dir: '{corpus_dir}'}}\n"
     )
     (bucket / "mixture.yaml").write_bytes(content.encode())
-    flags = ["--max_workers=1", f"--vocab_file={stage_1a.vocab_file}", "--max_seq_length=48"]
+    flags = ["--max_workers=1", f"--vocab_file={prepare_config.vocab_file}", "--max_seq_length=48"]
     flags += ["--max_predictions_per_seq=8", f"--corpora={bucket}/mixture.yaml"]
     status = create_pretraining_data.main(["x", *flags, f"--output_dir={bucket}/mixed"])
     assert status == 0
@@ -176,11 +180,13 @@ def teacher(bucket, teacher_dir) -> BucketLocation:
     return upload_folder(teacher_dir, bucket / "teacher")
 
 
-def test_teacher_cache(bucket, written, examples_dir, teacher, cache_dir, monkeypatch) -> None:
+def test_interrupted_teacher_cache_in_a_bucket_resumes_to_equal_bytes(
+    bucket, written, examples_dir, teacher, cache_dir, monkeypatch
+) -> None:
     examples = upload_folder(examples_dir, bucket / "examples")
     written.clear()
     with monkeypatch.context() as patch:
-        _broken_at(patch, "train-00002")
+        _fail_uploads_of(patch, "train-00002")
         with pytest.raises(OSError, match="503 SlowDown"):
             make_cache(bucket / "cache", examples, teacher)
     assert "cache/train-00001-of-00003.tfrecord" in written
@@ -192,7 +198,7 @@ def test_teacher_cache(bucket, written, examples_dir, teacher, cache_dir, monkey
     assert read_objects(bucket / "cache") == read_folder(cache_dir)
 
 
-def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None:
+def test_damaged_shard_in_a_bucket_is_named(capsys, bucket, examples_dir, teacher) -> None:
     examples = upload_folder(examples_dir, bucket / "examples")
     shard = examples / "train-00001-of-00003.tfrecord"
     content = bytearray(shard.read_bytes())
@@ -209,17 +215,17 @@ def test_a_damaged_shard_is_named(capsys, bucket, examples_dir, teacher) -> None
     assert not (bucket / "cache").exists()
 
 
-def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
-    """Three files, of which TensorFlow wants to see all."""
+def test_google_checkpoint_in_a_bucket_is_read(bucket, tmp_path, teacher_dir) -> None:
+    """TensorFlow needs all three files at once."""
     source = model_directory.find_model(teacher_dir)
     weights = source.read_weights()
     (tmp_path / "bert_config.json").write_json(convert_checkpoint.google_config(source.config))
     convert_checkpoint.write_tf1_weights(str(tmp_path / "bert_model.ckpt"), source.config, weights)
     local = model_directory.find_model(tmp_path)
-    found = model_directory.find_model(upload_folder(tmp_path, bucket / "google"))
-    assert found.sha256() == local.sha256()
-    assert found.open_files().shapes == local.open_files().shapes
-    read = found.read_weights()
+    uploaded = model_directory.find_model(upload_folder(tmp_path, bucket / "google"))
+    assert uploaded.sha256() == local.sha256()
+    assert uploaded.open_files().shapes == local.open_files().shapes
+    read = uploaded.read_weights()
     assert all((read[name] == weights[name]).all() for name in weights)
     google = bucket / "google"
     named = model_directory.ModelSource.from_google(
@@ -232,8 +238,8 @@ def test_a_google_checkpoint(bucket, tmp_path, teacher_dir) -> None:
 
 
 @pytest.fixture
-def stage_2(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
-    """Returns what says how a student is trained, below a bucket or a folder."""
+def distill_config(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
+    """A function that returns settings of a run with an output directory."""
     cache = upload_folder(cache_dir, bucket / "cache")
 
     def configure(output_dir: object, **changes: object) -> DistillConfig:
@@ -256,31 +262,34 @@ def stage_2(bucket, cache_dir, teacher) -> Callable[..., DistillConfig]:
 
 
 def _lines(content: bytes) -> list[dict]:
-    """Returns lines of metrics.jsonl without what depends on the clock."""
+    """Returns the lines of metrics.jsonl without fields that depend on the clock."""
     lines = [json.loads(line) for line in content.splitlines()]
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
-def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatch) -> None:
-    """Trained here, trained in a bucket, and killed between two checkpoints there."""
+def test_interrupted_student_in_a_bucket_resumes_to_equal_bytes(
+    bucket, distill_config, cache_dir, teacher_dir, tmp_path, monkeypatch
+) -> None:
+    """Compares a local run with a run in a bucket that is interrupted between two checkpoints."""
     start = StudentConfig(init_from=teacher_dir, student_layers=2)
-    training.distill(stage_2(tmp_path / "here", student=start, input_dir=cache_dir))
+    training.distill(distill_config(tmp_path / "here", student=start, input_dir=cache_dir))
     expected = read_folder(tmp_path / "here")
-    config = stage_2(bucket / "student")
+    config = distill_config(bucket / "student")
 
-    def killed(kept, step, tensors, real=CheckpointFiles.save, **settings):
+    def interrupted_save(files, step, tensors, real=CheckpointFiles.save, **settings):
         if step == 6:
             raise KeyboardInterrupt
-        real(kept, step, tensors, **settings)
+        real(files, step, tensors, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFiles, "save", killed)
-        with pytest.raises(KeyboardInterrupt, match="continues from step 3, the last checkpoint"):
+        patch.setattr(CheckpointFiles, "save", interrupted_save)
+        with pytest.raises(KeyboardInterrupt, match="resume from step 3, the last checkpoint"):
             training.distill(config)
-    there = read_objects(config.output_dir)
-    assert "model.safetensors" not in there and "checkpoints/step-00000003.safetensors" in there
-    # What was measured up to the checkpoint is there, and a little more.
-    assert _lines(there["metrics.jsonl"])[:4] == _lines(expected["metrics.jsonl"])[:4]
+    objects = read_objects(config.output_dir)
+    assert "model.safetensors" not in objects
+    assert "checkpoints/step-00000003.safetensors" in objects
+    # The log has at least all lines up to the checkpoint.
+    assert _lines(objects["metrics.jsonl"])[:4] == _lines(expected["metrics.jsonl"])[:4]
     training.distill(config)
     made = read_objects(config.output_dir)
     plain = [name for name in expected if not name.startswith("tensorboard/")]
@@ -291,7 +300,7 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
         else:
             assert made[name] == expected[name], name
     events = [name for name in made if name.startswith("tensorboard/train/events")]
-    # One of each process; on a disk it is the same.
+    # Each of the two processes has written an event file, as on a disk.
     assert len(events) == 2 and all(made[name] for name in events)
     assert not list(mirror_folder().rglob("step-*"))
     with pytest.raises(InputError, match="another run configuration: learning_rate is 0.001 there"):
@@ -299,8 +308,10 @@ def test_a_student(bucket, stage_2, cache_dir, teacher_dir, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2])
-def test_a_shard_that_cannot_be_copied_is_named(bucket, stage_2, monkeypatch, moment: int) -> None:
-    """Also where TensorFlow's threads ask for it: as lengths are sampled, and in training."""
+def test_shard_that_cannot_be_downloaded_is_named(
+    bucket, distill_config, monkeypatch, moment: int
+) -> None:
+    """Downloads fail while lengths are sampled, and in TensorFlow's threads during training."""
     real, calls = BucketLocation.download, []
 
     def download(path, target):
@@ -312,16 +323,16 @@ def test_a_shard_that_cannot_be_copied_is_named(bucket, stage_2, monkeypatch, mo
 
     monkeypatch.setattr(BucketLocation, "download", download)
     with pytest.raises(OSError, match="the store does not answer as expected") as caught:
-        training.distill(stage_2(bucket / "student"))
+        training.distill(distill_config(bucket / "student"))
     assert caught.value.filename == calls[moment]
 
 
-def test_a_cache_of_three_times_the_limit_trains_to_the_same_bits(
-    bucket, stage_2, cache_dir, monkeypatch, tmp_path
+def test_cache_larger_than_the_mirror_limit_trains_to_the_same_bits(
+    bucket, distill_config, cache_dir, monkeypatch, tmp_path
 ) -> None:
-    """Shards are read one by one: the next is fetched only where there is room for both."""
+    """Shards are read one by one; the next is downloaded early only if both fit."""
     monkeypatch.setitem(shuffling.record_groups.__kwdefaults__, "group_size", 1)
-    training.distill(stage_2(tmp_path / "unlimited", do_eval=False))
+    training.distill(distill_config(tmp_path / "unlimited", do_eval=False))
     shutil.rmtree(mirror_folder())
     shards = manifests.load(cache_dir).splits[TRAIN]
     largest = max(shard.bytes for shard in shards)
@@ -337,20 +348,20 @@ def test_a_cache_of_three_times_the_limit_trains_to_the_same_bits(
     for name, limit in (("one", largest), ("two", 2 * largest)):
         present.clear()
         monkeypatch.setenv(LIMIT_VARIABLE, str(limit))
-        training.distill(stage_2(tmp_path / name, do_eval=False))
+        training.distill(distill_config(tmp_path / name, do_eval=False))
         assert max(present) <= limit and len(present) > len(shards)
         for file in ("model.safetensors", "checkpoints/step-00000008.safetensors"):
             expected = (tmp_path / "unlimited" / file).read_bytes()
             assert (tmp_path / name / file).read_bytes() == expected
     monkeypatch.setenv(LIMIT_VARIABLE, str(largest - 1))
     with pytest.raises(InputError) as caught:
-        training.distill(stage_2(tmp_path / "none", do_eval=False))
+        training.distill(distill_config(tmp_path / "none", do_eval=False))
     assert caught.value.subject == LIMIT_VARIABLE
 
 
-def test_only_shards_that_are_read_are_copied(bucket, stage_2, cache_dir) -> None:
-    """A glob of one shard, its sizes checked: the others stay where they are."""
-    config = stage_2(
+def test_only_shards_that_are_read_are_downloaded(bucket, distill_config, cache_dir) -> None:
+    """The input is a glob of one shard, with a check of sizes only."""
+    config = distill_config(
         bucket / "student",
         input_dir=None,
         input_file=bucket / "cache/train-00001-*",

@@ -1,4 +1,4 @@
-"""The three commands as people meet them: what they print, and what mistakes cost."""
+"""The three commands: output, error messages, and a whole pipeline."""
 
 import dataclasses
 import errno
@@ -39,8 +39,8 @@ def _fails(capsys, command, *flags: str) -> str:
 
 
 @pytest.fixture
-def stage_1a(corpus_dir, vocab_file, tmp_path) -> dict[str, str]:
-    """Flags of a stage 1a that works, by name."""
+def prepare_flags(corpus_dir, vocab_file, tmp_path) -> dict[str, str]:
+    """Valid flags of create_pretraining_data, by name."""
     return {
         "input_dir": str(corpus_dir),
         "vocab_file": str(vocab_file),
@@ -67,7 +67,7 @@ def test_help_lists_every_flag_and_succeeds(capsys, name: str) -> None:
         assert f"-{flag.name}" in printed or f"[no]{flag.name}" in printed, flag.name
 
 
-def test_help_may_be_cut_short() -> None:
+def test_help_can_be_piped_to_head() -> None:
     command = f"{sys.executable} -m pipeline.run_distill --help | head -n 1"
     result = subprocess.run(
         command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
@@ -107,45 +107,47 @@ def test_recipes_are_flagfiles(recipe: pathlib.Path) -> None:
         ({"ray_address": "auto"}, "--ray_address: "),
     ],
 )
-def test_mistakes_of_prepare_name_the_flag(capsys, stage_1a, changes, subject: str) -> None:
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+def test_mistakes_of_prepare_name_the_flag(capsys, prepare_flags, changes, subject: str) -> None:
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, **changes))
     assert line.startswith(f"error: {subject}")
-    assert not pathlib.Path(stage_1a["output_dir"]).exists()
+    assert not pathlib.Path(prepare_flags["output_dir"]).exists()
 
 
-def test_prepare_without_a_corpus_names_its_flags(capsys, stage_1a) -> None:
-    del stage_1a["input_dir"]
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a))
+def test_prepare_without_a_corpus_names_its_flags(capsys, prepare_flags) -> None:
+    del prepare_flags["input_dir"]
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags))
     for flag in ("--input_dir", "--tfds_name", "--corpora"):
         assert flag in line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_bad_line_names_file_and_line(capsys, stage_1a, tmp_path, workers: str) -> None:
+def test_malformed_line_is_reported_with_file_and_line(
+    capsys, prepare_flags, tmp_path, workers: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"title": "a", "content": "b"}\n{broken\n', encoding="utf-8")
     changes = {"input_dir": str(path), "max_workers": workers}
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, **changes))
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, **changes))
     assert f"{path}, line 2: " in line
-    assert not list(pathlib.Path(stage_1a["output_dir"]).iterdir())
+    assert not list(pathlib.Path(prepare_flags["output_dir"]).iterdir())
 
 
-def test_the_output_may_not_lie_in_the_corpus(capsys, stage_1a) -> None:
-    inside = stage_1a["input_dir"] + "/examples"
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, output_dir=inside))
+def test_output_inside_the_corpus_is_refused(capsys, prepare_flags) -> None:
+    inside = prepare_flags["input_dir"] + "/examples"
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, output_dir=inside))
     assert line.startswith("error: --output_dir: ") and "--input_dir=" in line
 
 
-def test_an_empty_corpus(capsys, stage_1a, tmp_path) -> None:
+def test_corpus_without_usable_documents_is_refused(capsys, prepare_flags, tmp_path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("短\n\n短\n", encoding="utf-8")
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, input_dir=str(path)))
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, input_dir=str(path)))
     assert "--min_chars=20" in line
 
 
-def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
-    """The same flags, after there is room again, end as if nothing had been."""
-    folder = Location.parse(stage_1a["output_dir"])
+def test_prepare_resumes_after_a_full_disk(capsys, prepare_flags, monkeypatch) -> None:
+    """Re-running the command with enough space gives a valid directory."""
+    folder = Location.parse(prepare_flags["output_dir"])
     real = os.replace
     renamed = []
 
@@ -157,19 +159,19 @@ def test_a_full_disk_loses_nothing(capsys, stage_1a, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, num_shards="2"))
+        line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, num_shards="2"))
     assert "train-00000-of-00002.tfrecord: No space left on device" in line
     assert renamed and not (folder / "manifest.json").exists()
     assert not list(folder.glob("**/*.tmp"))
-    assert create_pretraining_data.main(["x", *_flags(stage_1a, num_shards="2")]) == 0
+    assert create_pretraining_data.main(["x", *_flags(prepare_flags, num_shards="2")]) == 0
     manifest.verify(folder, manifest.load(folder), full=True)
 
 
-def test_the_summary(capsys, stage_1a) -> None:
-    assert create_pretraining_data.main(["x", *_flags(stage_1a, random_next="True")]) == 0
+def test_prepare_prints_a_summary(capsys, prepare_flags) -> None:
+    assert create_pretraining_data.main(["x", *_flags(prepare_flags, random_next="True")]) == 0
     captured = capsys.readouterr()
     assert "note: --random_next has no effect" in captured.err
-    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
+    loaded = manifest.load(Location.parse(prepare_flags["output_dir"]))
     for expected in (
         "documents  60 read, 0 skipped",
         f"windows    {loaded.statistics['windows']:,}",
@@ -180,36 +182,36 @@ def test_the_summary(capsys, stage_1a) -> None:
         assert expected in captured.out
 
 
-def test_the_summary_of_unmasked_windows(capsys, stage_1a) -> None:
-    assert create_pretraining_data.main(["x", *_flags(stage_1a, masking="dynamic")]) == 0
+def test_prepare_prints_a_summary_of_unmasked_windows(capsys, prepare_flags) -> None:
+    assert create_pretraining_data.main(["x", *_flags(prepare_flags, masking="dynamic")]) == 0
     printed = capsys.readouterr().out
-    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
+    loaded = manifest.load(Location.parse(prepare_flags["output_dir"]))
     assert (
         loaded.num_examples("train") + loaded.num_examples("eval") == loaded.statistics["windows"]
     )
     assert f"windows    {loaded.statistics['windows']:,}" in printed
     assert "masked     by run_distill, anew each epoch" in printed
-    assert f"unmasked windows: {stage_1a['output_dir']}" in printed
+    assert f"unmasked windows: {prepare_flags['output_dir']}" in printed
 
 
-def test_static_masks_are_the_default_five_copies(capsys, stage_1a) -> None:
-    assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
-    loaded = manifest.load(Location.parse(stage_1a["output_dir"]))
+def test_static_masks_are_the_default_five_copies(capsys, prepare_flags) -> None:
+    assert create_pretraining_data.main(["x", *_flags(prepare_flags)]) == 0
+    loaded = manifest.load(Location.parse(prepare_flags["output_dir"]))
     assert loaded.dupe_factor == loaded.flags["dupe_factor"] == 5
-    # As requests were before there were others: a directory of then is recognised.
+    # The default masking adds no keys, so directories of earlier versions are recognised.
     assert not {"masking", "mask_smoothing"} & loaded.flags.keys()
     assert create_pretraining_data.main(["x", "--help"]) == 0
     assert "5 by default" in " ".join(capsys.readouterr().out.split())
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masking="dynamic"))
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, masking="dynamic"))
     assert "masked_examples" in line and "unmasked_windows" in line
 
 
-def test_another_request_prints_both_values(capsys, stage_1a) -> None:
-    assert create_pretraining_data.main(["x", *_flags(stage_1a)]) == 0
+def test_error_of_another_run_configuration_prints_both_values(capsys, prepare_flags) -> None:
+    assert create_pretraining_data.main(["x", *_flags(prepare_flags)]) == 0
     capsys.readouterr()
-    line = _fails(capsys, create_pretraining_data, *_flags(stage_1a, masked_lm_prob="0.2"))
-    for part in ("masked_lm_prob", "0.15", "0.2"):
-        assert part in line
+    line = _fails(capsys, create_pretraining_data, *_flags(prepare_flags, masked_lm_prob="0.2"))
+    for text in ("masked_lm_prob", "0.15", "0.2"):
+        assert text in line
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_mistakes_of_the_later_stages_name_the_flag(
     assert not pathlib.Path("x").exists()
 
 
-def test_tensorflow_for_tpus_is_refused_beside_jax(capsys, tmp_path, monkeypatch) -> None:
+def test_tensorflow_for_tpus_is_refused_together_with_jax(capsys, tmp_path, monkeypatch) -> None:
     package = tmp_path / "tensorflow_tpu-2.20.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text(
@@ -322,9 +324,11 @@ def _last_evaluation(folder: pathlib.Path) -> dict[str, float]:
     return [line for line in lines if line["split"] == "eval"][-1]
 
 
-def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
-    """Corpus to student, each command a process; both backends measure the same."""
-    _run("create_pretraining_data", *_flags(stage_1a, max_workers="2", eval_fraction="0.2"))
+def test_pipeline_gives_equal_results_on_both_backends(
+    prepare_flags, teacher_dir, tmp_path
+) -> None:
+    """Runs each command in a new process, from the corpus to the student."""
+    _run("create_pretraining_data", *_flags(prepare_flags, max_workers="2", eval_fraction="0.2"))
     reports = {}
     for backend in ("tensorflow", "jax"):
         cache, student = tmp_path / f"cache_{backend}", tmp_path / f"student_{backend}"
@@ -332,12 +336,12 @@ def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
         _run(
             "create_teacher_output_data",
             *common,
-            f"--input_dir={stage_1a['output_dir']}",
+            f"--input_dir={prepare_flags['output_dir']}",
             f"--teacher={teacher_dir}",
             f"--output_dir={cache}",
             "--truncation_factor=16",
         )
-        # Both train from one cache; dropout would draw other numbers on each backend.
+        # Both backends train from one cache, without dropout, which draws other numbers on each.
         config = json.loads((teacher_dir / "config.json").read_text())
         still = tmp_path / "still"
         shutil.copytree(teacher_dir, still, dirs_exist_ok=True)
@@ -356,7 +360,7 @@ def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
             "--learning_rate=1e-3",
             "--save_checkpoints_steps=10",
             "--log_steps=4",
-            # Each length is a program of its own on JAX, which takes seconds to compile.
+            # On JAX, each length has a separate program, which takes seconds to compile.
             "--length_buckets=2",
         )
         assert "teacher_agreement" in printed and f"student: {student}" in printed
@@ -369,8 +373,10 @@ def test_end_to_end_on_both_backends(stage_1a, teacher_dir, tmp_path) -> None:
     assert caches[0].teacher_info == caches[1].teacher_info
 
 
-def test_the_ancestors_command_lines(stage_1a, teacher_dir, vocab_file, tmp_path) -> None:
-    """As its page has them, slips mended and sizes reduced, with Google checkpoints."""
+def test_published_command_lines_of_the_original_project_run(
+    prepare_flags, teacher_dir, vocab_file, tmp_path
+) -> None:
+    """The commands are those of its page, corrected, with smaller sizes and Google checkpoints."""
     import tensorflow as tf
 
     from pipeline.models import weight_names

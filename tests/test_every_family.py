@@ -14,13 +14,13 @@ from tests.conftest import make_cache, save_tiny_bert
 from tests.family_examples import example_config
 from tests.tools.exports.conftest import run_export
 
-# What a family's example leaves to the tests' tiny model.
+# Fields of a family's example that the tiny model of the tests decides.
 _OWN = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
 
 
 @pytest.fixture(scope="module")
 def single_dir(tmp_path_factory, examples_config):
-    """Masked examples of single texts, as families without segments want them; read only."""
+    """Masked examples of single texts, which families without segments require; read only."""
     folder = tmp_path_factory.mktemp("single") / "masked"
     config = dataclasses.replace(
         examples_config, output_dir=str(folder), segments="single", dupe_factor=1
@@ -31,7 +31,7 @@ def single_dir(tmp_path_factory, examples_config):
 
 @pytest.fixture
 def sentences(tmp_path, corpus_dir):
-    """Lines of the corpus to compare exports on."""
+    """A file with lines of the corpus, on which exports are compared."""
     path = tmp_path / "sentences.txt"
     path.write_text((corpus_dir / "b.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
     return path
@@ -42,7 +42,7 @@ def sentences(tmp_path, corpus_dir):
     "formats", ["hf,saved_model", pytest.param("litert,onnx", marks=pytest.mark.export)]
 )
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_teacher_student_and_export(
+def test_every_family_is_captured_distilled_and_exported(
     tmp_path, single_dir, vocab_file, sentences, model_type: str, formats: str
 ) -> None:
     fields = dataclasses.asdict(example_config(model_type))

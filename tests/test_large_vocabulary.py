@@ -1,4 +1,4 @@
-"""Vocabularies above 65,536 tokens, whose ids no uint16 holds, through the stages."""
+"""Vocabularies above 65,536 tokens, whose ids exceed uint16, in all stages."""
 
 import pathlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def _main(command, *arguments: str) -> None:
 
 
 def _examples(directory: pathlib.Path) -> Iterator[dict[str, bytes]]:
-    """Yields every record of both splits."""
+    """Yields the decoded records of both splits."""
     for shards in manifest.load(directory).splits.values():
         for shard in shards:
             for record in serialization.read_records(directory / shard.file):
@@ -37,7 +37,7 @@ def _ids(example: dict[str, bytes], name: str) -> np.ndarray:
 
 
 def _restored(example: dict[str, bytes]) -> np.ndarray:
-    """Returns an example's tokens as they were before masking."""
+    """Returns an example's tokens before masking."""
     ids = _ids(example, records.INPUT_IDS).copy()
     positions = np.frombuffer(example[records.MASKED_LM_POSITIONS], "<u2")
     ids[positions] = _ids(example, records.MASKED_LM_IDS)
@@ -57,8 +57,8 @@ def _teachers_topk(teacher, example: dict[str, bytes], k: int) -> np.ndarray:
     return np.argsort(-np.asarray(teacher(batch))[0], axis=-1)[:, :k]
 
 
-def test_seventy_thousand_tokens(tmp_path) -> None:
-    """Every word of the text is one token, whose number tells its id."""
+def test_ids_above_uint16_survive_prepare_and_capture(tmp_path) -> None:
+    """Every word of the text is one token, and the number in its name gives its id."""
     words = [f"t{number}" for number in range(70_000 - len(SPECIAL))]
     vocab_file = tmp_path / "vocab.txt"
     vocab_file.write_text("\n".join([*SPECIAL, *words]) + "\n", encoding="utf-8")
@@ -95,16 +95,16 @@ def test_seventy_thousand_tokens(tmp_path) -> None:
         "--predict_batch_size=8",
     )
     codec, model = CODECS["float16"](70_000, 8), load_masked_lm(find_model(teacher))
-    found = []
+    decoded = []
     for example in _examples(cache):
-        found.append(codec.decode(example, len(_ids(example, records.MASKED_LM_IDS)))[0])
-        assert example[records.TOPK_IDS] == found[-1].astype("<i4").tobytes()
-        np.testing.assert_array_equal(found[-1], _teachers_topk(model, example, 8))
-    assert (np.concatenate(found) > LAST_UINT16).any()
+        decoded.append(codec.decode(example, len(_ids(example, records.MASKED_LM_IDS)))[0])
+        assert example[records.TOPK_IDS] == decoded[-1].astype("<i4").tobytes()
+        np.testing.assert_array_equal(decoded[-1], _teachers_topk(model, example, 8))
+    assert (np.concatenate(decoded) > LAST_UINT16).any()
 
 
 @pytest.mark.shared
-def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
+def test_multilingual_vocabulary_runs_through_three_stages(tmp_path) -> None:
     vocab_file = SHARED / "data" / "vocab" / "bert_multi_cased_119547.txt"
     text = "\n\n".join("\n".join(LINES[first : first + 4]) for first in range(len(LINES) - 3))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
@@ -132,7 +132,7 @@ def test_the_multilingual_vocabulary_through_three_stages(tmp_path) -> None:
     for name in (records.INPUT_IDS, records.TOPK_IDS):
         ids = np.concatenate([_ids(example, name) for example in _examples(cache)])
         assert (ids > LAST_UINT16).any() and ids.min() >= 0 and ids.max() < 119_547
-    # What stage 2 reads are the same ids.
+    # Training reads the same ids.
     (batch,) = reader.evaluation_records(CacheInput(cache, made), "eval").batch(1).take(1)
     parsed = reader.parse_batch(batch, made, cache_input.open_codec(cache, made))
     first = serialization.decode_example(batch.numpy()[0])

@@ -19,7 +19,7 @@ from pipeline.tokenizers.loading import load_tokenizer
 from tests.conftest import run_python, save_tiny_bert
 from tests.models.test_peers import assert_parity, load_torch
 
-# Inputs are longer than the window; global, local, local, global, local.
+# Inputs are longer than the window. The layers are global, local, local, global, local.
 MODERNBERT = {
     **FAMILIES["modernbert"].config_defaults,
     "model_type": "modernbert",
@@ -54,7 +54,7 @@ def teacher(tmp_path_factory, bpe_file) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory, teacher, corpus_dir) -> pathlib.Path:
-    """Masked examples with its tokens; read only."""
+    """Masked examples with the teacher's tokenizer; read only."""
     folder = tmp_path_factory.mktemp("modernbert_examples") / "examples"
     assert not _main(
         create_pretraining_data,
@@ -71,7 +71,7 @@ def examples(tmp_path_factory, teacher, corpus_dir) -> pathlib.Path:
 
 
 def _run(backend: str, command, *arguments: str) -> None:
-    """Runs a command, on JAX in a process of its own."""
+    """Runs a command; JAX needs a new process."""
     if backend == "tensorflow":
         assert not _main(command, *arguments)
         return
@@ -100,11 +100,11 @@ def _batch(vocab_size: int) -> dict[str, np.ndarray]:
 def student(request, tmp_path_factory, teacher, examples) -> pathlib.Path:
     """A narrower student of 20 steps from a teacher cache; read only."""
     folder = tmp_path_factory.mktemp("modernbert_student")
-    places = f"--input_dir={examples}", f"--output_dir={folder / 'cache'}"
+    folders = f"--input_dir={examples}", f"--output_dir={folder / 'cache'}"
     _run(
         request.param,
         create_teacher_output_data,
-        *places,
+        *folders,
         f"--teacher={teacher}",
         "--truncation_factor=8",
         "--cache_hidden_states=2,5",
@@ -127,7 +127,7 @@ def student(request, tmp_path_factory, teacher, examples) -> pathlib.Path:
     return folder / "student"
 
 
-def test_a_student_learns_from_a_cache(student, teacher) -> None:
+def test_modernbert_student_learns_from_a_cache(student, teacher) -> None:
     losses = _losses(student, "train")
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     config = find_model(LocalLocation(student)).config
@@ -138,7 +138,7 @@ def test_a_student_learns_from_a_cache(student, teacher) -> None:
 
 
 @pytest.mark.peers
-def test_transformers_opens_the_student(student) -> None:
+def test_transformers_opens_the_modernbert_student(student) -> None:
     model = load_masked_lm(find_model(LocalLocation(student)))
     assert_parity(model, load_torch(student), _batch(model.config.vocab_size), atol=1e-5)
 
@@ -146,7 +146,9 @@ def test_transformers_opens_the_student(student) -> None:
 @pytest.mark.parametrize(
     "backend", ["tensorflow", pytest.param("jax", marks=[*JAX.marks, pytest.mark.slow])]
 )
-def test_a_live_teacher_gives_maps_and_states(tmp_path, teacher, examples, backend: str) -> None:
+def test_live_modernbert_teacher_gives_maps_and_states(
+    tmp_path, teacher, examples, backend: str
+) -> None:
     _run(
         backend,
         run_distill,
@@ -165,7 +167,7 @@ def test_a_live_teacher_gives_maps_and_states(tmp_path, teacher, examples, backe
     assert config.num_hidden_layers == 2
 
 
-def test_layers_of_another_kind_are_refused(tmp_path, teacher, examples, capsys) -> None:
+def test_layers_of_another_type_are_refused(tmp_path, teacher, examples, capsys) -> None:
     status = _main(
         run_distill,
         f"--input_dir={examples}",
@@ -181,7 +183,7 @@ def test_layers_of_another_kind_are_refused(tmp_path, teacher, examples, capsys)
     assert not (tmp_path / "student").exists()
 
 
-def test_maps_of_long_inputs_are_refused(tmp_path, bpe_file, corpus_dir) -> None:
+def test_attention_losses_on_long_inputs_are_refused(tmp_path, bpe_file, corpus_dir) -> None:
     tokenizer = load_tokenizer(LocalLocation(bpe_file), do_lower_case=None)
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(len(tokenizer.vocab)))))
     changes = MODERNBERT | {"max_position_embeddings": 2048}

@@ -1,4 +1,4 @@
-"""The user's own tokenizer and text through all three stages, and what they may get wrong."""
+"""A user's own tokenizer and text in all three stages, and a refused tokenizer."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ def _main(command, *arguments: str) -> int:
     return command.main([command.__name__, *arguments])
 
 
-# What makes the tests' BERT a RoBERTa.
+# Fields that make the tiny BERT of the tests a RoBERTa.
 ROBERTA = {
     "model_type": "roberta",
     "pad_token_id": 1,
@@ -39,13 +39,15 @@ SHARED_MODELS = ("xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm")
     ]
 )
 def tokenizer_file(request) -> pathlib.Path:
-    """SentencePiece models, a byte-level BPE; public models where they lie beside the project."""
+    """A SentencePiece model, a byte-level BPE, or a public model of the folder `shared`."""
     if request.param in SHARED_MODELS:
         return ROOT.parent / "shared" / "data" / "vocab" / f"{request.param}.model"
     return request.getfixturevalue(request.param)
 
 
-def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
+def test_own_tokenizer_runs_through_three_stages(
+    tokenizer_file, corpus_dir, tmp_path, capsys
+) -> None:
     tokenizer = load_tokenizer(LocalLocation(tokenizer_file), do_lower_case=None)
     words = tmp_path / "words.txt"
     words.write_text("\n".join(map(str, range(len(tokenizer.vocab)))), encoding="utf-8")
@@ -79,7 +81,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         f"--teacher={teacher}",
         f"--output_dir={cache}",
         "--truncation_factor=8",
-        # Of random weights.
+        # The teacher has random weights, which the command would refuse.
         "--force",
     )
     assert not _main(
@@ -106,7 +108,7 @@ def test_three_stages(tokenizer_file, corpus_dir, tmp_path, capsys) -> None:
         vocab[-1][0] = "zzzzzz"
     other.write_text(json.dumps(content), encoding="utf-8")
     for path in student.glob("*.model"):
-        # Both files of XLM-RoBERTa's name its vocabulary.
+        # XLM-RoBERTa has its vocabulary in two files.
         assert read_vocab_info(path) == tokenizer.info
         path.unlink()
     arguments = (f"--input_dir={cache}", f"--student={student}", "--do_train=False")

@@ -1,4 +1,4 @@
-"""Tables with more rows than the tokenizer has tokens: they work as those without."""
+"""Models with more table rows than tokens give the same results as models without padding."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ _BIAS = "cls.predictions.bias"
 
 
 def pad_tables(model: pathlib.Path, copy: pathlib.Path, rows: int = _ROWS) -> pathlib.Path:
-    """Copies a BERT with more rows in its tables, which would be its first choice everywhere."""
+    """Copies a BERT with unused rows in its tables, which would get the largest logits."""
     shutil.copytree(model, copy)
     tensors = load_file(copy / "model.safetensors")
     for name, value in tensors.items():
@@ -41,17 +41,17 @@ def pad_tables(model: pathlib.Path, copy: pathlib.Path, rows: int = _ROWS) -> pa
 
 @pytest.fixture(scope="module")
 def padded_dir(tmp_path_factory, teacher_dir) -> pathlib.Path:
-    """The teacher with 23 rows for no token; read only."""
+    """The teacher with 23 unused rows; read only."""
     return pad_tables(teacher_dir, tmp_path_factory.mktemp("padded") / "teacher")
 
 
 @pytest.fixture(scope="module")
 def padded_cache_dir(tmp_path_factory, examples_dir, padded_dir) -> pathlib.Path:
-    """Its cache; read only."""
+    """A cache of the padded teacher; read only."""
     return make_cache(tmp_path_factory.mktemp("cache") / "padded", examples_dir, padded_dir)
 
 
-def test_the_cache_is_that_of_the_table_without_padding(
+def test_cache_of_a_padded_teacher_has_the_same_bytes(
     padded_cache_dir, cache_dir, padded_dir, vocab
 ) -> None:
     padded, plain = (manifest.load(folder) for folder in (padded_cache_dir, cache_dir))
@@ -86,10 +86,10 @@ def _config(cache: pathlib.Path, output_dir: pathlib.Path, **changes) -> Distill
 
 
 @pytest.mark.parametrize("is_cut", [True, False])
-def test_the_student_has_as_many_rows_as_tokens(
+def test_student_of_a_padded_model_has_no_unused_rows(
     is_cut: bool, teacher_dir, padded_dir, cache_dir, vocab, tmp_path
 ) -> None:
-    """And is the student of the table without padding."""
+    """Its weights equal those of a student of the model without padding."""
     weights = []
     for name, model in (("padded", padded_dir), ("plain", teacher_dir)):
         start = {"init_from": model, "student_layers": 1} if is_cut else {"student": model}
@@ -101,7 +101,7 @@ def test_the_student_has_as_many_rows_as_tokens(
         np.testing.assert_array_equal(weights[0][name], value)
 
 
-def test_a_live_teacher_gives_unused_rows_no_mass(
+def test_live_teacher_gives_unused_rows_no_mass(
     teacher_dir, padded_dir, examples_dir, tmp_path
 ) -> None:
     reports = [
@@ -120,14 +120,14 @@ def test_a_live_teacher_gives_unused_rows_no_mass(
         assert reports[0][name] == pytest.approx(reports[1][name], rel=1e-5), name
 
 
-def test_tools_read_the_teacher_alike(
+def test_tools_accept_a_padded_teacher(
     padded_cache_dir, padded_dir, examples_dir, tmp_path, capsys
 ) -> None:
     teacher = f"--teacher={padded_dir}"
     flags = (f"--input_dir={padded_cache_dir}", teacher)
     report = tmp_path / "report.json"
-    found = ["fidelity_report", *flags, "--sample=12", f"--output={report}"]
-    assert fidelity_report.main(found) == 0
+    measure = ["fidelity_report", *flags, "--sample=12", f"--output={report}"]
+    assert fidelity_report.main(measure) == 0
     assert json.loads(report.read_text())["kl_divergence"]["1"]["max"] < 1e-4
     broken = tmp_path / "cache"
     shutil.copytree(padded_cache_dir, broken)
@@ -146,7 +146,7 @@ def test_tools_read_the_teacher_alike(
 def test_prepare_compares_tokens_with_rows(
     padded_dir, examples_dir, examples_config, vocab, tmp_path, capsys
 ) -> None:
-    """More rows are said, and change no byte; fewer are refused."""
+    """More rows than tokens print a note and change no byte. Fewer rows are refused."""
     changes = {"vocab_file": padded_dir, "output_dir": tmp_path / "examples"}
     create_masked_examples(dataclasses.replace(examples_config, **changes))
     assert f"note: {_ROWS} rows" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_prepare_compares_tokens_with_rows(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_padded_student_may_know_a_part_of_the_tokens(
+def test_padded_student_may_have_a_reduced_vocabulary(
     tmp_path, padded_dir, cache_dir, vocab
 ) -> None:
     cache = cache_input.open_cache(cache_dir, None)
@@ -176,7 +176,7 @@ def test_a_padded_student_may_know_a_part_of_the_tokens(
     assert subset.vocab.size == len(part) and subset.table[vocab.index("##z")] == -1
 
 
-def test_other_tokens_are_refused_and_missing_ones_said(
+def test_other_tokens_are_refused_and_a_missing_tokenizer_is_noted(
     tmp_path, padded_dir, teacher_dir, cache_dir, vocab, capsys
 ) -> None:
     cache = cache_input.open_cache(cache_dir, None)
@@ -191,7 +191,7 @@ def test_other_tokens_are_refused_and_missing_ones_said(
             assert cache.manifest.vocab.sha256 in error.value.expected
             assert str(model / "vocab.txt") in error.value.received
     assert not capsys.readouterr().err
-    # Without a tokenizer nothing tells which rows are unused.
+    # Without a tokenizer, the unused rows are unknown.
     (model / "vocab.txt").unlink()
     with pytest.raises(InputError) as error:
         cache_tokenizer.fit_vocab(cache, find_model(model))
@@ -204,10 +204,10 @@ def test_other_tokens_are_refused_and_missing_ones_said(
         assert capsys.readouterr().err.startswith(f"note: {bare} has no tokenizer")
 
 
-def test_the_tokenizer_beside_a_checkpoint_of_google_is_compared(
+def test_tokenizer_of_a_google_checkpoint_is_compared(
     tmp_path, teacher_dir, cache_dir, vocab
 ) -> None:
-    """A pair of `bert_config_file` and `init_checkpoint` has its vocabulary next to it."""
+    """The vocabulary is in the directory of `bert_config_file`."""
     (tmp_path / "bert_config.json").write_bytes((teacher_dir / "config.json").read_bytes())
     start = StudentConfig(bert_config_file=tmp_path / "bert_config.json")
     config = _config(cache_dir, tmp_path / "student", student=start)

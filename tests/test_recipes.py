@@ -1,4 +1,4 @@
-"""Each published recipe, by its name, shrunk with --run_local."""
+"""Published recipes run with --run_local and have the published settings."""
 
 import json
 import pathlib
@@ -22,9 +22,9 @@ RECIPES = sorted((ROOT / "data_specs" / "recipes").glob("*.flags"))
 
 @pytest.fixture(scope="module")
 def deep_teacher(tmp_path_factory, vocab_file) -> pathlib.Path:
-    """Twelve random layers."""
+    """A random teacher of twelve layers."""
     folder = tmp_path_factory.mktemp("deep") / "teacher"
-    # No dropout: losses of few steps shall fall.
+    # Without dropout, losses fall within few steps.
     return save_tiny_bert(
         folder,
         vocab_file,
@@ -36,7 +36,7 @@ def deep_teacher(tmp_path_factory, vocab_file) -> pathlib.Path:
 
 
 def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) -> pathlib.Path:
-    """Masked as the recipe wants it, with the teacher's cache where it reads one."""
+    """Makes masked examples for a recipe, and a teacher cache if the recipe reads one."""
     needs = try_recipe.RECIPES[recipe]
     create_masked_examples(
         MaskedExamplesConfig(
@@ -56,7 +56,7 @@ def _inputs(recipe: str, folder: pathlib.Path, corpus_dir, vocab_file, teacher) 
     return make_cache(folder / "cache", folder / "examples", teacher, **changes)
 
 
-# The second of the two differs from it in the number of layers alone.
+# roberta_wwm is slow and differs from roberta_wwm_3layers only in the number of layers.
 _TO_RUN = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "roberta_wwm"))
     for path in RECIPES
@@ -64,7 +64,7 @@ _TO_RUN = [
 
 
 @pytest.mark.parametrize("recipe", _TO_RUN)
-def test_a_recipe_runs_and_its_losses_fall(
+def test_losses_of_every_recipe_fall(
     recipe, corpus_dir, vocab_file, deep_teacher, tmp_path, capsys
 ) -> None:
     folder = _inputs(recipe.stem, tmp_path, corpus_dir, vocab_file, deep_teacher)
@@ -86,7 +86,7 @@ def test_a_recipe_runs_and_its_losses_fall(
         *teacher,
         "--run_local",
         *(f"--{name}={value}" for name, value in needs.settings.items()),
-        # Fewer than a local run has.
+        # These are less than the values of --run_local.
         "--num_train_steps=30",
         "--gradient_accumulation_steps=1",
         "--max_eval_steps=2",
@@ -98,7 +98,7 @@ def test_a_recipe_runs_and_its_losses_fall(
     weights = settings.parse_losses(dict(_flags(recipe))["losses"])
     assert lines[-1]["loss"] < lines[0]["loss"]
     for name in weights.keys() - {"masked_lm"}:
-        # A cache has the hidden states of masked positions only.
+        # A cache has hidden states only of masked positions.
         reported = name if name in lines[0] else f"{name}_masked"
         assert lines[-1][reported] < lines[0][reported], name
     model_type = "distilbert" if recipe.stem == "distilbert" else "bert"
@@ -116,16 +116,16 @@ def _flags(recipe: pathlib.Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_its_source_needs_and_cost(recipe: pathlib.Path) -> None:
+def test_recipe_file_begins_with_its_source_needs_and_cost(recipe: pathlib.Path) -> None:
     lines = recipe.read_text(encoding="utf-8").splitlines()
     opening = "\n".join(line for line in lines if line.startswith("#"))
     assert lines[0].startswith("# ")
-    for part in ("# Source: ", "# Needs ", "# Cost: ", f"--recipe={recipe.stem} ", "--run_local"):
-        assert part in opening, part
+    for text in ("# Source: ", "# Needs ", "# Cost: ", f"--recipe={recipe.stem} ", "--run_local"):
+        assert text in opening, text
 
 
-def test_published_settings() -> None:
-    """What the sources say, once more."""
+def test_recipes_have_the_published_settings() -> None:
+    """The values are copied from the publications a second time."""
     wide = dict(_flags(ROOT / "data_specs/recipes/roberta_wwm.flags"))
     assert (wide["train_batch_size"], wide["learning_rate"]) == ("384", "5e-5")
     assert (wide["num_train_steps"], wide["num_warmup_steps"]) == ("1000000", "20000")
@@ -137,7 +137,7 @@ def test_published_settings() -> None:
     assert (tiny["student_layers"], tiny["layer_groups"]) == ("2", "1-6:1,7-12:2")
     general = dict(_flags(ROOT / "data_specs/recipes/tinybert_general.flags"))
     assert (general["train_batch_size"], general["learning_rate"]) == ("256", "5e-5")
-    # Sums over four layers of scores, and five of states.
+    # The publication sums scores over four layers and states over five.
     assert general["losses"] == "attention_score_mse=4,hidden_mse=5"
     relations = dict(_flags(ROOT / "data_specs/recipes/minilm_v2.flags"))
     batch = int(relations["train_batch_size"]) * int(relations["gradient_accumulation_steps"])
@@ -146,14 +146,14 @@ def test_published_settings() -> None:
     mini = dict(_flags(ROOT / "data_specs/recipes/minirbt.flags"))
     batch = int(mini["train_batch_size"]) * int(mini["gradient_accumulation_steps"])
     assert (batch, mini["temperature"], mini["learning_rate"]) == (4096, "8", "4e-4")
-    # Seven pairs of layers; T² times the weight is 1.
+    # The publication sums over seven pairs of layers. T² times the weight of kl_divergence is 1.
     weights = settings.parse_losses(mini["losses"])
     assert weights == {"kl_divergence": 8.0**-2, "hidden_mse": 7.0}
     layers = layer_groups.parse_layer_groups(mini["layer_groups"], 12, 6)
     assert layer_groups.describe(layers) == "0:0,2:1,4:2,6:3,8:4,10:5,12:6"
 
 
-def test_what_a_local_run_changes() -> None:
+def test_run_local_only_lowers_sizes_and_raises_the_rate() -> None:
     names = settings.DistillConfig.__dataclass_fields__
     given = {name: field.default for name, field in names.items()}
     changed = settings.shrink({**given, "train_batch_size": 4, "learning_rate": 1e-2})
@@ -183,8 +183,8 @@ CLASSES = {"distilbert": "DistilBertForMaskedLM"}
 @pytest.mark.shared
 @pytest.mark.peers
 @pytest.mark.parametrize("recipe", CORPORA)
-def test_a_recipe_on_real_text(recipe: str, tmp_path) -> None:
-    """Minutes each; `transformers` loads the student, nothing missing or left over."""
+def test_losses_of_a_recipe_fall_on_real_text(recipe: str, tmp_path) -> None:
+    """Each takes minutes. `transformers` loads the student without missing or unused weights."""
     transformers = pytest.importorskip("transformers")
     corpus, vocab = CORPORA[recipe]
     status = try_recipe.main(

@@ -40,7 +40,7 @@ make_environment() {
     package="${package:-$(sed -n 's/^ *Collecting \([^ ]*\).*/\1/p' "$log" | tail -n 1)}"
     echo "error: could not install ${package:-the project}: is there a network, and a release" \
       "of it for $("$VENV/bin/python" --version)? pip's own words are in $log;" \
-      "the same command continues" >&2
+      "re-run the command to resume" >&2
     return 1
   fi
   echo "$wanted" >"$stamp"

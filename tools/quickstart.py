@@ -29,19 +29,20 @@ from tools.report.page import expect_packages
 
 SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
 # The cache holds one shard in so many.
-_NUM_SHARDS = 6
+_NUM_SHARDS = 24
 _VOCAB_SIZE = 8_000
 # What some four minutes are enough for on two cores, by what is computed in.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
-# Few beside the teacher's: with many more, labels alone bring the student of a teacher
-# that was trained for minutes as far as the teacher itself.
-_STUDENT_STEPS = 120
+# Few: with many more, labels alone bring the student of a small teacher as far as the teacher.
+_STUDENT_STEPS = 60
 _STUDENT_LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
     "undistilled": "masked_lm=1",
 }
 # What follows a training takes so many times as long as that.
-_REST = {"teacher": 1.0, "distilled": 1.2, "undistilled": 0.2}
+_REST = {"teacher": 1.0, "distilled": 1.4, "undistilled": 0.4}
+# The steps of a training and its evaluations take so many times as long as the steps alone.
+_WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "undistilled": 1.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +108,10 @@ class Quickstart:
 
     def claim(self) -> None:
         """Makes the folder, or recognises it as that of the same run."""
-        corpus = self._config.corpus
+        teacher, corpus = self._config.teacher, self._config.corpus
+        default = "trained" if self._config.trains_teacher else "shipped"
         settings = {
-            "teacher": "trained" if self._config.trains_teacher else str(self.teacher.resolve()),
+            "teacher": default if teacher is None else str(teacher.resolve()),
             "corpus": str(corpus and corpus.resolve()),
         }
         contents = "a run with another teacher or corpus"
@@ -189,7 +191,9 @@ class Quickstart:
         log = step.result.parent
 
         def remaining() -> float | None:
-            return quickstart_forecast.training_seconds(log, num_steps, local_teacher.BATCH_SIZE)
+            batch_size = local_teacher.BATCH_SIZE
+            seconds = quickstart_forecast.training_seconds(log, num_steps, batch_size)
+            return None if seconds is None else seconds * _WITH_EVALUATION[log.name]
 
         def make() -> None:
             before = time.monotonic() - self.begun

@@ -8,7 +8,7 @@
 # Makes a virtual environment, caches the targets of a small teacher that comes with the
 # project, distils a student of half its layers, trains the same student without the
 # teacher, and ends with a table and a page of charts. Without TEACHER a teacher for your own
-# text is trained first. Stopped at any moment, the same command continues.
+# text is trained first. If it is interrupted, run it again to resume.
 #
 # WORK=DIR names where everything goes (quickstart by default), VENV=DIR the
 # environment (.venv), PYTHON=… the interpreter.

@@ -11,8 +11,10 @@ from pipeline.base.errors import InputError, InterruptedRunError, Setting
 ALONE = "none"
 DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
-# Timeout of heartbeats and of the shutdown.
-_TIMEOUT_SECONDS = 100
+# Time after which JAX considers a process without heartbeats as lost.
+_HEARTBEAT_SECONDS = 100
+# Time in which a process that failed waits at its end for the others, which may be compiling.
+_SHUTDOWN_SECONDS = 1800
 # The environment variable for `coordinator_address`, which JAX reads itself.
 _ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
 # Below it, in the key-value store that joined processes share, each that failed has an entry.
@@ -52,8 +54,8 @@ def join(
             coordinator_address,
             num_processes,
             process_id,
-            heartbeat_timeout_seconds=_TIMEOUT_SECONDS,
-            shutdown_timeout_seconds=_TIMEOUT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         expected, received = None, f"the other processes cannot be joined ({error})"
@@ -77,17 +79,17 @@ def _key_value_store() -> Any:
 
 @contextlib.contextmanager
 def failure_reported() -> Iterator[None]:
-    """Tells the joined processes when the block fails; they learn it by `expect_others`.
+    """Reports a failure of the block to the joined processes, which check for it.
 
-    JAX ends processes together. One that failed waits for the others at its end, and without
-    this they would work until JAX kills all of them.
+    JAX ends joined processes together: one that failed waits at its end for the others. Without
+    the report they would continue until JAX kills all of them.
     """
     try:
         yield
     except BaseException:
         store = _key_value_store()
         if store is not None:
-            # The process that has the store may be the one that was lost.
+            # The process that holds the store may be lost.
             with contextlib.suppress(RuntimeError):
                 store.key_value_set(f"{_FAILURES}/{_process_id()}", "", allow_overwrite=True)
         raise

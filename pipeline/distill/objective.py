@@ -61,7 +61,7 @@ class Objective:
     def weight(self, name: str, progress: Any) -> Any:
         """Returns a loss's weight at a fraction t of all updates (`progress`).
 
-        With w₀ the first and w₁ the last weight, the shape `linear` is w₀ + (w₁ − w₀)·t, and
+        w₀ is the first and w₁ the last weight. The shape `linear` is w₀ + (w₁ − w₀)·t, and
         `cosine` is w₁ + (w₀ − w₁)·(1 + cos πt) / 2.
         """
         first, schedule = self.weights[name], self.schedules.get(name)

@@ -12,8 +12,8 @@ from pipeline.distill.settings import DistillConfig
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that rises linearly to its peak and falls linearly to zero.
 
-    With u the updates done, w the warm-up and n the total, the next update's
-    rate is peak · (u + 1) / w while u < w, then peak · (n − u) / (n − w).
+    Of n updates, w are the warm-up and u are done. The next update's rate is
+    peak · (u + 1) / w while u < w, then peak · (n − u) / (n − w).
 
     Args:
         peak: the highest rate.

@@ -97,7 +97,7 @@ class _Evaluation:
         return {**report, step_times.EXAMPLES: self._count / seconds}
 
     def run_alone(self, distiller: Distiller, stop: StopRequest) -> dict[str, float]:
-        """Returns the report of an evaluation without training, or after its end.
+        """Returns the report of an evaluation without training, or after the end of training.
 
         Raises:
             StoppedRunError: a signal asked to stop.

@@ -153,15 +153,18 @@ class DocumentMasker:
         group: list[Passage] = []
         size = 0
         for passage in passages:
-            settings = {(one.segmenter, one.num_copies) for one in (*group[:1], passage)}
-            is_full = size + len(passage.text) > _GROUP_CHARS or len(settings) > 1
-            if group and (is_full or not self.tokenizer.splits_at_lines):
+            is_full = size + len(passage.text) > _GROUP_CHARS
+            if group and (is_full or not self._may_join(group[0], passage)):
                 yield group
                 group, size = [], 0
             group.append(passage)
             size += len(passage.text)
         if group:
             yield group
+
+    def _may_join(self, first: Passage, second: Passage) -> bool:
+        settings = [(passage.segmenter, passage.num_copies) for passage in (first, second)]
+        return self.tokenizer.splits_at_lines and settings[0] == settings[1]
 
     def _features(
         self, group: Sequence[Passage], documents: Sequence[_TokenizedDocument]
@@ -206,7 +209,7 @@ class DocumentMasker:
             yield from self._masked_in_batches([(passage, batch)])
             return
         seed, copies = self._config.random_seed, range(passage.num_copies)
-        # Each copy goes on in the next batch.
+        # Each copy continues in the next batch.
         rngs = [seeding.stream(seed, "mask", passage.key, copy) for copy in copies]
         while batch:
             repeated = (rng for rng in rngs for _ in batch)
@@ -249,22 +252,22 @@ class DocumentMasker:
 
         Args:
             batch: passages with equally many copies, each with the number of its first window
-                here, and its windows from there on.
+                in the batch, and its windows of the batch.
             rngs: of each window, copy by copy.
         """
         num_copies = batch[0][0].num_copies
         joined = windows.join_windows([window for _, _, inputs in batch for window in inputs])
         masked = masks.mask_windows(joined, self._policy, self._is_special, rngs, copies=num_copies)
         features = masks.masked_features(joined, masked, self.vocab_size)
-        places = [
+        origins = [
             (passage, number)
             for passage, begin, inputs in batch
             for number in range(begin, begin + len(inputs))
         ]
         counts = masked.counts.tolist()
-        for (passage, _), count in zip(places, counts, strict=False):
+        for (passage, _), count in zip(origins, counts, strict=False):
             passage.statistics[duplicates.WINDOWS[count > 0]] += 1
-        rows = zip(itertools.product(range(num_copies), places), counts, features, strict=True)
+        rows = zip(itertools.product(range(num_copies), origins), counts, features, strict=True)
         for (copy, (passage, number)), count, values in rows:
             passage.statistics["masked_positions"] += count
             if count:

@@ -1,1 +1,1 @@
-"""The encoder with its masked-LM head, and its weights in the layouts of the field."""
+"""The encoder with its masked-LM head, and its weights in common file layouts."""

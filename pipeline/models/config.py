@@ -27,14 +27,14 @@ def _integer(low: int, high: int = 2**31 - 1) -> Any:
 
 
 _Count = _integer(1)
-# The table of weights has rows for each layer.
+# Bounded, because the table of weights has rows for each layer.
 _Layers = _integer(1, 10_000)
 _OptionalCount = Annotated[_Count | None, Meta(description="a positive integer or none")]
 _Rate = Annotated[float, Meta(ge=0, lt=1, description="a number in [0, 1)")]
 _Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 _Flag = Annotated[bool, Meta(description="true or false")]
 _OptionalPositive = Annotated[_Positive | None, Meta(description="a positive number or none")]
-# Over one token's state or the mean of all; None for a family whose heads have no choice.
+# The first token's state or the mean of all states; None for a family with a fixed pooling.
 _Pooling = Annotated[Literal["cls", "mean"] | None, Meta(description="cls, mean or none")]
 _ACTIVATIONS = f"one of {', '.join(typing.get_args(Activation))}"
 
@@ -46,8 +46,8 @@ def _rare(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_RARE: True})
 
 
-# Settings that change what a model computes, with the only supported value. A file that
-# lacks one means that value.
+# Settings that change what a model computes, with the only supported value. It is also the value
+# of a setting that a file lacks.
 _FIXED_OPTIONS: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -60,31 +60,32 @@ class EncoderConfig:
     """Everything that decides an encoder's variables and its outputs.
 
     Attributes:
-        vocab_size: tokens, V.
-        hidden_size: width of a hidden state, D; a multiple of the heads.
-        num_hidden_layers: transformer layers, N.
-        num_attention_heads: heads of each layer, H.
+        vocab_size: number of tokens, V.
+        hidden_size: width of a hidden state, D; a multiple of the number of heads.
+        num_hidden_layers: number of transformer layers, N.
+        num_attention_heads: number of heads of each layer, H.
         intermediate_size: width inside the feed-forward block.
         hidden_act: an `Activation`, of the feed-forward block and the head.
-        max_position_embeddings: rows of the position table.
-        type_vocab_size: rows of the segment table; 0 for a family without one.
+        max_position_embeddings: number of rows of the position table.
+        type_vocab_size: number of rows of the segment table; 0 for a family without one.
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention probabilities.
-        initializer_range: deviation of random weights (truncated normal).
+        initializer_range: standard deviation of random weights (truncated normal).
         layer_norm_eps: added to the variance in layer normalisation.
-        pad_token_id: id of [PAD]. RoBERTa's positions begin after it; otherwise only
-            `input_mask` says what is padding.
+        pad_token_id: id of [PAD]. RoBERTa's positions begin after it. Padding itself is marked
+            only by `input_mask`.
         model_type: the family, a key of `FAMILIES`.
         embedding_size: width of embeddings that are projected; None for other families.
         tie_word_embeddings: whether the word embeddings are also the matrix of the output
-            layer, which otherwise is a weight of its own.
-        global_attn_every_n_layers: each so many-th layer attends to all tokens, the first
-            among them, and the others to near ones; None where all layers attend to all.
-        local_attention: tokens that a local layer attends to, half of them on each side.
+            layer. Otherwise this matrix is a separate weight.
+        global_attn_every_n_layers: k. Layers 0, k, 2k, … attend to all tokens and the others
+            only to near ones. None if all layers attend to all tokens.
+        local_attention: number of tokens that a local layer attends to, half of them on each
+            side.
         global_rope_theta: base of the rotary positions in global layers.
         local_rope_theta: the same in local layers.
-        embedding_dropout: dropout of embeddings where it has a rate of its own.
-        classifier_pooling: what a head of tasks reads, `cls` or `mean`.
+        embedding_dropout: dropout of embeddings, for a family with a separate rate.
+        classifier_pooling: the pooled state that a task head reads, `cls` or `mean`.
 
     Raises:
         InputError: a value has the wrong type or range.
@@ -127,10 +128,10 @@ class EncoderConfig:
                 raise InputError(name, expected, shown(getattr(self, name)))
 
     def _relations(self) -> Iterator[tuple[bool, str, str]]:
-        """Yields whether values fit each other, the name of one of them, and what it must be."""
+        """Yields constraints between fields: whether it holds, a field, and its valid values."""
         family, heads = self.family, self.num_attention_heads
         for name, value in _absent_fields(family).items():
-            yield getattr(self, name) == value, name, f"{value}, as {family.title} has none"
+            yield getattr(self, name) == value, name, f"{value}, because {family.title} has none"
         if family.has_segments:
             yield self.type_vocab_size >= 1, "type_vocab_size", "a positive integer"
         if family.projects_embeddings:
@@ -140,7 +141,7 @@ class EncoderConfig:
         fits = self.hidden_size % heads == 0
         yield fits, "hidden_size", f"a multiple of num_attention_heads={heads}"
         if self.global_rope_theta is not None:
-            # Rotary positions turn pairs of a head's dimensions.
+            # Rotary positions rotate pairs of a head's dimensions.
             fits = self.hidden_size % (2 * heads) == 0
             yield fits, "hidden_size", f"a multiple of twice num_attention_heads={heads}"
         fits = self.pad_token_id < self.vocab_size
@@ -155,7 +156,7 @@ class EncoderConfig:
 
     @property
     def embedding_width(self) -> int:
-        """Width of the embeddings, and of what is multiplied with the vocabulary."""
+        """Width of the embeddings and of the output layer's input."""
         return self.embedding_size or self.hidden_size
 
     @property
@@ -166,11 +167,11 @@ class EncoderConfig:
 
     @property
     def num_distinct_layers(self) -> int:
-        """Layers that have weights of their own."""
+        """Number of layers with separate weights."""
         return 1 if self.family.shares_layers else self.num_hidden_layers
 
     def is_global_layer(self, index: int) -> bool:
-        """Returns whether tokens of a layer, numbered from 0, attend to all tokens."""
+        """Returns whether a layer, numbered from 0, attends to all tokens."""
         return self.global_attn_every_n_layers is None or (
             index % self.global_attn_every_n_layers == 0
         )
@@ -182,7 +183,7 @@ class EncoderConfig:
 
     @property
     def max_input_length(self) -> int:
-        """The longest input, in tokens."""
+        """The maximum number of tokens of an input."""
         return self.max_position_embeddings - self.position_offset
 
     @property
@@ -194,14 +195,14 @@ class EncoderConfig:
     def from_json(cls, path: Location) -> "EncoderConfig":
         """Reads a `config.json` (Hugging Face) or a `bert_config.json` (Google).
 
-        Google's file has no `model_type`. Its "gelu" is taken as the erf form,
-        as in the released code that its checkpoints were trained with.
-
-        Keys that no computation here needs are left out.
+        Google's file has no `model_type`. Its "gelu" is read as the erf form, because the
+        released code that trained its checkpoints uses this form. Keys that no computation
+        needs are ignored.
 
         Raises:
-            InputError: not a JSON object, another model type, a missing key, or
-                a value of wrong type or range; the subject is the file and the key.
+            InputError: the file is not a JSON object or has another model type, a key is
+                missing, or a value has the wrong type or range. The subject is the file and
+                the key.
         """
         raw = path.read_json()
         try:
@@ -214,8 +215,8 @@ class EncoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, in the order of declaration, for a manifest.
 
-        A field that most models leave at its default is in it only with another value, so
-        that digests and manifests of those models do not change when such a field is added.
+        A rare field is left out at its default. So adding such a field does not change digests
+        and manifests of models without it.
         """
         values = dataclasses.asdict(self)
         for field in dataclasses.fields(self):
@@ -224,7 +225,7 @@ class EncoderConfig:
         return values
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the `config.json` from which `transformers` makes the same masked LM."""
+        """Returns the content of a `config.json` for the same masked LM in `transformers`."""
         absent, keys = _absent_fields(self.family), self.family.config_keys
         values = {
             keys.get(name, name): value
@@ -240,7 +241,7 @@ class EncoderConfig:
 
 
 def _absent_fields(family: Family) -> dict[str, Any]:
-    """Returns the fields that a family's `config.json` does not have, with their values."""
+    """Returns the fields that a family's `config.json` lacks, with their values."""
     absent: dict[str, Any] = {} if family.has_segments else {"type_vocab_size": 0}
     if not family.projects_embeddings:
         absent["embedding_size"] = None
@@ -252,9 +253,10 @@ def _absent_fields(family: Family) -> dict[str, Any]:
 
 
 def _find_family(raw: Mapping[str, Any]) -> Family:
-    """Returns the family of a file's content; BERT where it names none.
+    """Returns the family of a configuration file; BERT if the file names none.
 
-    RoBERTa's bare encoder has BERT's names, so that its class must be known then.
+    A file without `model_type` may still name a class of another family in `architectures`.
+    Such a file is refused, because some families use BERT's names of weights.
     """
     names = raw.get("architectures")
     if "model_type" not in raw and isinstance(names, list):
@@ -262,19 +264,19 @@ def _find_family(raw: Mapping[str, Any]) -> Family:
             classes = (f"{family.class_prefix}For", f"{family.class_prefix}Model")
             is_other = family.model_type != _DEFAULT_FAMILY
             if is_other and any(str(name).startswith(classes) for name in names):
-                expected = f"{family.model_type!r}, as architectures names {shown(names)}"
+                expected = f"{family.model_type!r}, because architectures names {shown(names)}"
                 raise InputError("model_type", expected, "none, the key is missing")
     return find_family(raw.get("model_type", _DEFAULT_FAMILY))
 
 
 def _fixed_options(family: Family) -> dict[str, Any]:
-    """Returns the keys of a `config.json` that have one supported value, and that value."""
+    """Returns the keys of a `config.json` that have only one supported value, and this value."""
     options = _FIXED_OPTIONS | family.fixed_options
     return {key: value for key, value in options.items() if key not in family.ignored_options}
 
 
 def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of an `EncoderConfig` that a file's content gives."""
+    """Returns the fields of an `EncoderConfig` from a file's content."""
     family = _find_family(raw)
     raw = family.read_settings(raw)
     for key, value in _fixed_options(family).items():

@@ -1,8 +1,8 @@
 """Embeddings of whole inputs: the pooled last hidden state of the text before masking.
 
-A sentence encoder reads text without masks, when it is trained and when it is used. What the
-masked inputs of masked language modelling lack is in their labels, so that the text is
-restored from both.
+A sentence encoder reads text without masks, in training and in use. The masked inputs of masked
+language modelling lack some tokens, but these are the labels. So the text is restored from
+inputs and labels.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ def unmasked_ids(inputs: Mapping[str, Any], labels: Any) -> Any:
     """Returns the tokens before masking, int32 [B, L].
 
     Args:
-        inputs: `input_ids` [B, L] and `masked_lm_positions` [B, P], 0 at padding: the first
-            token is never masked.
+        inputs: `input_ids` [B, L] and `masked_lm_positions` [B, P]. Padding has position 0,
+            because the first token is never masked.
         labels: int [B, P], the true tokens.
 
-    Example: input ids [2, 4, 4, 3], positions [1, 2] and labels [7, 9] are [2, 7, 9, 3].
+    Example: input ids [2, 4, 4, 3], positions [1, 2] and labels [7, 9] give [2, 7, 9, 3].
     """
     input_ids = ops.cast(inputs[INPUT_IDS], "int32")
     positions = ops.expand_dims(ops.cast(inputs[MASKED_LM_POSITIONS], "int32"), -1)
@@ -44,7 +44,7 @@ def _first_state(states: Any, mask: Any) -> Any:
 
 def _mean_state(states: Any, mask: Any) -> Any:
     weights = ops.expand_dims(ops.cast(mask, "float32"), -1)
-    # Rows of nothing but padding fill up a batch.
+    # Rows that fill up a batch are all padding, so their sum of weights is 0.
     return ops.sum(states * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
 
 
@@ -66,7 +66,7 @@ def pool(states: Any, mask: Any, pooling: str) -> Any:
 
 
 def vectors(states: Any, mask: Any, pooling: str, *, normalize: bool) -> Any:
-    """Returns what `pool` does, of length 1 if wanted: the vectors of texts."""
+    """Returns the vectors of texts: the result of `pool`, with length 1 if `normalize`."""
     pooled = pool(states, mask, pooling)
     return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12) if normalize else pooled
 
@@ -81,7 +81,7 @@ def embed(
     """Returns a model's embeddings of the inputs before masking, float32 [B, D].
 
     Args:
-        model: whose encoder reads them.
+        model: the model whose encoder reads the inputs.
         inputs: as `MaskedLM.activations` takes them, with masked positions.
         labels: int [B, P], the true tokens at these.
         pooling: one of `data_specs.records.POOLINGS`.

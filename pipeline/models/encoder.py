@@ -17,16 +17,16 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.relative_positions import RelativePositions
 
 
-def _recomputed(
+def _apply_with_recomputation(
     layer: keras.layers.Layer, hidden: Tensor, score_mask: Tensor, wanted: Collection[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Applies a layer in training; its gradient computes it once more.
+    """Applies a layer in training; the gradient computes the layer a second time.
 
-    Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). The layer is
-    called as a function of its weights and of its dropouts' seeds, which come back
-    moved on: both times it draws the same, and the next call draws anew.
+    See Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). The layer is
+    called as a function of its weights and of its dropouts' seeds, and returns the next seeds.
+    Both computations therefore draw the same numbers, and the next call draws new ones.
     """
-    # Copies: a variable of TensorFlow would be read again, after it was moved on.
+    # TensorFlow would read a variable again after it has the next seed, so it gets copies.
     fixed = [ops.copy(variable.value) for variable in layer.non_trainable_variables]
 
     def function(trainable: list[Tensor], hidden: Tensor, score_mask: Tensor) -> Any:
@@ -35,8 +35,8 @@ def _recomputed(
         )
 
     trainable = [variable.value for variable in layer.trainable_variables]
-    outputs, after = keras.remat(function)(trainable, hidden, score_mask)
-    for variable, value in zip(layer.non_trainable_variables, after, strict=True):
+    outputs, next_values = keras.remat(function)(trainable, hidden, score_mask)
+    for variable, value in zip(layer.non_trainable_variables, next_values, strict=True):
         variable.assign(value)
     return outputs
 
@@ -73,10 +73,10 @@ class EncoderLayer(keras.layers.Layer):
         """Applies attention, then the feed-forward block.
 
         Returns:
-            [B, L, D]; and what is wanted of the attention, by name.
+            [B, L, D]; and the `wanted` activations of the attention, by name.
         """
-        hidden, found = self.attention(hidden, score_mask, training=training, wanted=wanted)
-        return self.feed_forward(hidden, training=training), found
+        hidden, activations = self.attention(hidden, score_mask, training=training, wanted=wanted)
+        return self.feed_forward(hidden, training=training), activations
 
 
 class Encoder(keras.layers.Layer):
@@ -84,14 +84,14 @@ class Encoder(keras.layers.Layer):
 
     Args:
         config: shapes and rates.
-        seed: of the initial weights and of dropout.
+        seed: the seed of the initial weights and of dropout.
         dtype: a dtype policy or its name; None for the global one.
-        name: first part of the variables' paths.
+        name: the first part of the variables' paths.
 
     Attributes:
-        recompute_activations: whether training keeps only what goes from layer to
-            layer and computes the rest of a layer once more for its gradient. Set
-            it before the first call.
+        recompute_activations: whether training stores only the outputs of layers and
+            computes the other activations a second time for the gradient. Set it before the
+            first call.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Encoder(keras.layers.Layer):
         self.embeddings = self._architecture.Embeddings(config, seed=seed, dtype=policy)
         self.relative_positions = None
         if config.family.relative_position_buckets:
-            parts = LayerParts(config, self.name, seed, policy)
-            initializer = parts.initializer("relative_positions")
+            layer_parts = LayerParts(config, self.name, seed, policy)
+            initializer = layer_parts.initializer("relative_positions")
             self.relative_positions = RelativePositions(
                 config, initializer=initializer, dtype=policy
             )
@@ -138,16 +138,16 @@ class Encoder(keras.layers.Layer):
 
         Args:
             inputs: `input_ids`, `input_mask` (1 at tokens, 0 at padding) and
-                `segment_ids`, int [B, L] each; other entries are left alone. L is
-                at most `config.max_input_length`.
+                `segment_ids`, int [B, L] each; other entries are ignored. L is at most
+                `config.max_input_length`.
             training: whether dropout is active.
-            wanted: what is returned of each layer's attention, of `ATTENTIONS`,
+            wanted: names of the attention activations to return, of `ATTENTIONS`,
                 `ATTENTION_SCORES` and `QUERIES_KEYS_VALUES` of `architectures.parts`.
 
         Returns:
-            `hidden_states`: all N + 1, [B, L, D] in the compute dtype, the embeddings'
-            output first; the last is normalised where the architecture has a final
-            normalisation. What is wanted, by name: N tensors each.
+            `hidden_states`, a list of N + 1 tensors [B, L, D] in the compute dtype, the
+            embeddings' output first. The last one is normalised if the architecture has a
+            final normalisation. For each of `wanted`, a list of N tensors.
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.
@@ -163,16 +163,17 @@ class Encoder(keras.layers.Layer):
             padding = padding + self.relative_positions(input_ids)
         segment_ids = ops.cast(inputs[SEGMENT_IDS], "int32")
         states = [self.embeddings(input_ids, segment_ids, training=training)]
-        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        activations: dict[str, list[Tensor]] = {name: [] for name in wanted}
         for index, score_mask in enumerate(self._architecture.score_masks(self.config, padding)):
             layer = self.encoder_layers[index % len(self.encoder_layers)]
             if training and self.recompute_activations:
-                hidden, of_layer = _recomputed(layer, states[-1], score_mask, wanted)
+                outputs = _apply_with_recomputation(layer, states[-1], score_mask, wanted)
             else:
-                hidden, of_layer = layer(states[-1], score_mask, training=training, wanted=wanted)
+                outputs = layer(states[-1], score_mask, training=training, wanted=wanted)
+            hidden, layer_activations = outputs
             states.append(hidden)
             for name in wanted:
-                found[name].append(of_layer[name])
+                activations[name].append(layer_activations[name])
         if self.layer_norm is not None:
             states[-1] = self.layer_norm(states[-1])
-        return {HIDDEN_STATES: states, **found}
+        return {HIDDEN_STATES: states, **activations}

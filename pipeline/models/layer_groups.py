@@ -1,7 +1,7 @@
 """Groups of teacher layers that a student layer is compared with, and means over them.
 
-Layers are numbered as people count them: 1 to N, the output of each; 0 is the
-embeddings' output, which has a hidden state but no attention map.
+Layers are numbered from 1 to N. Number 0 is the embeddings' output, which has a hidden state
+but no attention map.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 
-# More than a group can name.
+# The largest layer number that fits the syntax of a group.
 MOST_LAYERS = 9_999
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class TeacherGroup:
-    """Consecutive teacher layers, `first` to `last`, whose mean is taken."""
+    """Consecutive teacher layers, `first` to `last`, whose mean is compared."""
 
     first: int
     last: int
@@ -30,7 +30,7 @@ class TeacherGroup:
 
 @dataclasses.dataclass(frozen=True)
 class LayerGroup:
-    """A student layer and the teacher's layers that it is compared with."""
+    """A student layer and the teacher layers that it is compared with."""
 
     teacher: TeacherGroup
     student: int
@@ -52,27 +52,29 @@ def _parse_range(text: str, num_layers: int) -> TeacherGroup:
 
 
 def parse_teacher_groups(text: str, num_layers: int) -> tuple[TeacherGroup, ...]:
-    """Reads groups of a teacher's N layers, for example `1-6,7-12`; they may overlap.
+    """Parses groups of a teacher's N layers, for example `1-6,7-12`; they may overlap.
 
     Raises:
-        InputError: a part is no group, is out of range or is there twice.
+        InputError: a group is malformed, out of range or named twice.
     """
     groups = tuple(_parse_range(part, num_layers) for part in text.split(","))
     for group in groups:
         if groups.count(group) > 1:
-            raise InputError(None, "a list in which each group stands once", f"{group} twice")
+            raise InputError(None, "a list that names each group once", f"{group} twice")
     return groups
 
 
 def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[LayerGroup, ...]:
-    """Returns the groups that a preset stands for.
+    """Returns the groups of a preset.
 
-    These are `last`: the last states of both, as DistilBERT; `mean`: consecutive groups of
-    equal size, as DistilRuBERT; `skip`: the last of each of those, as TinyBERT; `uniform`: the
-    embeddings' outputs of both, then `skip`.
+    The presets are:
+        last     the last layers of both models, as DistilBERT
+        mean     consecutive groups of equal size, as DistilRuBERT
+        skip     the last layer of each of these groups, as TinyBERT
+        uniform  the embeddings' outputs of both models, then `skip`
 
     Raises:
-        InputError: the teacher's layers cannot be shared out equally.
+        InputError: the teacher's layers cannot be divided equally.
 
     Example:
         for 12 and 2 layers `mean` is `1-6:1,7-12:2`, `skip` is `6:1,12:2`, and `uniform` is
@@ -82,7 +84,7 @@ def preset_groups(name: str, teacher_layers: int, student_layers: int) -> tuple[
         return (LayerGroup(TeacherGroup(teacher_layers, teacher_layers), student_layers),)
     size, rest = divmod(teacher_layers, student_layers)
     if rest:
-        reason = f"which {student_layers} student layers cannot share equally"
+        reason = f"not a multiple of the {student_layers} student layers"
         received = f"{name} for {teacher_layers} teacher layers, {reason}"
         raise InputError(None, "explicit groups such as 1-6:1,7-12:2", received)
     first = 1 if name == "mean" else size
@@ -99,11 +101,11 @@ PRESETS = ("last", "mean", "skip", "uniform")
 def parse_layer_groups(
     text: str, teacher_layers: int, student_layers: int
 ) -> tuple[LayerGroup, ...]:
-    """Reads the setting `layer_groups`: a preset, or for example `1-6:1,7-12:2`.
+    """Parses the setting `layer_groups`: a preset, or for example `1-6:1,7-12:2`.
 
     Raises:
-        InputError: no such preset, or groups that are out of range or overlap,
-            or a student layer that is there twice.
+        InputError: the preset is unknown, groups are out of range or overlap, or a student
+            layer is named twice.
     """
     if text in PRESETS:
         return preset_groups(text, teacher_layers, student_layers)
@@ -116,40 +118,47 @@ def parse_layer_groups(
         if int(student) > student_layers:
             raise InputError(None, f"student layers from 0 to {student_layers}", f"{part!r}")
         groups.append(LayerGroup(_parse_range(teacher, teacher_layers), int(student)))
-    _expect_apart(groups)
+    _expect_disjoint(groups)
     return tuple(groups)
 
 
-def _expect_apart(groups: Sequence[LayerGroup]) -> None:
-    """Refuses what is more likely a slip, such as 1-6:1,6-12:2, than a wish."""
-    for one, two in itertools.pairwise(sorted(group.student for group in groups)):
-        if one == two:
-            raise InputError(None, "a list in which each student layer stands once", f"{one} twice")
-    for one, two in itertools.pairwise(sorted(group.teacher for group in groups)):
-        if two.first <= one.last:
-            raise InputError(None, "groups that do not overlap", f"{one} and {two}")
+def _expect_disjoint(groups: Sequence[LayerGroup]) -> None:
+    """Refuses overlapping groups such as 1-6:1,6-12:2, which are probably a mistake."""
+    for layer, next_layer in itertools.pairwise(sorted(group.student for group in groups)):
+        if layer == next_layer:
+            raise InputError(None, "a list that names each student layer once", f"{layer} twice")
+    for group, next_group in itertools.pairwise(sorted(group.teacher for group in groups)):
+        if next_group.first <= group.last:
+            raise InputError(None, "groups that do not overlap", f"{group} and {next_group}")
 
 
 def describe(groups: Iterable[LayerGroup]) -> str:
-    """Returns what `parse_layer_groups` reads."""
+    """Returns groups as text, which `parse_layer_groups` parses."""
     return ",".join(map(str, groups))
 
 
 def mean_state(states: Sequence[Any], group: TeacherGroup) -> Any:
-    """Returns the mean of a group's hidden states, float32 [..., D], of all N + 1 states."""
+    """Returns the mean of a group's hidden states, float32 [..., D].
+
+    Args:
+        states: all N + 1 hidden states.
+        group: the layers.
+    """
     return _mean(states[group.first : group.last + 1])
 
 
 def mean_attention(attentions: Sequence[Any], group: TeacherGroup) -> Any:
-    """Returns the mean of a group's attention maps, float32 [B, H, L, L], of all N maps.
+    """Returns the mean of a group's attention maps, float32 [B, H, L, L].
 
-    The group is without layer 0, which has no map.
+    Args:
+        attentions: all N attention maps.
+        group: the layers, without layer 0, which has no map.
     """
     return _mean(attentions[group.first - 1 : group.last])
 
 
 def _mean(tensors: Sequence[Any]) -> Any:
-    # Flags are checked against groups before Keras is imported.
+    # This module also checks flags, which must not import Keras.
     from keras import ops
 
     return sum(ops.cast(tensor, "float32") for tensor in tensors) / len(tensors)

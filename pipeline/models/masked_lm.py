@@ -1,4 +1,4 @@
-"""The encoder with BERT's masked-LM head, which sees only the masked positions."""
+"""The encoder with BERT's masked-LM head, which computes only the masked positions."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,9 +17,9 @@ LOGITS = "logits"
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """Picks the hidden states at given positions of each row.
 
-    The product with a one-hot matrix is exact, and its gradient is again a
-    product that each row computes for itself, with no index into other rows. It
-    cost a hundredth of the forward pass where it was measured (4 layers × 256).
+    The product with a one-hot matrix is exact. Its gradient is also a product within each row,
+    without an index into other rows. It took a hundredth of the forward pass in a measurement
+    (4 layers × 256).
 
     Args:
         hidden: [B, L, D], finite.
@@ -40,20 +40,20 @@ def vocabulary_logits(states: Tensor, table: Tensor, bias: Tensor, *, dtype: str
         states: the output of the head.
         table: the output table, [V, E].
         bias: float32 [V].
-        dtype: of the product.
+        dtype: the dtype of the product.
     """
     logits = ops.matmul(ops.cast(states, dtype), ops.transpose(ops.cast(table, dtype)))
     return ops.cast(logits, "float32") + bias
 
 
 class MaskedLMHead(keras.layers.Layer):
-    """Dense, activation and normalisation before the vocabulary; holds the output bias.
+    """The dense layer, activation and normalisation before the vocabulary, and the output bias.
 
-    `decoder` is the matrix of the output layer, float32 [V, E], where the word embeddings are
-    not; else None.
+    `decoder` is the matrix of the output layer, float32 [V, E], or None if the word embeddings
+    are this matrix.
 
-    The vocabulary matmul is left to the model: a layer casts its float arguments
-    to the compute dtype, and the word embeddings must arrive in float32.
+    The model itself computes the vocabulary matmul. A layer would cast its float arguments to
+    the compute dtype, but the word embeddings must stay float32.
     """
 
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
@@ -86,7 +86,7 @@ class MaskedLMHead(keras.layers.Layer):
 
 
 class MaskedLM(keras.Model):
-    """BERT for masked language modelling; all variables exist once it is constructed.
+    """An encoder for masked language modelling. The constructor makes all variables.
 
     Args:
         config: shapes and rates.
@@ -94,8 +94,8 @@ class MaskedLM(keras.Model):
             global one.
         logits_dtype: dtype of the vocabulary matmul; None for the compute dtype.
             `"float32"` keeps a teacher's logits exact under mixed precision.
-        seed: of the initial weights and of dropout.
-        name: the model's name; variables' paths relative to it are those of
+        seed: the seed of the initial weights and of dropout.
+        name: the model's name. Variables' paths relative to it are the names in
             `weight_names`.
 
     Example:
@@ -136,28 +136,28 @@ class MaskedLM(keras.Model):
         *,
         wanted: Collection[str] = (),
     ) -> dict[str, Any]:
-        """Computes the logits at the masked positions, and all that leads to them.
+        """Computes the logits at the masked positions, and the activations before them.
 
         Args:
-            inputs: what `Encoder.call` takes, and `masked_lm_positions`, int [B, P],
-                whose padding slots may hold any position, for example 0; without
-                it, logits are those of all L positions.
-            training: whether dropout is active; a frozen encoder has none.
-            wanted: what `Encoder.call` returns of each layer's attention.
+            inputs: the inputs of `Encoder.call`, and `masked_lm_positions`, int [B, P].
+                Padding slots may hold any position, for example 0. Without
+                `masked_lm_positions`, logits are computed at all L positions.
+            training: whether dropout is active; a frozen encoder has no dropout.
+            wanted: see `Encoder.call`.
 
         Returns:
-            `logits`, float32 [B, P, V]; `head_states`, [B, P, E], of which
-            `vocabulary_logits` makes them; and what `Encoder.call` returns. In a compiled
-            program only what is used is computed.
+            `logits`, float32 [B, P, V]; `head_states`, [B, P, E], the input of
+            `vocabulary_logits`; and the outputs of `Encoder.call`. A compiled program computes
+            only the outputs that are used.
         """
         is_trained = self.encoder.trainable
         outputs = self.encoder(inputs, training=training and is_trained, wanted=wanted)
         if not is_trained:
-            # TensorFlow would trace the gradients of what is frozen.
+            # TensorFlow would otherwise trace the gradients of the frozen encoder.
             outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         hidden = outputs[HIDDEN_STATES][-1]
         if MASKED_LM_POSITIONS in inputs:
-            # Only these positions go through the vocabulary, the most expensive matmul.
+            # The vocabulary matmul is the most expensive one, so it gets only these positions.
             positions = ops.cast(inputs[MASKED_LM_POSITIONS], "int32")
             hidden = gather_positions(hidden, positions)
         states = self.head(hidden)

@@ -1,4 +1,4 @@
-"""Names and shapes of every weight: here, in Hugging Face directories, in Google's checkpoints."""
+"""Names and shapes of weights in models, Hugging Face directories and Google's checkpoints."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.families.base import rename
 
 Shape = tuple[int, ...]
-# The layouts: Hugging Face's names and shapes, and those of Google's TensorFlow 1 code.
+# Layouts of files: the names and shapes of Hugging Face, and of Google's TensorFlow 1 code.
 HF, TF1 = "hf", "tf1"
 SEGMENTS = "encoder/embeddings/segment_embeddings"
 # Hugging Face's name of the layer from the embeddings' width to the hidden size.
@@ -24,16 +24,16 @@ _PROJECTION = "bert.encoder.embedding_hidden_mapping_in"
 
 @dataclasses.dataclass(frozen=True)
 class WeightName:
-    """One weight.
+    """The names and the shape of one weight.
 
     Attributes:
         ours: the variable's path relative to the model.
         hf: its name in `model.safetensors`.
-        tf1: its name in a TensorFlow-1 checkpoint.
-        shape: ours, which is also TensorFlow 1's.
-        transpose_hf: whether `transformers` keeps the transpose: dense kernels
-            are [in, out] here and [out, in] there.
-        blocks: equal parts that lie side by side along the last axis.
+        tf1: its name in a TensorFlow 1 checkpoint.
+        shape: the variable's shape, which is also the shape in TensorFlow 1.
+        transpose_hf: whether `transformers` stores the transpose. Dense kernels are [in, out]
+            in our models and [out, in] in `transformers`.
+        blocks: the number of equal blocks that are concatenated along the last axis.
     """
 
     ours: str
@@ -50,19 +50,22 @@ class WeightName:
         return self.hf, self.shape[::-1] if self.transpose_hf else self.shape
 
     def convert(self, value: np.ndarray, layout: str) -> np.ndarray:
-        """Returns the weight's value in a layout for its value here, and the reverse."""
+        """Converts a value from the variable's shape to a layout's, or back."""
         return np.ascontiguousarray(value.T if self.transpose_hf and layout == HF else value)
 
 
 def _tf1_scope(hf: str) -> str:
-    """Example: `bert.encoder.layer.3.output.dense` is `bert/encoder/layer_3/output/dense`."""
+    """Returns TensorFlow 1's scope of a Hugging Face name.
+
+    Example: `bert.encoder.layer.3.output.dense` gives `bert/encoder/layer_3/output/dense`.
+    """
     return re.sub(r"\.layer\.(\d+)\.", r"/layer_\1/", hf).replace(".", "/")
 
 
 def dense_weights(
     ours: str, hf: str, *, inputs: int, units: int, has_bias: bool = True, blocks: int = 1
 ) -> Iterator[WeightName]:
-    """Returns kernel and bias of a dense layer, by its names here and in BERT's own layout."""
+    """Yields kernel and bias of a dense layer, given its name in our models and in BERT."""
     tf1, shape = _tf1_scope(hf), (inputs, units)
     yield WeightName(f"{ours}/kernel", f"{hf}.weight", f"{tf1}/kernel", shape, True, blocks)
     if has_bias:
@@ -70,7 +73,7 @@ def dense_weights(
 
 
 def norm_weights(ours: str, hf: str, *, size: int, has_bias: bool = True) -> Iterator[WeightName]:
-    """Returns the weights of a normalisation, by its names here and in BERT's own layout."""
+    """Yields the weights of a normalisation, given its name in our models and in BERT."""
     tf1 = _tf1_scope(hf)
     yield WeightName(f"{ours}/gamma", f"{hf}.weight", f"{tf1}/gamma", (size,))
     if has_bias:
@@ -149,7 +152,7 @@ def _modernbert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
     yield WeightName(f"encoder/{words}", hf, f"bert/{words}", shape)
     for index in range(config.num_hidden_layers):
         yield from _modernbert_layer(index, config)
-    # Of the embeddings, and of the last layer's output.
+    # The normalisations of the embeddings and of the last layer's output.
     for ours, hf in (("encoder/embeddings", "bert.embeddings"), ("encoder", "bert.encoder")):
         norm = f"{ours}/layer_norm", f"{hf}.LayerNorm"
         yield from norm_weights(*norm, size=size, has_bias=False)
@@ -186,22 +189,22 @@ VOCABULARY_ROWS = ("encoder/embeddings/word_embeddings", "head/bias", "head/deco
 
 
 def encoder_table(config: EncoderConfig) -> tuple[WeightName, ...]:
-    """Returns every weight of a model but those of its head."""
+    """Returns every weight of a model except those of its head."""
     return tuple(row for row in weight_table(config) if row.ours.startswith("encoder/"))
 
 
 def folded_table(
     config: EncoderConfig, settings: Mapping[str, Any], *, where: Location
 ) -> tuple[WeightName, ...]:
-    """Returns the embeddings of a checkpoint that a model has as part of its segments'.
+    """Returns the embeddings of a checkpoint that are added to the segment embeddings.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
         settings: the content of the checkpoint's `config.json`.
-        where: that file, for messages.
+        where: the path of that file, for messages.
 
     Raises:
-        InputError: its number of rows is none.
+        InputError: the number of rows is not an integer.
     """
     folded = config.family.folded_embeddings
     if folded is None or not settings.get(folded.key):
@@ -214,18 +217,18 @@ def folded_table(
 
 
 def fold_embeddings(weights: dict[str, np.ndarray], folded: Sequence[WeightName]) -> None:
-    """Adds the first rows of embeddings to the segments', in place of those embeddings.
+    """Replaces folded embeddings by adding their first rows to the segment embeddings.
 
     Args:
-        weights: by our names; is changed.
-        folded: from `folded_table`.
+        weights: arrays by our names, changed in place.
+        folded: the result of `folded_table`.
     """
     for row in folded:
         weights[SEGMENTS] = weights[SEGMENTS] + weights.pop(row.ours)[0]
 
 
 def count_parameters(config: EncoderConfig) -> int:
-    """Returns how many numbers a masked LM's weights are; tied ones count once."""
+    """Returns the number of parameters of a masked LM; tied weights count once."""
     return sum(math.prod(row.shape) for row in weight_table(config))
 
 
@@ -237,7 +240,7 @@ _TIED_BIAS = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
     """Returns the tensors that a checkpoint may hold twice: names of copies and originals.
 
-    Of a model whose output layer is not tied, the copy of the bias is what computes.
+    If the output layer is not tied, `transformers` computes with the copy of the bias.
     """
     names = config.family.hf_names
     pairs = (_TIED_MATRIX, _TIED_BIAS) if config.tie_word_embeddings else (_TIED_BIAS,)
@@ -245,7 +248,7 @@ def tied_hf_names(config: EncoderConfig) -> dict[str, str]:
     return {copy: original for copy, original in tied.items() if copy != original}
 
 
-# The level of an encoder's names that belongs to no weight of a masked LM.
+# The name of the pooler within an encoder, which a masked LM does not use.
 POOLER = "pooler"
 _BUFFER = re.compile(r".*\.(position|token_type)_ids")
 _OPTIMIZER_STATE = re.compile(
@@ -255,14 +258,14 @@ _OPTIMIZER_STATE = re.compile(
 
 
 def base_prefix(table: Sequence[WeightName], layout: str) -> str:
-    """Returns the beginning of the encoder's names in a layout, such as `bert.` or `bert/`."""
+    """Returns the prefix of the encoder's names in a layout, for example `bert.` or `bert/`."""
     name = next(row.stored(layout)[0] for row in table if row.ours.startswith("encoder/"))
     separator = separator_of(layout)
     return name.partition(separator)[0] + separator
 
 
 def separator_of(layout: str) -> str:
-    """Returns what stands between the levels of a name in a layout."""
+    """Returns the separator between the levels of a name in a layout."""
     return "/" if layout == TF1 else "."
 
 
@@ -277,8 +280,8 @@ def check_tensors(
     """Checks that a checkpoint has the tensors of a configuration.
 
     Args:
-        shapes: of every tensor in the checkpoint, by its name there.
-        table: the weights that are wanted.
+        shapes: the shape of every tensor in the checkpoint, by its name in the checkpoint.
+        table: the weights that the checkpoint must have.
         layout: `HF` or `TF1`.
         where: the checkpoint, for messages.
 
@@ -286,20 +289,20 @@ def check_tensors(
         InputError: tensors are missing or have the wrong shape, or belong to layers or
             embeddings that the configuration does not have.
     """
-    wanted = dict(row.stored(layout) for row in table)
+    expected = dict(row.stored(layout) for row in table)
     base = base_prefix(table, layout)
     problems = {
         "missing": [
-            f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes
+            f"{name} {list(shape)}" for name, shape in expected.items() if name not in shapes
         ],
         "of the wrong shape": [
             f"{name}: expected {list(shape)}, received {list(shapes[name])}"
-            for name, shape in wanted.items()
+            for name, shape in expected.items()
             if name in shapes and tuple(shapes[name]) != shape
         ],
         "not in the configuration": [
             name
-            for name in sorted(set(shapes) - set(wanted))
+            for name in sorted(set(shapes) - set(expected))
             if name.startswith(base) and not name.startswith(f"{base}{POOLER}")
             if not _BUFFER.fullmatch(name) and not is_optimizer_state(name)
         ],

@@ -48,8 +48,11 @@ def truncate(
     """
     top = topk.top_k(logits, truncation_factor, temperatures=temperatures, mass=truncation_mass)
     ids, values = top.ids, top.logits
-    if top.kept is not None:
-        ids, values = ops.where(top.kept, ids, NO_ID), ops.where(top.kept, values, NO_ID_LOGIT)
+    if top.is_needed is not None:
+        ids, values = (
+            ops.where(top.is_needed, ids, NO_ID),
+            ops.where(top.is_needed, values, NO_ID_LOGIT),
+        )
     result = {
         records.TOPK_IDS: ids,
         records.TOPK_LOGITS: values,

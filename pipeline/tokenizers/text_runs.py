@@ -68,14 +68,16 @@ class TextRuns:
     def _try_characters(self, candidates: np.ndarray) -> None:
         """Fills the table for some characters: each is tokenized between two letters."""
         tokens = self._encode("a" + "".join(f"{chr(index)}a" for index in candidates.tolist()))
-        places = 2 * np.arange(len(candidates)) + 1
+        positions = 2 * np.arange(len(candidates)) + 1
         # The first token at each candidate or behind it; the last letter is behind the last one.
-        first = np.searchsorted(tokens.starts, places)
-        is_token = (tokens.starts[first] == places) & (tokens.ends[first] == places + 1)
+        first = np.searchsorted(tokens.starts, positions)
+        is_token = (tokens.starts[first] == positions) & (tokens.ends[first] == positions + 1)
         is_apart = tokens.word_ids[first] != tokens.word_ids[first - 1]
         following = np.minimum(first + 1, len(tokens.ids) - 1)
         is_lone = is_token & is_apart & (tokens.word_ids[first] != tokens.word_ids[following])
-        is_space = is_apart & (tokens.starts[first] > places) & (tokens.ends[first - 1] <= places)
+        is_space = (
+            is_apart & (tokens.starts[first] > positions) & (tokens.ends[first - 1] <= positions)
+        )
         self._table[candidates] = _OF_A_RUN
         self._table[candidates[is_space]] = _SPACE
         self._table[candidates[is_lone]] = tokens.ids[first[is_lone]]

@@ -1,4 +1,4 @@
-"""Helpers of the tests of distillation: losses of plain arrays, and what runs leave behind."""
+"""Helpers of the distillation tests: losses of plain arrays, and the output of runs."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ def loss_values(
     teacher_logits: Any = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns losses of distributions and labels at each position, by name."""
+    """Returns losses on distributions and labels at each position, by name."""
     activations = {STUDENT: {LOGITS: logits}}
     if teacher_logits is not None:
         activations[TEACHER] = {LOGITS: teacher_logits}
@@ -43,11 +43,11 @@ def loss_values(
 
 @contextlib.contextmanager
 def refused(setting: str, received: object = None) -> Iterator[None]:
-    """The block raises an `InputError` about a setting, and says what was received.
+    """Checks that the block raises an `InputError` about a setting.
 
     Args:
-        setting: that the error names.
-        received: the value, or a part of the text; None for any.
+        setting: the setting that the error names.
+        received: the received value, or a part of its text; None for any.
     """
     with pytest.raises(InputError) as caught:
         yield
@@ -57,7 +57,7 @@ def refused(setting: str, received: object = None) -> Iterator[None]:
 
 
 def read_lines(folder: Location, split: str | None = None) -> list[dict[str, Any]]:
-    """Returns metrics.jsonl, or its lines of a split, without what depends on the clock."""
+    """Returns the lines of metrics.jsonl, or of one split, without fields of the clock."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {name: value for name, value in line.items() if name not in CLOCK_FIELDS}
@@ -71,22 +71,29 @@ def read_weights(folder: Location) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
-def assert_equal_arrays(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> None:
-    """Two mappings hold the same arrays, bit by bit."""
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(two[name], value, err_msg=name)
+def assert_equal_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
+    """Checks that two mappings hold the same arrays, bit by bit."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)
 
 
 def assert_same_weights(first: Location, second: Location) -> None:
-    """Two runs made the same student, bit by bit."""
+    """Checks that two runs made the same student, bit by bit."""
     assert_equal_arrays(read_weights(first), read_weights(second))
 
 
 def assert_close_lines(
     first: Location, second: Location, last: int = 0, close: float = 1e-3
 ) -> None:
-    """Two runs logged the same numbers within float error, in all or the last so many lines."""
+    """Checks that two runs logged the same numbers within float error.
+
+    Args:
+        first: a run's directory.
+        second: the other run's directory.
+        last: the number of last lines to compare; 0 for all.
+        close: the tolerance.
+    """
     pairs = zip(read_lines(first)[-last:], read_lines(second)[-last:], strict=True)
     for line, other in pairs:
         assert line.keys() == other.keys()
@@ -96,7 +103,7 @@ def assert_close_lines(
 
 
 def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
-    """Calls an action in an update of the run that follows, before the update is counted."""
+    """Makes the next run call an action in its update `number`, before counting the update."""
     update, calls = training.tqdm.tqdm.update, []
 
     def counted(bar: Any, count: int = 1) -> Any:
@@ -109,7 +116,7 @@ def call_at_update(patch: Any, number: int, action: Callable[[], None]) -> None:
 
 
 def interrupt() -> None:
-    """Ends a run at once, as a second Ctrl-C does."""
+    """Ends a run at once, like a second Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -119,7 +126,7 @@ def distilled(config: DistillConfig, **changes: Any) -> dict[str, float]:
 
 
 def interrupt_at(patch: Any, config: DistillConfig, update: int, step: int) -> None:
-    """Runs until an update in which the run is interrupted, to be continued from a step."""
+    """Runs until an interruption in an update, after which the run resumes from a step."""
     with patch.context() as context:
         call_at_update(context, update, interrupt)
         with pytest.raises(KeyboardInterrupt, match=f"from step {step}, the last"):
@@ -128,7 +135,7 @@ def interrupt_at(patch: Any, config: DistillConfig, update: int, step: int) -> N
 
 
 def expect_same_after_interrupt(patch: Any, config: DistillConfig, update: int, step: int) -> None:
-    """A run that is interrupted and continued ends as one that is not, with the same bits."""
+    """Checks that an interrupted and resumed run gives the same bits as an uninterrupted one."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=f"{config.output_dir}-cut")
     interrupt_at(patch, cut, update, step)
@@ -137,25 +144,25 @@ def expect_same_after_interrupt(patch: Any, config: DistillConfig, update: int, 
     assert_same_weights(cut.output_dir, config.output_dir)
 
 
-def flip_bit(path: Location, place: int | None = None) -> bytes:
-    """Flips a bit of a byte, unless given of the one in the middle, and returns the content."""
+def flip_bit(path: Location, index: int | None = None) -> bytes:
+    """Flips a bit of one byte, by default the middle one, and returns the new content."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2 if place is None else place] ^= 4
+    content[len(content) // 2 if index is None else index] ^= 4
     path.write_bytes(bytes(content))
     return bytes(content)
 
 
-def damaged_copy(folder: Location, copy: Location, file: str, place: int | None = None) -> Location:
+def damaged_copy(folder: Location, copy: Location, file: str, index: int | None = None) -> Location:
     """Copies a directory, flips a bit of one of its files, and returns that file."""
     shutil.copytree(folder, copy)
-    flip_bit(copy / file, place)
+    flip_bit(copy / file, index)
     return copy / file
 
 
 def start_command(
     config: DistillConfig, folder: Location, stderr: int | None = None, **changes: Any
 ) -> subprocess.Popen[str]:
-    """Starts `run_distill` on two layers of the run's teacher, in a process of its own."""
+    """Starts `run_distill` on two layers of the run's teacher, in a new process."""
     settings = {
         "input_dir": config.input_dir,
         "init_from": config.student.init_from,

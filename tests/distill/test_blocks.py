@@ -1,4 +1,4 @@
-"""Training with logits in blocks of positions equals training with all at once."""
+"""Training with logits in blocks of positions equals training with all logits at once."""
 
 import importlib.util
 
@@ -53,28 +53,26 @@ def _train(output_dir: Location, table_bytes: int, *arguments: str) -> Location:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", ["top-k", "states", "live"])
-def test_blocks_train_the_same_student(
+def test_training_in_blocks_gives_the_same_student(
     tmp_path, cache_dir, states_cache_dir, teacher_dir, backend, source
 ) -> None:
     cache = states_cache_dir if source == "states" else cache_dir
     arguments = [f"--input_dir={cache}", f"--init_from={teacher_dir}", f"--backend={backend}"]
     arguments += [*LIVE, f"--teacher={teacher_dir}"] if source == "live" else CACHED
     whole = _train(tmp_path / "whole", 2**40, *arguments)
-    # Of two positions in each row, more or less.
+    # The limit allows about two positions of each row in a block.
     blocks = _train(tmp_path / "blocks", 2**13, *arguments)
     assert_close_lines(whole, blocks)
     for name, value in read_weights(whole).items():
         assert abs(value - read_weights(blocks)[name]).max() < 2e-4, name
 
 
-def test_devices_that_share_a_batch_have_blocks_of_more_positions(
-    tmp_path, monkeypatch, cache_dir, teacher_dir
-) -> None:
+def test_more_devices_allow_larger_blocks(tmp_path, monkeypatch, cache_dir, teacher_dir) -> None:
     student = StudentConfig(init_from=str(teacher_dir), student_layers=1)
     folders = {"input_dir": str(cache_dir), "output_dir": str(tmp_path / "student")}
     run = prepare(DistillConfig(student, train_batch_size=64, eval_batch_size=32, **folders))
     table_bytes = 4 * 64 * run.start.config.vocab_size
     monkeypatch.setattr(position_blocks, "_MAX_TABLE_BYTES", table_bytes)
     assert [run.block_size(), run.block_size(1), run.block_size(4)] == [1, 1, 4]
-    # All positions of an input fit.
+    # On 64 devices, all positions of an input fit in one block.
     assert run.block_size(64) is None

@@ -1,4 +1,4 @@
-"""Checkpoints on a disk that lies: the newest that verifies, and nothing that is lost."""
+"""Checkpoint files: the newest valid one is found, and damaged ones are never deleted."""
 
 import json
 import pathlib
@@ -55,20 +55,20 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_newest_that_verifies_is_found(tmp_path, capsys, damage: str) -> None:
+def test_newest_valid_checkpoint_is_found(tmp_path, capsys, damage: str) -> None:
     _save(tmp_path, 5, 10, 15)
     DAMAGE[damage](_path(tmp_path, 15))
     before = _names(tmp_path)
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(10)
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"{_path(tmp_path, 15)}: a damaged checkpoint (")
-    assert said[0].endswith("); it is left as it is")
-    assert said[1:] == [f"going on from an older checkpoint, {_path(tmp_path, 10)}"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"{_path(tmp_path, 15)}: a damaged checkpoint (")
+    assert lines[0].endswith("); the file is left unchanged")
+    assert lines[1:] == [f"resuming from an older checkpoint, {_path(tmp_path, 10)}"]
     assert _names(tmp_path) == before
 
 
 @given(bit=st.integers(0, 8 * 400))
-def test_no_flipped_bit_stays_unseen(tmp_path_factory, bit: int) -> None:
+def test_every_flipped_bit_is_detected(tmp_path_factory, bit: int) -> None:
     folder = tmp_path_factory.mktemp("flipped")
     _save(folder, 1, 2)
     assert checkpoints.find_defect(_path(folder, 2)) is None
@@ -77,7 +77,7 @@ def test_no_flipped_bit_stays_unseen(tmp_path_factory, bit: int) -> None:
     assert CheckpointFiles(folder, keep=2).find_newest() == Checkpoint(1)
 
 
-def test_where_none_verifies_all_are_named(tmp_path) -> None:
+def test_error_names_all_checkpoints_if_none_is_valid(tmp_path) -> None:
     files = _save(tmp_path, 5, 10)
     assert CheckpointFiles(tmp_path / "none", keep=2).find_newest() is None
     for step in (5, 10):
@@ -87,14 +87,15 @@ def test_where_none_verifies_all_are_named(tmp_path) -> None:
     message = str(caught.value)
     for name in ("step-00000005.safetensors", "step-00000010.safetensors"):
         assert f"{name}: a damaged checkpoint" in message
-    assert message.endswith(f"to begin again, delete the folder {tmp_path / 'checkpoints'}")
+    hint = f"to train from the beginning, delete the folder {tmp_path / 'checkpoints'}"
+    assert message.endswith(hint)
 
 
 @pytest.mark.parametrize("function", ["mirror", "sha256", "read_json"])
-def test_what_cannot_be_read_is_not_called_damaged(
+def test_unreadable_checkpoint_is_not_reported_as_damaged(
     tmp_path, monkeypatch, capsys, function: str
 ) -> None:
-    """A full disk, or a store that does not answer: nothing older is taken for the newest."""
+    """If a disk is full or a store does not answer, no older checkpoint is used."""
     _save(tmp_path, 5, 10)
 
     def fail(path: object) -> None:
@@ -108,8 +109,10 @@ def test_what_cannot_be_read_is_not_called_damaged(
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(10)
 
 
-def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) -> None:
-    """And no copy stays longer than it is needed."""
+def test_only_unverified_checkpoints_of_a_bucket_are_downloaded(
+    bucket, monkeypatch, capsys
+) -> None:
+    """Local copies are removed when they are no longer needed."""
     fetched = []
     real = MemoryFileSystem.get_file
 
@@ -142,14 +145,14 @@ def test_in_a_bucket_only_unknown_ones_are_fetched(bucket, monkeypatch, capsys) 
     assert (checkpoint_steps(bucket), fetched, copies()) == ([35, 40, 45], names(20, 25), [])
 
 
-def test_a_file_of_this_machine_is_no_copy(tmp_path) -> None:
+def test_forgetting_the_mirror_keeps_local_checkpoints(tmp_path) -> None:
     _save(tmp_path, 5)
     checkpoints.checkpoint_path(tmp_path, 5).forget_mirror()
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 
-def test_one_of_an_earlier_version_is_read(tmp_path) -> None:
-    """They have no checksum beside them; what safetensors sees is seen."""
+def test_checkpoint_without_a_sidecar_is_read(tmp_path) -> None:
+    """Without a checksum, only damage that safetensors detects is found."""
     _save(tmp_path, 5, 10)
     for step in (5, 10):
         _path(tmp_path, step).with_suffix(".json").unlink()
@@ -159,14 +162,14 @@ def test_one_of_an_earlier_version_is_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_so_many_are_kept(tmp_path, keep: int) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path, keep: int) -> None:
     _save(tmp_path, 5, 10, 15, 20, keep=keep)
     assert checkpoint_steps(tmp_path) == [5, 10, 15, 20][-keep:]
     assert len(_names(tmp_path)) == 2 * keep
 
 
-def test_a_broken_one_is_never_deleted_and_counts_for_none(tmp_path, capsys) -> None:
-    """Neither where this run went on from an older one, nor where it is a later run."""
+def test_damaged_checkpoint_is_neither_deleted_nor_counted(tmp_path, capsys) -> None:
+    """This holds in the run that found the damage, and in a later run."""
     _save(tmp_path, 5, 10, 13)
     DAMAGE["nothing"](_path(tmp_path, 13))
     files = CheckpointFiles(tmp_path, keep=2)
@@ -182,7 +185,7 @@ def test_a_broken_one_is_never_deleted_and_counts_for_none(tmp_path, capsys) -> 
     assert _path(tmp_path, 13).read_bytes() == b""
 
 
-def test_a_broken_one_of_the_same_step_is_set_aside(tmp_path, capsys) -> None:
+def test_damaged_checkpoint_of_the_same_step_is_renamed(tmp_path, capsys) -> None:
     for number in (1, 2):
         files = _save(tmp_path, 5, 10, keep=9)
         capsys.readouterr()
@@ -191,20 +194,20 @@ def test_a_broken_one_of_the_same_step_is_set_aside(tmp_path, capsys) -> None:
         assert files.find_newest() == Checkpoint(5)
         files.save(10, _tensors(11))
         name = f"step-00000010.safetensors.broken-{2 * number - 1}"
-        assert f"it is now {name}" in capsys.readouterr().err.splitlines()[-1]
+        assert f"renamed it to {name}" in capsys.readouterr().err.splitlines()[-1]
         aside = tmp_path / "checkpoints" / name
         assert aside.read_bytes() == damaged
         assert files.find_newest() == Checkpoint(10)
         np.testing.assert_array_equal(load_file(_path(tmp_path, 10))["a"], _tensors(11)["a"])
 
 
-def test_what_is_due_is_remembered(tmp_path) -> None:
+def test_due_evaluation_is_recorded_in_the_sidecar(tmp_path) -> None:
     files = _save(tmp_path, 5)
     files.save(10, _tensors(10), evaluation_due=True)
     assert files.find_newest() == Checkpoint(10, evaluation_due=True)
 
 
-def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatch) -> None:
+def test_crash_between_both_files_leaves_the_older_checkpoint(tmp_path, monkeypatch) -> None:
     files = _save(tmp_path, 5)
     real = checkpoints.model_directory.save_tensors
 
@@ -222,8 +225,8 @@ def test_a_crash_between_the_two_files_leaves_the_older_one(tmp_path, monkeypatc
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 
-def test_a_defect_is_told_in_one_short_line(tmp_path) -> None:
-    """Whatever a tensor in the file is called."""
+def test_message_of_a_defect_is_one_short_line(tmp_path) -> None:
+    """The name of a tensor in the file may be long and have several lines."""
     files = _save(tmp_path, 5)
     path = _path(tmp_path, 5)
     path.with_suffix(".json").unlink()

@@ -1,4 +1,4 @@
-"""Training shared among devices and processes: the same numbers as on one device."""
+"""Training on several devices or processes gives the same numbers as on one device."""
 
 import dataclasses
 import importlib.util
@@ -70,66 +70,67 @@ def _rows(batch: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
 SETTINGS = {"seed": 5, "shuffle_buffer_size": 40}
 
 
-def _whole(cache: CacheInput, chunking: Chunking, streams: int, count: int, start: int = 0):
+def _all_batches(cache: CacheInput, chunking: Chunking, streams: int, count: int, start: int = 0):
     dataset = batches.training_batches(
         cache, chunking, start=start, streams=DataStreams(streams, own=streams), **SETTINGS
     )
-    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+    return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 
 
-def _together(
+def _batches_of_processes(
     cache: CacheInput, chunking: Chunking, streams: int, processes: int, groups: int, start: int = 0
 ) -> list[list[dict[str, np.ndarray]]]:
-    """Returns the batches of each process, as if each had heard the others' measures."""
+    """Returns the batches of each process, with a simulated exchange of measures."""
     read = []
     for process in range(processes):
         part = Replicas(processes, processes, process).streams(streams)
         dataset = batches.training_groups(cache, chunking, start=start, streams=part, **SETTINGS)
         read.append(list(dataset.take(groups).as_numpy_iterator()))
-    made = []
+    agreed = []
     for own in read:
-        heard = iter(zip(*read, strict=True))
+        groups_of_all = iter(zip(*read, strict=True))
 
-        def gather(measures: np.ndarray, own=own, heard=heard) -> np.ndarray:
-            rows = [group[2] for group in next(heard)]
+        def gather(measures: np.ndarray, own=own, groups_of_all=groups_of_all) -> np.ndarray:
+            rows = [group[2] for group in next(groups_of_all)]
             assert any(measures is row for row in rows)
-            # A row for each device, of which only a process's first has its measures.
-            return np.stack([row for one in rows for row in (one, np.zeros_like(one))])
+            # Each of the two devices has a row; only a process's first device has its measures.
+            return np.stack([value for row in rows for value in (row, np.zeros_like(row))])
 
-        agreed = batches.agreed_batches(
+        microbatches = batches.agreed_batches(
             own, cache.manifest, num_lengths=chunking.num_lengths, gather=gather
         )
-        made.append([{**inputs, **wanted} for inputs, wanted in agreed])
-    return made
+        agreed.append([{**inputs, **targets} for inputs, targets in microbatches])
+    return agreed
 
 
 @pytest.mark.parametrize(
     "chunking", [Chunking(12, 3, 8), Chunking(12, 1, 8), Chunking(24, 2, 1), Chunking(12, 1, 1)]
 )
 @pytest.mark.parametrize(("streams", "processes"), [(4, 2), (3, 3)])
-def test_processes_make_the_batches_of_one(cache, chunking, streams: int, processes: int) -> None:
-    """Row by row and shape by shape; over the end of the epoch, and from the middle."""
+def test_batches_of_processes_join_to_those_of_one_process(
+    cache, chunking, streams: int, processes: int
+) -> None:
+    """Compares rows and shapes, past the end of the epoch, from the start and from the middle."""
     if chunking.group_size // chunking.num_chunks % streams:
         chunking = dataclasses.replace(chunking, num_chunks=1)
     groups = cache.manifest.num_examples("train") // chunking.group_size + 2
     for start in (0, 2 * chunking.group_size):
-        wanted = _whole(cache, chunking, streams, groups * chunking.num_chunks, start)
-        parts = _together(cache, chunking, streams, processes, groups, start)
-        assert all(len(part) == len(wanted) for part in parts)
-        for number, batch in enumerate(wanted):
-            together = [part[number] for part in parts]
+        expected = _all_batches(cache, chunking, streams, groups * chunking.num_chunks, start)
+        by_process = _batches_of_processes(cache, chunking, streams, processes, groups, start)
+        assert all(len(own) == len(expected) for own in by_process)
+        for number, batch in enumerate(expected):
             for name in batch:
-                joined = np.concatenate([part[name] for part in together])
+                joined = np.concatenate([own[number][name] for own in by_process])
                 compare = np.testing.assert_array_equal
                 if name == LOSS_SHARES:
                     compare = np.testing.assert_allclose
                 compare(joined, batch[name], err_msg=name)
 
 
-def test_each_stream_has_shards_of_its_own(cache) -> None:
-    """And an equal part of each chunk; a stream's part does not depend on the other ones."""
+def test_each_stream_fills_an_equal_part_of_each_microbatch(cache) -> None:
+    """A stream's part does not depend on the other streams."""
     chunking, count = Chunking(12, 2, 1), 8
-    whole = _whole(cache, chunking, 3, count)
+    whole = _all_batches(cache, chunking, 3, count)
     for number in range(3):
         dataset = batches.training_groups(
             cache, chunking, start=0, streams=DataStreams(3, first=number), **SETTINGS
@@ -137,30 +138,30 @@ def test_each_stream_has_shards_of_its_own(cache) -> None:
         own = [inputs for inputs, _, _ in dataset.take(count // 2).as_numpy_iterator()]
         for group, inputs in enumerate(own):
             for chunk in range(2):
-                one = {name: value[chunk] for name, value in inputs.items()}
+                microbatch = {name: value[chunk] for name, value in inputs.items()}
                 rows = _rows(whole[2 * group + chunk])
-                assert rows[2 * number : 2 * number + 2] == _rows(one)
+                assert rows[2 * number : 2 * number + 2] == _rows(microbatch)
 
 
-def test_a_resumed_run_of_several_streams_is_the_rest(cache) -> None:
+def test_resumed_run_of_several_streams_reads_the_remaining_batches(cache) -> None:
     chunking = Chunking(12, 2, 8)
     groups = cache.manifest.num_examples("train") // 12 + 4
-    whole = _whole(cache, chunking, 2, groups * 2)
+    whole = _all_batches(cache, chunking, 2, groups * 2)
     for used in (1, groups - 6, groups - 1):
-        rest = _whole(cache, chunking, 2, (groups - used) * 2, start=used * 12)
-        for one, two in zip(whole[used * 2 :], rest, strict=True):
-            assert _rows(one) == _rows(two)
+        rest = _all_batches(cache, chunking, 2, (groups - used) * 2, start=used * 12)
+        for batch, resumed in zip(whole[used * 2 :], rest, strict=True):
+            assert _rows(batch) == _rows(resumed)
 
 
-def test_rows_of_evaluation_are_shared(cache) -> None:
-    def made(**process: int) -> list[dict[str, np.ndarray]]:
+def test_evaluation_divides_rows_among_processes(cache) -> None:
+    def read(**process: int) -> list[dict[str, np.ndarray]]:
         dataset = batches.evaluation_batches(cache, batch_size=6, max_steps=9, buckets=8, **process)
-        return [{**inputs, **wanted} for inputs, wanted in dataset.as_numpy_iterator()]
+        return [{**inputs, **targets} for inputs, targets in dataset.as_numpy_iterator()]
 
-    parts = [made(process=process, num_processes=3) for process in range(3)]
-    for number, batch in enumerate(made()):
+    by_process = [read(process=process, num_processes=3) for process in range(3)]
+    for number, batch in enumerate(read()):
         for name, value in batch.items():
-            joined = np.concatenate([part[number][name] for part in parts])
+            joined = np.concatenate([own[number][name] for own in by_process])
             np.testing.assert_array_equal(joined, value, err_msg=name)
 
 
@@ -170,7 +171,9 @@ def test_rows_of_evaluation_are_shared(cache) -> None:
     st.integers(1, 12),
     st.integers(1, 6),
 )
-def test_chunks_are_multiples(lengths: list[int], devices: int, batches: int, streams: int) -> None:
+def test_microbatches_divide_equally_among_devices_and_streams(
+    lengths: list[int], devices: int, batches: int, streams: int
+) -> None:
     multiple = math.lcm(devices, streams)
     plan = length_buckets.plan_chunks(
         np.array(lengths),
@@ -187,28 +190,28 @@ def test_chunks_are_multiples(lengths: list[int], devices: int, batches: int, st
 
 @pytest.fixture
 def own_settings() -> dict:
-    """Of a cache of three train shards."""
+    """Settings for a cache of three train shards."""
     return {"train_batch_size": 12, "eval_batch_size": 12, "num_train_steps": 2}
 
 
-def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> None:
-    # As in process 0, of which the others hear it.
+def test_number_of_streams_is_given_or_recorded_or_one_per_process(config, monkeypatch) -> None:
+    # Every process decides like process 0, whose answer would be broadcast.
     monkeypatch.setattr(replicas, "broadcast_from_primary", lambda replicas, find: find())
 
     def chosen(processes: int, given: int | None = None) -> int:
-        asked = dataclasses.replace(config, num_data_streams=given)
-        return replicas.choose_streams(asked, Replicas(8, processes))
+        changed = dataclasses.replace(config, num_data_streams=given)
+        return replicas.choose_streams(changed, Replicas(8, processes))
 
     assert (chosen(1), chosen(4), chosen(2, 6)) == (1, 4, 6)
     config.output_dir.mkdir()
     request = config.output_dir / "request.json"
     request.write_text('{"num_data_streams": 4}')
     assert (chosen(1), chosen(2), chosen(4)) == (4, 4, 4)
-    with refused("num_data_streams", "4, with which"):
+    with refused("num_data_streams", "4, as recorded in"):
         chosen(3)
     request.write_text("{}")
     assert chosen(1) == 1
-    with refused("num_data_streams", "1, with which"):
+    with refused("num_data_streams", "1, as recorded in"):
         chosen(2)
 
 
@@ -221,35 +224,37 @@ def test_streams_are_what_is_given_or_was_begun_with(config, monkeypatch) -> Non
         ({"num_data_streams": 4}, 2, "num_data_streams", 4),
     ],
 )
-def test_unequal_shares_of_a_batch_are_refused(
+def test_unequal_parts_of_a_batch_are_refused(
     config, cache_dir, changes, devices: int, setting: str, received: int
 ) -> None:
-    asked = dataclasses.replace(config, **{"num_data_streams": 1, **changes})
-    described = cache_input.open_cache(cache_dir, None).manifest
+    changed = dataclasses.replace(config, **{"num_data_streams": 1, **changes})
+    manifest = cache_input.open_cache(cache_dir, None).manifest
     with refused(setting, received):
-        replicas.expect_equal_parts(asked, Replicas(devices), described)
+        replicas.expect_equal_parts(changed, Replicas(devices), manifest)
 
 
-def test_only_parts_that_are_computed_are_compared(config, cache_dir) -> None:
-    described = cache_input.open_cache(cache_dir, None).manifest
-    asked = dataclasses.replace(config, num_data_streams=1, train_batch_size=16, eval_batch_size=9)
-    only_trained = dataclasses.replace(asked, do_eval=False)
-    replicas.expect_equal_parts(only_trained, Replicas(8), described)
-    splits = {**described.splits, "eval": ()}
-    replicas.expect_equal_parts(asked, Replicas(8), dataclasses.replace(described, splits=splits))
+def test_batch_sizes_that_are_not_used_are_not_checked(config, cache_dir) -> None:
+    manifest = cache_input.open_cache(cache_dir, None).manifest
+    changed = dataclasses.replace(
+        config, num_data_streams=1, train_batch_size=16, eval_batch_size=9
+    )
+    only_trained = dataclasses.replace(changed, do_eval=False)
+    replicas.expect_equal_parts(only_trained, Replicas(8), manifest)
+    splits = {**manifest.splits, "eval": ()}
+    replicas.expect_equal_parts(changed, Replicas(8), dataclasses.replace(manifest, splits=splits))
     only_evaluated = dataclasses.replace(config, num_data_streams=1, do_train=False)
-    replicas.expect_equal_parts(only_evaluated, Replicas(12), described)
+    replicas.expect_equal_parts(only_evaluated, Replicas(12), manifest)
 
 
-TOGETHER = "--distribution=data_parallel"
+DATA_PARALLEL = "--distribution=data_parallel"
 
 
 @pytest.mark.parametrize(
     ("flags", "flag"),
     [
-        (f"{TOGETHER}", "--distribution"),
+        (f"{DATA_PARALLEL}", "--distribution"),
         ("--num_processes=2", "--num_processes"),
-        (f"{TOGETHER} --backend=jax --coordinator_address=here", "--coordinator_address"),
+        (f"{DATA_PARALLEL} --backend=jax --coordinator_address=here", "--coordinator_address"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(capsys, flags: str, flag: str) -> None:
@@ -258,13 +263,13 @@ def test_flags_that_contradict_each_other_are_refused(capsys, flags: str, flag: 
     assert capsys.readouterr().err.startswith(f"error: {flag}: ")
 
 
-def test_the_library_says_it_too(config) -> None:
+def test_library_refuses_data_parallel_on_tensorflow(config) -> None:
     with refused("distribution", "tensorflow"):
         distilled(config, distribution="data_parallel")
 
 
 def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
-    """Starts a process that joins others and says which it is."""
+    """Starts a process that joins others and prints its index."""
     code = (
         f"from pipeline.base import distribution; distribution.join(*{flags!r}); import jax; "
         "print('joined', jax.process_index(), jax.process_count(), jax.device_count())"
@@ -273,48 +278,48 @@ def _start_join(*flags: object, **environment: str) -> subprocess.Popen[str]:
 
 
 def _start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Starts Python in a process that knows nothing of others."""
-    others = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR", "KERAS_BACKEND")
-    known = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+    """Starts Python in a process without environment variables about other processes."""
+    removed = ("SLURM", "XLA_FLAGS", "JAX_COORDINATOR", "KERAS_BACKEND")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(removed)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env={**known, "JAX_PLATFORMS": "cpu", **environment},
+        env={**inherited, "JAX_PLATFORMS": "cpu", **environment},
         text=True,
         **pipes,
     )
 
 
 def _joined(process: subprocess.Popen[str]) -> str:
-    """Returns the line of `_start_join`; Gloo may greet before."""
-    out, said = process.communicate(timeout=600)
+    """Returns the line of `_start_join`; Gloo may print other lines before it."""
+    out, errors = process.communicate(timeout=600)
     lines = [line for line in out.splitlines() if line.startswith("joined")]
-    assert len(lines) == 1, said
+    assert len(lines) == 1, errors
     return lines[0]
 
 
-def _slurm(job: int, tasks: int, one: int) -> dict[str, str]:
-    """Returns what `srun` says to a task."""
+def _slurm(job: int, tasks: int, task: int) -> dict[str, str]:
+    """Returns the environment variables that `srun` sets for a task."""
     return {
         "SLURM_JOB_ID": str(job),
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": str(tasks),
-        "SLURM_PROCID": str(one),
-        "SLURM_LOCALID": str(one),
+        "SLURM_PROCID": str(task),
+        "SLURM_LOCALID": str(task),
     }
 
 
 @needs_jax
-def test_slurm_says_who_takes_part() -> None:
-    """With nothing said by flags; as `srun --ntasks=2` sets it."""
-    processes = [_start_join(None, None, None, **_slurm(os.getpid(), 2, one)) for one in (0, 1)]
-    assert [_joined(one) for one in processes] == ["joined 0 2 2", "joined 1 2 2"]
+def test_processes_are_detected_from_slurm_variables() -> None:
+    """The variables are those of `srun --ntasks=2`; no flag is given."""
+    processes = [_start_join(None, None, None, **_slurm(os.getpid(), 2, task)) for task in (0, 1)]
+    assert [_joined(process) for process in processes] == ["joined 0 2 2", "joined 1 2 2"]
 
 
 @needs_jax
 @pytest.mark.parametrize("flags", [(None, None, None), ("nowhere:1", 1, 0)])
-def test_a_process_that_is_alone(flags: tuple) -> None:
+def test_single_process_joins_no_others(flags: tuple) -> None:
     assert _joined(_start_join(*flags)) == "joined 0 1 1"
 
 
@@ -327,11 +332,11 @@ def test_a_process_that_is_alone(flags: tuple) -> None:
         (("localhost:1", 2, 2), "=localhost:1 num_processes=2 process_id=2 (process_id and"),
     ],
 )
-def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
+def test_incomplete_flags_of_processes_are_refused_by_name(flags: tuple, message: str) -> None:
     process = _start_join(*flags)
-    said = process.communicate(timeout=600)[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode == 1
-    assert "InputError: coordinator_address: " in said and message in said
+    assert "InputError: coordinator_address: " in errors and message in errors
 
 
 @needs_jax
@@ -343,10 +348,12 @@ def test_what_is_missing_is_named(flags: tuple, message: str) -> None:
         (_slurm(1, 1, 1), "received none (process_id and"),
     ],
 )
-def test_who_knows_of_others_is_not_alone(environment: dict[str, str], message: str) -> None:
+def test_incomplete_environment_of_processes_is_refused(
+    environment: dict[str, str], message: str
+) -> None:
     process = _start_join(None, None, None, **environment)
-    said = process.communicate(timeout=600)[1]
-    assert process.returncode == 1 and message in said
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 1 and message in errors
 
 
 _BARRIER = """
@@ -359,10 +366,10 @@ process = int(sys.argv[2])
 distribution.join(sys.argv[1], 2, process)
 both = replicas.Replicas(2, 2, process)
 print(replicas.broadcast_from_primary(both, lambda: (7, 8)))
-begun = time.monotonic()
+start = time.monotonic()
 with replicas.barrier(both):
     time.sleep(0 if process else 2)
-print("waited", time.monotonic() - begun > 1)
+print("waited", time.monotonic() - start > 1)
 
 def fail():
     raise InputError(None, received="broken")
@@ -381,18 +388,18 @@ for attempt in (lambda: replicas.broadcast_from_primary(both, fail), verify):
 
 
 @needs_jax
-def test_processes_go_on_together_or_not_at_all() -> None:
+def test_barrier_continues_all_processes_or_none() -> None:
     address = _free_address()
-    processes = [_start("-c", _BARRIER, address, one) for one in (0, 1)]
-    said = [process.communicate(timeout=600) for process in processes]
+    processes = [_start("-c", _BARRIER, address, index) for index in (0, 1)]
+    outputs = [process.communicate(timeout=600) for process in processes]
     broken = "InputError: broken"
-    other = "InterruptedRunError: process {} cannot go on; see what it says"
-    begun = ["(7, 8)", "waited True"]
-    # Gloo may greet before.
-    assert [out.splitlines()[-4:] for out, _ in said] == [
-        [*begun, broken, other.format(1)],
-        [*begun, other.format(0), broken],
-    ], said
+    other = "InterruptedRunError: process {} failed; see its messages"
+    first_lines = ["(7, 8)", "waited True"]
+    # Gloo may print other lines before these.
+    assert [out.splitlines()[-4:] for out, _ in outputs] == [
+        [*first_lines, broken, other.format(1)],
+        [*first_lines, other.format(0), broken],
+    ], outputs
 
 
 _STOPPED = """
@@ -402,7 +409,7 @@ from pipeline.distill.stopping import StopRequest
 
 distribution.join(None, None, None)
 if sys.argv[2] == "before":
-    # As while the student is built, or shards are verified.
+    # A signal before the block arrives, for example, while shards are verified.
     os.kill(os.getpid(), int(sys.argv[1]))
 with StopRequest() as stop:
     if sys.argv[2] == "meanwhile":
@@ -419,10 +426,10 @@ with StopRequest() as stop:
     ("number", "moment"),
     [(signal.SIGTERM, "before"), (signal.SIGTERM, "meanwhile"), (signal.SIGINT, "meanwhile")],
 )
-def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, moment: str) -> None:
+def test_single_joined_process_stops_on_a_signal(number: signal.Signals, moment: str) -> None:
     process = _start("-c", _STOPPED, int(number), moment, **_slurm(os.getpid() + number, 1, 0))
-    out, said = process.communicate(timeout=600)
-    assert out.split() == [str(int(number))], said
+    out, errors = process.communicate(timeout=600)
+    assert out.split() == [str(int(number))], errors
 
 
 @needs_jax
@@ -434,13 +441,15 @@ def test_a_process_that_joined_itself_is_asked_to_stop(number: signal.Signals, m
         (1, "UNAVAILABLE", "ValueError: UNAVAILABLE"),
     ],
 )
-def test_a_lost_process_is_told_from_a_defect(processes: int, error: str, expected: str) -> None:
+def test_lost_process_is_distinguished_from_a_defect(
+    processes: int, error: str, expected: str
+) -> None:
     code = (
         "from pipeline.distill.replicas import Replicas, scope\n"
         f"with scope(Replicas(2, {processes}, distributed=True)):\n    raise ValueError({error!r})"
     )
-    said = _start("-c", code, KERAS_BACKEND="jax").communicate(timeout=600)[1]
-    assert expected in said.splitlines()[-1], said
+    errors = _start("-c", code, KERAS_BACKEND="jax").communicate(timeout=600)[1]
+    assert expected in errors.splitlines()[-1], errors
 
 
 @pytest.fixture(scope="module")
@@ -450,7 +459,7 @@ def streams_cache_dir(tmp_path_factory, streams_dir, still_teacher_dir) -> pathl
 
 
 def _free_address() -> str:
-    """Returns an address of this machine that nobody listens at."""
+    """Returns a free address of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
@@ -462,7 +471,7 @@ def _wait_for(path: pathlib.Path, processes: list[subprocess.Popen[str]]) -> Non
 
 
 class _Runs:
-    """Runs of one request, each in processes of its own."""
+    """Runs of one run configuration, each in new processes."""
 
     def __init__(self, cache: pathlib.Path, still: pathlib.Path, folder: pathlib.Path) -> None:
         self._folder = folder
@@ -493,42 +502,42 @@ class _Runs:
 
     def start_two(self, name: str, **more: object) -> list[subprocess.Popen[str]]:
         """Starts two processes that train together."""
-        together = {
+        distributed = {
             "distribution": "data_parallel",
             "coordinator_address": _free_address(),
             "num_processes": 2,
         }
-        return [self.start(name, **{**more, **together, "process_id": one}) for one in (0, 1)]
+        return [self.start(name, **{**more, **distributed, "process_id": i}) for i in (0, 1)]
 
     def finish(self, *processes: subprocess.Popen[str]) -> list[tuple[str, str]]:
-        """Waits for processes, which must succeed, and returns what each said."""
-        said = [process.communicate(timeout=1200) for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), said
-        return said
+        """Waits for processes, which must succeed, and returns the output of each."""
+        outputs = [process.communicate(timeout=1200) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        return outputs
 
-    def expect_equal(self, one: str, two: str) -> None:
-        """Two runs made the same student, with the same losses on the way."""
-        assert_close_lines(self._folder / one, self._folder / two, close=2e-4)
-        weights = [read_weights(self._folder / name) for name in (one, two)]
+    def expect_equal(self, first: str, second: str) -> None:
+        """Checks that two runs made the same student, with the same losses in every line."""
+        assert_close_lines(self._folder / first, self._folder / second, close=2e-4)
+        weights = [read_weights(self._folder / name) for name in (first, second)]
         for name, value in weights[0].items():
             np.testing.assert_allclose(weights[1][name], value, atol=2e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
 def runs(streams_cache_dir, still_teacher_dir, tmp_path_factory) -> _Runs:
-    """With what one device makes."""
-    made = _Runs(streams_cache_dir, still_teacher_dir, tmp_path_factory.mktemp("runs"))
-    made.finish(made.start("one"))
-    return made
+    """Runs, with a finished run `one` on one device."""
+    started = _Runs(streams_cache_dir, still_teacher_dir, tmp_path_factory.mktemp("runs"))
+    started.finish(started.start("one"))
+    return started
 
 
 @needs_jax
 @pytest.mark.slow
-def test_two_devices_equal_one(runs) -> None:
-    """From the start, and after four steps on one."""
+def test_two_devices_train_the_student_of_one(runs) -> None:
+    """Compares a run on two devices, and one that moves to two devices after four steps."""
     both = {"devices": 2, "distribution": "data_parallel"}
-    ((out, said),) = runs.finish(runs.start("two", **both))
-    assert "on cpu:0, cpu:1" in said and "student: " in out
+    ((out, errors),) = runs.finish(runs.start("two", **both))
+    assert "on cpu:0, cpu:1" in errors and "student: " in out
     runs.expect_equal("one", "two")
     runs.finish(runs.start("moved"))
     folder = runs._folder / "moved"
@@ -536,45 +545,45 @@ def test_two_devices_equal_one(runs) -> None:
         (folder / name).unlink()
     path = folder / "checkpoints" / "step-00000008.safetensors"
     path.unlink()
-    ((_, said),) = runs.finish(runs.start("moved", **both))
-    assert "continuing from step 4" in said
+    ((_, errors),) = runs.finish(runs.start("moved", **both))
+    assert "resuming from step 4" in errors
     runs.expect_equal("one", "moved")
 
 
 @needs_jax
 @pytest.mark.slow
-def test_two_processes_equal_one(runs) -> None:
-    """Each reads its own stream, one writes."""
+def test_two_processes_train_the_student_of_one(runs) -> None:
+    """Each process reads its own stream, and process 0 writes."""
     processes = runs.start_two("processes", num_data_streams=2)
-    (out, said), (other_out, other_said) = runs.finish(*processes)
-    assert "student: " in out and "student: " not in other_out and "8/8" in said
-    assert "process 0 of 2\n" in said and "process 1 of 2\n" in other_said
+    (out, errors), (other_out, other_errors) = runs.finish(*processes)
+    assert "student: " in out and "student: " not in other_out and "8/8" in errors
+    assert "process 0 of 2\n" in errors and "process 1 of 2\n" in other_errors
     runs.expect_equal("one", "processes")
     assert len(list((runs._folder / "processes" / "tensorboard").glob("*/events*"))) == 2
 
 
 @needs_jax
 @pytest.mark.slow
-def test_a_process_that_loses_the_other_says_so_and_ends(runs) -> None:
+def test_process_that_loses_the_other_ends_with_an_error(runs) -> None:
     more = {"num_train_steps": 4000, "save_checkpoints_steps": 3000, "length_buckets": 1}
     processes = runs.start_two("lost", **more)
     log = runs._folder / "lost" / "metrics.jsonl"
     _wait_for(log, processes)
     processes[1].kill()
-    said = processes[0].communicate(timeout=600)[1]
-    # It says so at once; JAX ends it when the other one's silence has lasted long enough.
+    errors = processes[0].communicate(timeout=600)[1]
+    # It prints the error at once; JAX ends it after the timeout of the other process.
     assert processes[0].returncode not in (0, None)
-    assert "error: --num_processes: another of the 2 processes was lost" in said
-    assert "Traceback" not in said
+    assert "error: --num_processes: another of the 2 processes was lost" in errors
+    assert "Traceback" not in errors
 
 
 @needs_jax
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["checkpoints/step-*.safetensors", "train-*"])
-def test_what_one_process_finds_broken_ends_both(
+def test_damaged_file_found_by_one_process_ends_both(
     runs, streams_cache_dir, tmp_path, broken: str
 ) -> None:
-    """Checkpoints, which process 0 reads alone, and a shard that process 1 verifies alone."""
+    """Only process 0 reads the checkpoints, and only process 1 verifies the damaged shard."""
     name = f"broken {broken[:5]}"
     folder, cache = runs._folder / name, tmp_path / "cache"
     shutil.copytree(runs._folder / "one", folder)
@@ -584,31 +593,35 @@ def test_what_one_process_finds_broken_ends_both(
     for path in folder.glob(broken):
         path.write_bytes(b"")
     processes = runs.start_two(name, input_dir=cache)
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1], said
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
     finder = int(broken.startswith("train"))
-    errors = [next(line for line in one.splitlines() if line.startswith("error: ")) for one in said]
-    assert ("truncated or damaged" if finder else "to begin again, delete") in errors[finder]
-    assert f"process {finder} cannot go on" in errors[1 - finder]
+    errors = [
+        next(line for line in output.splitlines() if line.startswith("error: "))
+        for output in outputs
+    ]
+    expected = "truncated or damaged" if finder else "to train from the beginning, delete"
+    assert expected in errors[finder]
+    assert f"process {finder} failed" in errors[1 - finder]
 
 
 @needs_jax
 @pytest.mark.slow
-def test_two_processes_stop_at_one_step_and_go_on(runs) -> None:
-    """The one that does not write is told to; one process goes on with both streams."""
+def test_two_processes_stop_at_the_same_step(runs) -> None:
+    """The signal goes to the process that does not write. Another number of streams is refused."""
     more = {"num_train_steps": 400, "save_checkpoints_steps": 300, "length_buckets": 1}
     processes = runs.start_two("stopped", **more)
     log = runs._folder / "stopped" / "metrics.jsonl"
     _wait_for(log, processes)
     processes[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], said
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
     (step,) = checkpoint_steps(runs._folder / "stopped")
-    for one in said:
-        last = one.replace("\r", "\n").strip().split("\n")[-1]
-        assert last == f"stopped by SIGTERM at step {step}; the same command continues from there"
+    for output in outputs:
+        last = output.replace("\r", "\n").strip().split("\n")[-1]
+        assert last == f"stopped by SIGTERM at step {step}; re-run the command to resume"
     steps = [line["step"] for line in read_lines(runs._folder / "stopped")]
     assert list(itertools.pairwise(steps)) == [(n, n + 2) for n in steps[:-1]]
     again = runs.start("stopped", **{**more, "num_data_streams": 1})
-    said = again.communicate(timeout=300)[1]
-    assert again.returncode == 1 and "num_data_streams is 2 there and None here" in said
+    errors = again.communicate(timeout=300)[1]
+    assert again.returncode == 1 and "num_data_streams is 2 there and None here" in errors

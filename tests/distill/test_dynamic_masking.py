@@ -1,4 +1,4 @@
-"""Windows masked while they are read: as static ones are, anew each epoch, and never by chance."""
+"""Masks of windows that are masked while they are read: valid, new in each epoch, reproducible."""
 
 import dataclasses
 import itertools
@@ -54,21 +54,21 @@ def _positions(windows: WindowReader, record: bytes, epochs: range) -> np.ndarra
     return batch[records.MASKED_LM_POSITIONS].numpy()[batch[records.MASKED_LM_WEIGHTS] > 0]
 
 
-def test_batches_are_as_those_of_static_examples(cache, examples_dir) -> None:
-    """Names, dtypes and static shapes: what trains on one trains on the other."""
-    static = cache_input.open_cache(examples_dir, None)
-    made = [
-        batches.training_batches(one, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
-        for one in (static, cache)
+def test_batches_have_the_format_of_static_examples(cache, examples_dir) -> None:
+    """Compares names, dtypes and static shapes."""
+    caches = (cache_input.open_cache(examples_dir, None), cache)
+    datasets = [
+        batches.training_batches(source, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
+        for source in caches
     ]
-    assert made[0].element_spec == made[1].element_spec
-    assert made[1].element_spec[0][records.INPUT_IDS].shape == (4, 48)
-    made = [batches.evaluation_batches(one, batch_size=4, max_steps=9) for one in (static, cache)]
-    assert made[0].element_spec == made[1].element_spec
+    assert datasets[0].element_spec == datasets[1].element_spec
+    assert datasets[1].element_spec[0][records.INPUT_IDS].shape == (4, 48)
+    datasets = [batches.evaluation_batches(source, batch_size=4, max_steps=9) for source in caches]
+    assert datasets[0].element_spec == datasets[1].element_spec
 
 
 def test_masks_are_whole_words_of_the_window(cache, vocab) -> None:
-    """Over three epochs: the invariants that static examples have."""
+    """Checks the invariants of static examples over three epochs."""
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     serialized = _stored(cache)
     special = {vocab.index(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
@@ -94,22 +94,22 @@ def test_masks_are_whole_words_of_the_window(cache, vocab) -> None:
             unchanged = np.setdiff1d(np.arange(len(true)), positions)
             assert (ids[unchanged] == true[unchanged]).all()
             # A word is masked with all its tokens, or not at all.
-            inside = [place for place in range(1, len(true)) if place not in ends]
-            for before, place in itertools.pairwise(inside):
-                if place not in starts:
-                    assert (place in positions) == (before in positions)
+            inside = [position for position in range(1, len(true)) if position not in ends]
+            for before, position in itertools.pairwise(inside):
+                if position not in starts:
+                    assert (position in positions) == (before in positions)
             totals["tokens"] += len(true)
             totals["masked"] += count
             totals["mask"] += int((ids[positions] == mask_id).sum())
             totals["kept"] += int((ids[positions] == labels).sum())
     assert totals["masked"] > 1000
-    # Words that do not fit, and the cap of 8 of 48, leave less than 0.15.
+    # The share is below 0.15, because of words that do not fit and the limit of 8 of 48.
     assert 0.11 < totals["masked"] / totals["tokens"] <= 0.155
     assert abs(totals["mask"] / totals["masked"] - 0.8) < 0.04
     assert abs(totals["kept"] / totals["masked"] - 0.1) < 0.03
 
 
-def test_epochs_differ_and_repeat(cache) -> None:
+def test_masks_differ_between_epochs_and_repeat_with_the_seed(cache) -> None:
     serialized = _stored(cache)
     windows = WindowReader(cache, seed=3, purpose=TRAINING)
     first = _parse(windows, serialized, 0)
@@ -137,9 +137,9 @@ def test_masks_do_not_depend_on_the_batch(cache) -> None:
     mixed = _parse(windows, [serialized[index] for index in order], 2)
     assert_equal_arrays({name: value[order] for name, value in whole.items()}, mixed)
     single = [_parse(windows, [record], 2) for record in serialized]
-    joined = {name: np.concatenate([one[name] for one in single]) for name in whole}
+    joined = {name: np.concatenate([batch[name] for batch in single]) for name in whole}
     assert_equal_arrays(whole, joined)
-    # Epochs of its own for each row.
+    # The rows of a batch may be of different epochs.
     epochs = tf.constant([0, 2] * 10, tf.int64)
     both = windows.parse_batch(tf.constant(serialized), epochs)
     zero = _parse(windows, serialized, 0)
@@ -152,18 +152,18 @@ def _batches(cache: CacheInput, *, start: int, count: int) -> list[dict[str, np.
     dataset = batches.training_batches(
         cache, Chunking(8), seed=5, start=start, shuffle_buffer_size=30
     )
-    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+    return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 
 
-def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> None:
+def test_resumed_dataset_has_the_remaining_batches_with_the_masks_of_their_epochs(cache) -> None:
     total = cache.manifest.num_examples("train")
     count = 2 * total // 8 + 4
     whole = _batches(cache, start=0, count=count)
     for skipped in (1, total // 8, total // 8 + 1, count - 2):
         rest = _batches(cache, start=skipped * 8, count=count - skipped)
-        for one, two in zip(whole[skipped:], rest, strict=True):
-            assert_equal_arrays(one, two)
-    # The same windows come in each epoch, with other masks.
+        for batch, resumed in zip(whole[skipped:], rest, strict=True):
+            assert_equal_arrays(batch, resumed)
+    # Each epoch has the same windows, with other masks.
     windows = WindowReader(cache, seed=5, purpose=TRAINING)
     stream = reader.training_records(cache, "train", seed=5, start=0, buffer=30)
     pairs = list(itertools.islice(stream.as_numpy_iterator(), count * 8))
@@ -175,22 +175,22 @@ def test_a_resumed_stream_is_the_rest_with_the_masks_of_its_epochs(cache) -> Non
             np.testing.assert_array_equal(ids, masked[records.INPUT_IDS][0])
 
 
-def test_evaluation_is_the_same_each_time(cache) -> None:
+def test_evaluation_masks_are_the_same_each_time(cache) -> None:
     dataset = batches.evaluation_batches(cache, batch_size=8, max_steps=3)
     first, second = ([{**i, **t} for i, t in dataset.as_numpy_iterator()] for _ in range(2))
     assert len(first) == 3
-    for one, two in zip(first, second, strict=True):
-        assert_equal_arrays(one, two)
+    for batch, repeated in zip(first, second, strict=True):
+        assert_equal_arrays(batch, repeated)
     windows = WindowReader(cache, seed=cache.manifest.seed, purpose=EVALUATION)
     expected = _parse(windows, _stored(cache, "eval")[:8], 0)
     np.testing.assert_array_equal(first[0][records.INPUT_IDS], expected[records.INPUT_IDS])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
-def test_tokens_are_masked_as_often_as_the_formula_says(
+def test_frequencies_of_masked_tokens_follow_the_weights(
     windows_config, tmp_path, smoothing: float
 ) -> None:
-    """One token of each window: over many epochs, chi-squared against the weights."""
+    """A chi-squared test of one masked token in each of many epochs."""
     folder = tmp_path / "windows"
     changes = {"max_predictions_per_seq": 1, "do_whole_word_mask": False}
     changes |= {"output_dir": str(folder), "mask_smoothing": smoothing}
@@ -210,14 +210,14 @@ def test_tokens_are_masked_as_often_as_the_formula_says(
     assert expected[real].min() > 20
     degrees = real.sum() - 1
     statistic = ((seen - expected)[real] ** 2 / expected[real]).sum()
-    # Mean and deviation of chi-squared, which is near normal at some 40 degrees.
+    # Mean and deviation of chi-squared, which is nearly normal with about 40 degrees.
     assert abs(statistic - degrees) < 4 * np.sqrt(2 * degrees)
     if smoothing:
         rare, common = weights[real].argmax(), weights[real].argmin()
         assert seen[real][rare] > 1.5 * seen[real][common]
 
 
-def test_the_tokenizer_is_the_one_that_the_windows_were_made_with(
+def test_reader_loads_the_tokenizer_of_the_windows(
     windows_config, spiece_file, bpe_file, tmp_path
 ) -> None:
     for file in (spiece_file, bpe_file):
@@ -239,7 +239,7 @@ def _changed(cache: CacheInput, **changes) -> CacheInput:
     return dataclasses.replace(cache, manifest=dataclasses.replace(cache.manifest, **changes))
 
 
-def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
+def test_reader_refuses_invalid_manifests(cache) -> None:
     flags = {**cache.manifest.flags, "masked_lm_prob": "0.15"}
     with pytest.raises(InputError) as caught:
         WindowReader(_changed(cache, flags=flags), seed=1, purpose=TRAINING)
@@ -251,7 +251,7 @@ def test_a_directory_that_is_not_as_it_must_be(cache) -> None:
 
 @pytest.fixture
 def own_settings(windows_dir) -> dict:
-    """Thirty steps on labels alone, over more than one epoch."""
+    """Thirty steps on labels only, over more than one epoch."""
     return {
         "losses": {"masked_lm": 1.0},
         "input_dir": windows_dir,
@@ -263,7 +263,7 @@ def own_settings(windows_dir) -> dict:
     }
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(config, cache, monkeypatch) -> None:
+def test_interrupted_run_equals_an_uninterrupted_run(config, cache, monkeypatch) -> None:
     # The second epoch begins before the checkpoint of step 20.
     assert cache.manifest.num_examples("train") < 20 * 16
     expect_same_after_interrupt(monkeypatch, config, update=26, step=20)

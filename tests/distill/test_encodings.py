@@ -1,4 +1,4 @@
-"""Every way to make a cache smaller, from the teacher to a trained student."""
+"""Every encoding and truncation of a cache, from the teacher to a trained student."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from tests.distill.running import damaged_copy, distilled, refused
 from tools.merge_caches import MergeConfig, merge_caches
 
 EVAL = "eval-00000-of-00001.tfrecord"
-WAYS = {
+CACHES = {
     f"{encoding}{mass or ''}": {"logit_encoding": encoding, "truncation_mass": mass}
     for encoding in CODECS
     for mass in (None, 0.3)
@@ -41,12 +41,12 @@ WAYS = {
     }
     for encoding in CODECS
 }
-TOPK_WAYS = [name for name in WAYS if not name.endswith("sampled")]
+TOPK_CACHES = [name for name in CACHES if not name.endswith("sampled")]
 
 
 @pytest.fixture(scope="module")
 def cache_config(examples_dir, teacher_dir) -> TeacherCacheConfig:
-    """How `cache_dir` was made, but for the output."""
+    """The settings of `cache_dir`, except the output directory."""
     return TeacherCacheConfig(
         output_dir="",
         input_dir=str(examples_dir),
@@ -58,18 +58,18 @@ def cache_config(examples_dir, teacher_dir) -> TeacherCacheConfig:
 
 @pytest.fixture(scope="module")
 def caches(cache_config, cache_dir, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """A cache made in each way; read only."""
+    """A cache for each encoding and truncation; read only."""
     folder = tmp_path_factory.mktemp("encodings")
-    for name, changes in WAYS.items():
+    for name, changes in CACHES.items():
         create_teacher_cache(
             dataclasses.replace(cache_config, output_dir=str(folder / name), **changes)
         )
-    return {name: folder / name for name in WAYS}
+    return {name: folder / name for name in CACHES}
 
 
 @pytest.fixture
 def own_settings() -> dict:
-    """Ten steps on the losses that random draws estimate, too."""
+    """Ten steps with losses that random draws can also estimate."""
     losses = {"kl_divergence": 1.0, "soft_cross_entropy": 1.0}
     return {"losses": losses, "num_train_steps": 10, "save_checkpoints_steps": 10}
 
@@ -92,14 +92,14 @@ def _decoded(folder: pathlib.Path):
         yield ids, *targets.probabilities(1.0, 16)
 
 
-@pytest.mark.parametrize("name", TOPK_WAYS)
-def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir, name) -> None:
+@pytest.mark.parametrize("name", TOPK_CACHES)
+def test_decoded_probabilities_are_close_to_float16(caches, cache_dir, name) -> None:
     counts = []
-    for one, other in zip(_decoded(caches[name]), _decoded(cache_dir), strict=True):
-        for ids, p, tail, known_ids, known_p, known_tail in zip(*one, *other, strict=True):
+    for decoded, reference in zip(_decoded(caches[name]), _decoded(cache_dir), strict=True):
+        for ids, p, tail, known_ids, known_p, known_tail in zip(*decoded, *reference, strict=True):
             known = dict(zip(known_ids, known_p, strict=True))
             real = ids >= 0
-            # Half a step of a range of at most 20, at the least probable of them.
+            # The error is half a step of a range of at most 20, for the least probable token.
             exact = [known[token] for token in ids[real]]
             np.testing.assert_allclose(p[real], exact, rtol=0.12)
             np.testing.assert_allclose(p[real][:3], exact[:3], rtol=0.06)
@@ -108,30 +108,30 @@ def test_each_token_has_the_probability_that_float16_gives_it(caches, cache_dir,
             np.testing.assert_allclose(tail, known_tail + dropped, rtol=2e-3, atol=1e-6)
             counts.append(real.sum())
     mean = np.mean(counts)
-    assert mean == 16 if WAYS[name]["truncation_mass"] is None else 1 < mean < 15
+    assert mean == 16 if CACHES[name]["truncation_mass"] is None else 1 < mean < 15
 
 
 @pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
-def test_a_student_learns_from_it(caches, config, name) -> None:
+def test_student_learns_from_a_truncated_or_sampled_cache(caches, config, name) -> None:
     cache = str(caches[name])
     start = distilled(config, input_dir=cache, do_train=False)
-    # In two microbatches, which takes rows of known number from every codec.
+    # Two microbatches require that every codec gives a known number of rows.
     two = {"train_batch_size": 4, "gradient_accumulation_steps": 2}
     later = distilled(config, input_dir=cache, **two)
     assert np.isfinite(later["loss"]) and later["loss"] < start["loss"]
     assert ("probability_cosine" in later) == (not name.endswith("sampled"))
 
 
-@pytest.mark.parametrize("name", [name for name in TOPK_WAYS if "0.3" not in name])
-def test_the_teacher_agrees_with_itself(caches, config, teacher_dir, name) -> None:
+@pytest.mark.parametrize("name", [name for name in TOPK_CACHES if "0.3" not in name])
+def test_teacher_as_its_own_student_agrees_with_itself(caches, config, teacher_dir, name) -> None:
     changes = {"student": StudentConfig(student=str(teacher_dir)), "temperature": 2.0}
     report = distilled(config, input_dir=str(caches[name]), do_train=False, **changes)
     assert report["kl_divergence"] == pytest.approx(0.0, abs=1e-3)
     assert report["teacher_agreement"] > 0.98
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_the_manifest_measures_what_is_there(caches, name) -> None:
+@pytest.mark.parametrize("name", CACHES)
+def test_manifest_records_the_measured_sizes(caches, name) -> None:
     manifest = manifests.load(caches[name])
     totals: dict[str, int] = {}
     positions = ids = 0
@@ -159,7 +159,7 @@ def test_the_manifest_measures_what_is_there(caches, name) -> None:
     assert stored["bytes_per_position"] == manifest.bytes_per_position()
 
 
-def test_smaller_ways_are_smaller(caches) -> None:
+def test_compact_encoding_and_truncation_shrink_the_cache(caches) -> None:
     sizes = {
         name: sum(manifests.load(folder).bytes_per_position().values())
         for name, folder in caches.items()
@@ -170,12 +170,12 @@ def test_smaller_ways_are_smaller(caches) -> None:
 
 
 @pytest.mark.parametrize("name", ["compact", "compact0.3", "compactsampled"])
-def test_tasks_make_the_same_bytes(caches, cache_config, tmp_path, name) -> None:
+def test_cache_made_in_tasks_has_the_same_bytes(caches, cache_config, tmp_path, name) -> None:
     folder = tmp_path / "cache"
     for index in (1, 2, 0):
         create_teacher_cache(
             dataclasses.replace(
-                cache_config, output_dir=str(folder), num_tasks=3, task_index=index, **WAYS[name]
+                cache_config, output_dir=str(folder), num_tasks=3, task_index=index, **CACHES[name]
             )
         )
     names = sorted(path.name for path in caches[name].iterdir())
@@ -184,7 +184,7 @@ def test_tasks_make_the_same_bytes(caches, cache_config, tmp_path, name) -> None
         assert (folder / file).read_bytes() == (caches[name] / file).read_bytes(), file
 
 
-def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) -> None:
+def test_token_counts_cover_inputs_and_labels(caches, examples_dir) -> None:
     manifest = manifests.load(caches["compact"])
     expected = np.zeros(manifest.vocab.size, int)
     for file in sorted(examples_dir.glob("*.tfrecord")):
@@ -197,7 +197,7 @@ def test_the_counts_are_of_the_true_tokens_and_the_masked(caches, examples_dir) 
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_another_table_is_refused(caches, config, tmp_path) -> None:
+def test_damaged_and_missing_token_counts_are_refused(caches, config, tmp_path) -> None:
     folder = tmp_path / "cache"
     path = damaged_copy(caches["compact"], folder, "token_counts.npy", -1)
     with pytest.raises(InputError) as caught:
@@ -220,7 +220,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("changes", BROKEN)
-def test_broken_manifests(caches, tmp_path, changes) -> None:
+def test_invalid_manifests_are_refused(caches, tmp_path, changes) -> None:
     value = json.loads((caches["compact0.3"] / "manifest.json").read_text())
     if "measured" in changes:
         for shard in value["splits"]["eval"]:
@@ -234,42 +234,41 @@ def test_broken_manifests(caches, tmp_path, changes) -> None:
 
 
 @pytest.mark.parametrize("target", CODECS)
-def test_any_caches_are_merged_to_any(caches, cache_dir, tmp_path, target) -> None:
-    """A cache merged with itself in another packing stays, within the codecs' error."""
-    for name in TOPK_WAYS:
+def test_caches_of_any_encoding_merge_to_any_encoding(caches, cache_dir, tmp_path, target) -> None:
+    """A cache merged with itself in another encoding is equal within the codecs' error."""
+    for name in TOPK_CACHES:
         merged = tmp_path / name
         pair = (str(caches[name]), str(cache_dir))
         made = merge_caches(MergeConfig(pair, str(merged), logit_encoding=target))
-        assert made.teacher_info.truncation_mass == WAYS[name]["truncation_mass"]
+        assert made.teacher_info.truncation_mass == CACHES[name]["truncation_mass"]
         assert made.teacher_info.logit_encoding == target
         manifests.verify(merged, made, full=True)
-        for one, other in zip(_decoded(merged), _decoded(cache_dir), strict=True):
-            np.testing.assert_allclose(one[1][:, 0], other[1][:, 0], rtol=0.05)
-            np.testing.assert_allclose(one[1].sum(-1) + one[2], 1.0, atol=1e-6)
-            assert (one[0] >= 0).all() and one[0].shape == other[0].shape
+        for (ids, p, tail), reference in zip(_decoded(merged), _decoded(cache_dir), strict=True):
+            np.testing.assert_allclose(p[:, 0], reference[1][:, 0], rtol=0.05)
+            np.testing.assert_allclose(p.sum(-1) + tail, 1.0, atol=1e-6)
+            assert (ids >= 0).all() and ids.shape == reference[0].shape
 
 
-def test_lists_that_together_are_shorter_than_k(caches, tmp_path) -> None:
+def test_merged_truncated_caches_keep_fewer_than_k_ids(caches, tmp_path) -> None:
     pair = (str(caches["compact0.3"]), str(caches["float160.3"]))
     made = merge_caches(MergeConfig(pair, str(tmp_path / "merged"), logit_encoding="compact"))
     assert 1 < made.ids_per_position() < 15
-    for one, other in zip(
-        _decoded(tmp_path / "merged"), _decoded(caches["compact0.3"]), strict=True
-    ):
-        np.testing.assert_array_equal(one[0] == NO_ID, other[0] == NO_ID)
-        np.testing.assert_array_equal(np.sort(one[0], axis=-1), np.sort(other[0], axis=-1))
+    pairs = zip(_decoded(tmp_path / "merged"), _decoded(caches["compact0.3"]), strict=True)
+    for (merged_ids, *_), (ids, *_) in pairs:
+        np.testing.assert_array_equal(merged_ids == NO_ID, ids == NO_ID)
+        np.testing.assert_array_equal(np.sort(merged_ids, axis=-1), np.sort(ids, axis=-1))
 
 
-def test_draws_are_not_merged(caches, cache_dir, tmp_path) -> None:
+def test_merging_sampled_caches_is_refused(caches, cache_dir, tmp_path) -> None:
     pair = (str(cache_dir), str(caches["compactsampled"]))
     with pytest.raises(InputError, match="sampled"):
         merge_caches(MergeConfig(pair, str(tmp_path / "merged")))
 
 
-@pytest.mark.parametrize("name", TOPK_WAYS)
-def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
-    """What a student of fewer tokens sees is what it sees of float16."""
-    made = []
+@pytest.mark.parametrize("name", TOPK_CACHES)
+def test_reduced_vocabulary_gets_the_targets_of_float16(caches, cache_dir, name) -> None:
+    """Compares the targets of a student with a reduced vocabulary."""
+    targets = []
     for folder in (caches[name], cache_dir):
         cache = cache_input.open_cache(folder, None)
         size = cache.manifest.vocab.size
@@ -280,16 +279,19 @@ def test_a_part_of_the_vocabulary(caches, cache_dir, name) -> None:
         )
         cache = dataclasses.replace(cache, vocab_subset=subset)
         (batch,) = batches.evaluation_batches(cache, batch_size=16, max_steps=1)
-        made.append({key: value.numpy() for key, value in batch[1].items()})
-    one, other = made
-    real = one[records.MASKED_LM_WEIGHTS] > 0
-    assert (real <= (other[records.MASKED_LM_WEIGHTS] > 0)).all() and real.any()
-    if WAYS[name]["truncation_mass"] is None:
+        targets.append({key: value.numpy() for key, value in batch[1].items()})
+    received, expected = targets
+    real = received[records.MASKED_LM_WEIGHTS] > 0
+    assert (real <= (expected[records.MASKED_LM_WEIGHTS] > 0)).all() and real.any()
+    if CACHES[name]["truncation_mass"] is None:
         np.testing.assert_allclose(
-            one[records.LOG_TAIL_MASSES][real], other[records.LOG_TAIL_MASSES][real], atol=0.1
+            received[records.LOG_TAIL_MASSES][real],
+            expected[records.LOG_TAIL_MASSES][real],
+            atol=0.1,
         )
-    for ids, wanted in zip(one[records.TOPK_IDS][real], other[records.TOPK_IDS][real], strict=True):
-        assert set(ids[ids >= 0]) <= set(wanted[wanted >= 0]) and ids[0] >= 0
+    rows = zip(received[records.TOPK_IDS][real], expected[records.TOPK_IDS][real], strict=True)
+    for ids, known in rows:
+        assert set(ids[ids >= 0]) <= set(known[known >= 0]) and ids[0] >= 0
 
 
 @pytest.mark.parametrize(
@@ -325,8 +327,10 @@ def test_invalid_truncation_flags_are_refused(capsys, flags, flag) -> None:
     assert re.match(f"error: {flag}\\b", line)
 
 
-def test_the_command_draws(examples_dir, teacher_dir, tmp_path, capsys, caches) -> None:
-    """Temperatures follow from the truncation where they are not given."""
+def test_command_writes_a_sampled_cache(
+    examples_dir, teacher_dir, tmp_path, capsys, caches
+) -> None:
+    """The default of the temperatures follows from the truncation."""
     arguments = {
         "input_dir": examples_dir,
         "teacher": teacher_dir,

@@ -1,4 +1,4 @@
-"""The losses that compare layers, and the published recipes' against PyTorch's own functions."""
+"""Losses on layers: hand-computed values, and comparisons with PyTorch's functions."""
 
 from typing import Any
 
@@ -41,22 +41,22 @@ def _attention_mse(
     return float(mean_over_weights(values, mask[:, :, None] * mask[:, None, :]))
 
 
-def test_hidden_cosine_by_hand() -> None:
+def test_hidden_cosine_equals_hand_computed_values() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], "float32")
     student = np.array([[6.0, 8.0], [0.0, 5.0], [0.0, -1.0]], "float32")
     for loss in (HiddenCosine, EmbeddingCosine):
         np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, 1.0, 2.0], atol=1e-6)
 
 
-def test_hidden_mse_by_hand() -> None:
+def test_hidden_mse_equals_hand_computed_values() -> None:
     teacher = np.array([[3.0, 4.0], [1.0, 0.0]], "float32")
     student = np.array([[3.0, 4.0], [0.0, 5.0]], "float32")
     for loss in (HiddenMSE, HiddenMSEMasked, EmbeddingMSE):
         np.testing.assert_allclose(loss()(student, teacher, {}), [0.0, (1 + 25) / 2], rtol=1e-6)
 
 
-def test_attention_mse_by_hand() -> None:
-    """One head, a row of two tokens and one of padding: four pairs count."""
+def test_attention_mse_equals_hand_computed_values() -> None:
+    """One head, and a row of two tokens and one padding token: four pairs count."""
     teacher = np.zeros((1, 1, 3, 3), "float32")
     student = np.arange(9, dtype="float32").reshape(1, 1, 3, 3)
     mask = np.array([[1, 1, 0]], "int32")
@@ -71,11 +71,11 @@ def _relation_kl(teacher: Any, student: Any, mask: np.ndarray) -> float:
     return float(mean_over_weights(values, mask.astype("float32")))
 
 
-def test_relation_kl_by_hand() -> None:
-    """One head of size 1, two tokens and one of padding; the student's keys alone differ.
+def test_relation_kl_equals_hand_computed_values() -> None:
+    """One head of size 1, two tokens and one padding token; only the keys differ.
 
-    The teacher's keys 0 and 1 relate as softmax(0, 0) and softmax(0, 1), the student's keys
-    0 and 0 evenly.
+    The relations of the teacher's keys 0 and 1 are softmax(0, 0) and softmax(0, 1). Those of
+    the student's keys 0 and 0 are uniform.
     """
     teacher = np.zeros((3, 1, 1, 3, 1), "float32")
     student = np.zeros((3, 1, 1, 3, 1), "float32")
@@ -88,7 +88,7 @@ def test_relation_kl_by_hand() -> None:
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
 def test_relations_equal_a_plain_computation(seed: int, heads: int) -> None:
-    """Of models of 8 and 4 dimensions; padding is no key and no query."""
+    """The models have 8 and 4 dimensions; padding is neither a key nor a query."""
     random = np.random.default_rng(seed)
     mask = _mask(random, 2, 5)
     sides = [random.normal(0, 1.5, (3, 2, heads, 5, size // heads)) for size in (8, 4)]
@@ -108,7 +108,7 @@ def test_relations_equal_a_plain_computation(seed: int, heads: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-def test_padding_does_not_count(seed: int) -> None:
+def test_padding_does_not_change_attention_losses(seed: int) -> None:
     random = np.random.default_rng(seed)
     mask = _mask(random, 3, 5)
     maps = random.random((2, 3, 2, 5, 5)).astype("float32")
@@ -119,7 +119,7 @@ def test_padding_does_not_count(seed: int) -> None:
     assert (_attention_mse(maps[0], maps[0], mask)) == 0.0
 
 
-def test_the_whole_distribution_by_hand() -> None:
+def test_losses_of_the_whole_distribution_equal_hand_computed_values() -> None:
     """p = (0.5, 0.25, 0.25), q = (0.2, 0.4, 0.4)."""
     p, q = np.array([[0.5, 0.25, 0.25]], "float32"), np.array([[0.2, 0.4, 0.4]], "float32")
     teacher = distributions.dense_distribution(np.log(p) + 2.0, temperature=1.0)
@@ -134,7 +134,7 @@ def test_the_whole_distribution_by_hand() -> None:
     np.testing.assert_allclose(ProbabilityCosine()(student, teacher, {}), [1 - cosine], rtol=1e-5)
 
 
-def test_weights_by_hand() -> None:
+def test_scheduled_weights_equal_hand_computed_values() -> None:
     schedules = {"masked_lm": WeightSchedule("linear", 0.0)}
     objective = Objective({"masked_lm": 2.0}, schedules=schedules)
     assert [float(objective.weight("masked_lm", t)) for t in (0.0, 0.25, 1.0)] == [2.0, 1.5, 0.0]
@@ -145,7 +145,7 @@ def test_weights_by_hand() -> None:
     assert float(objective.total({"masked_lm": 0.5}, 0.5)) == pytest.approx(1.0)
 
 
-def test_schedules_are_read() -> None:
+def test_loss_schedules_are_parsed() -> None:
     assert parse_loss_schedules("masked_lm=linear:0, kl_divergence=constant") == {
         "masked_lm": WeightSchedule("linear", 0.0),
         "kl_divergence": WeightSchedule("constant", None),
@@ -175,8 +175,8 @@ def _expect(name: str, received: float, expected: Any) -> None:
 
 
 @pytest.mark.peers
-def test_distilberts_three_losses_are_pytorchs() -> None:
-    """KLDivLoss, CrossEntropyLoss and CosineEmbeddingLoss, as its scripts call them."""
+def test_distilberts_three_losses_equal_pytorchs() -> None:
+    """The functions are KLDivLoss, CrossEntropyLoss and CosineEmbeddingLoss."""
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(2)
     batch, length, vocab_size, temperature = 3, 7, 50, 2.0
@@ -208,40 +208,44 @@ def test_distilberts_three_losses_are_pytorchs() -> None:
     received = mean_over_weights(ours["masked_lm"], masked.astype("float32"))
     _expect("masked_lm", float(received), expected)
     states = random.normal(0, 1, (2, batch, length, 16)).astype("float32")
-    one, two = (torch.tensor(state)[real] for state in states)
-    expected = torch.nn.CosineEmbeddingLoss()(two, one, torch.ones(len(one)))
+    first, second = (torch.tensor(state)[real] for state in states)
+    expected = torch.nn.CosineEmbeddingLoss()(second, first, torch.ones(len(first)))
     _expect("hidden_cosine", float(mean_over_weights(HiddenCosine()(*states, {}), mask)), expected)
 
 
 @pytest.mark.peers
-def test_hidden_mse_is_pytorchs() -> None:
-    """MSELoss over the elements of real tokens."""
+def test_hidden_mse_equals_pytorchs() -> None:
+    """The function is MSELoss over the elements of real tokens."""
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(5)
     mask = _mask(random, 3, 7)
-    one, two = random.normal(0, 1, (2, 3, 7, 16)).astype("float32")
+    student, teacher = random.normal(0, 1, (2, 3, 7, 16)).astype("float32")
     real = torch.tensor(mask) > 0
-    expected = torch.nn.MSELoss()(torch.tensor(one)[real], torch.tensor(two)[real])
-    _expect("hidden_mse", float(mean_over_weights(HiddenMSE()(one, two, {}), mask)), expected)
+    expected = torch.nn.MSELoss()(torch.tensor(student)[real], torch.tensor(teacher)[real])
+    _expect(
+        "hidden_mse", float(mean_over_weights(HiddenMSE()(student, teacher, {}), mask)), expected
+    )
 
 
 @pytest.mark.peers
-def test_losses_of_embeddings_are_pytorchs() -> None:
-    """CosineEmbeddingLoss and MSELoss of pooled vectors."""
+def test_losses_on_embeddings_equal_pytorchs() -> None:
+    """The functions are CosineEmbeddingLoss and MSELoss of pooled vectors."""
     torch = pytest.importorskip("torch")
-    one, two = np.random.default_rng(8).normal(0, 1, (2, 5, 16)).astype("float32")
+    student, teacher = np.random.default_rng(8).normal(0, 1, (2, 5, 16)).astype("float32")
     weights = np.ones(5, "float32")
-    expected = torch.nn.CosineEmbeddingLoss()(torch.tensor(one), torch.tensor(two), torch.ones(5))
-    received = mean_over_weights(EmbeddingCosine()(one, two, {}), weights)
+    expected = torch.nn.CosineEmbeddingLoss()(
+        torch.tensor(student), torch.tensor(teacher), torch.ones(5)
+    )
+    received = mean_over_weights(EmbeddingCosine()(student, teacher, {}), weights)
     _expect("embedding_cosine", float(received), expected)
-    expected = torch.nn.MSELoss()(torch.tensor(one), torch.tensor(two))
-    received = mean_over_weights(EmbeddingMSE()(one, two, {}), weights)
+    expected = torch.nn.MSELoss()(torch.tensor(student), torch.tensor(teacher))
+    received = mean_over_weights(EmbeddingMSE()(student, teacher, {}), weights)
     _expect("embedding_mse", float(received), expected)
 
 
 @pytest.mark.peers
-def test_minilms_relations_are_pytorchs() -> None:
-    """KLDivLoss over softmax and log_softmax of each row's real tokens, three relations."""
+def test_minilms_relations_equal_pytorchs() -> None:
+    """The function is KLDivLoss over each row's real tokens, for three relations."""
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(6)
     mask = _mask(random, 3, 7)
@@ -251,33 +255,31 @@ def test_minilms_relations_are_pytorchs() -> None:
     total = 0.0
     for row, length in enumerate(mask.sum(axis=1).astype(int)):
         for relation in range(3):
-            one, two = (
-                torch.tensor(side[relation, row, :, :length]) for side in (teacher, student)
-            )
-            scores = [x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5 for x in (one, two)]
+            vectors = [torch.tensor(side[relation, row, :, :length]) for side in (teacher, student)]
+            scores = [x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5 for x in vectors]
             total += torch.nn.KLDivLoss(reduction="sum")(
                 torch.log_softmax(scores[1], dim=-1), torch.softmax(scores[0], dim=-1)
-            ) / len(one)
+            ) / len(vectors[0])
     _expect("relation_kl", _relation_kl(teacher, student, mask), float(total) / mask.sum())
 
 
 @pytest.mark.peers
-def test_tinyberts_attention_loss_is_pytorchs() -> None:
-    """MSELoss over the scores of pairs of real tokens."""
+def test_tinyberts_attention_loss_equals_pytorchs() -> None:
+    """The function is MSELoss over the scores of pairs of real tokens."""
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(7)
     mask = _mask(random, 3, 6)
-    one, two = random.normal(0, 3, (2, 3, 4, 6, 6)).astype("float32")
+    teacher, student = random.normal(0, 3, (2, 3, 4, 6, 6)).astype("float32")
     real = torch.tensor(mask) > 0
     pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(3, 4, 6, 6)
-    expected = torch.nn.MSELoss()(torch.tensor(two)[pairs], torch.tensor(one)[pairs])
-    received = _attention_mse(one, two, mask, AttentionScoreMSE)
+    expected = torch.nn.MSELoss()(torch.tensor(student)[pairs], torch.tensor(teacher)[pairs])
+    received = _attention_mse(teacher, student, mask, AttentionScoreMSE)
     _expect("attention_score_mse", received, expected)
 
 
 @pytest.mark.peers
-def test_distilruberts_layer_losses_are_pytorchs() -> None:
-    """Means of six states and maps against one: CosineEmbeddingLoss and MSELoss."""
+def test_distilruberts_layer_losses_equal_pytorchs() -> None:
+    """The functions are CosineEmbeddingLoss and MSELoss, of means over six layers."""
     torch = pytest.importorskip("torch")
     from pipeline.models.layer_groups import TeacherGroup, mean_attention, mean_state
 
@@ -297,7 +299,7 @@ def test_distilruberts_layer_losses_are_pytorchs() -> None:
     value = HiddenCosine()(student_state, mean_state(list(states), group), {})
     _expect("hidden_cosine", float(mean_over_weights(value, mask)), expected)
     pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(batch, 4, length, length)
-    mean = torch.stack([torch.tensor(one) for one in maps[6:]]).mean(dim=0)
+    mean = torch.stack([torch.tensor(layer_map) for layer_map in maps[6:]]).mean(dim=0)
     expected = torch.nn.MSELoss()(torch.tensor(student_map)[pairs], mean[pairs])
     received = _attention_mse(mean_attention(list(maps), group), student_map, mask)
     _expect("attention_mse", received, expected)

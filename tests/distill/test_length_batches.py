@@ -1,4 +1,4 @@
-"""Updates cut into chunks of similar length: few shapes, with equal losses and gradients."""
+"""Microbatches of similar length have few shapes, and keep losses and gradients."""
 
 import dataclasses
 import importlib.util
@@ -16,6 +16,7 @@ import tensorflow as tf
 from data_specs import records
 from data_specs.corpora import CorpusSource
 from pipeline.distill import batches, preparation, training
+from pipeline.distill.distiller import Distiller
 from pipeline.distill.losses.base import LOSS_SHARES
 from pipeline.distill.losses.weights import WeightSchedule
 from pipeline.distill.replicas import Replicas
@@ -39,7 +40,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def mixed_dir(tmp_path_factory, examples_config) -> pathlib.Path:
-    """Masked examples of 1 to 60 tokens' documents, most of them short."""
+    """Masked examples of documents of up to 60 tokens, most of them short."""
     random = np.random.default_rng(5)
     folder = tmp_path_factory.mktemp("mixed")
     documents = [
@@ -68,12 +69,12 @@ def cache(mixed_dir) -> CacheInput:
 
 @pytest.fixture(scope="module")
 def mixed_cache_dir(tmp_path_factory, mixed_dir, still_teacher_dir) -> pathlib.Path:
-    """A teacher cache of them, with hidden states of layers 2-3."""
+    """A teacher cache of the module's examples, with hidden states of layers 2-3."""
     folder = tmp_path_factory.mktemp("mixed_cache") / "cache"
     return make_cache(folder, mixed_dir, still_teacher_dir, cache_hidden_states="2-3")
 
 
-# Twelve examples are sorted together and cut into chunks of four.
+# Twelve examples are sorted together and cut into three microbatches of four.
 GROUPS = Chunking(group_size=12, num_chunks=3, num_lengths=8)
 
 
@@ -81,11 +82,11 @@ def _batches(
     cache: CacheInput, *, count: int, start: int = 0, chunking: Chunking = GROUPS
 ) -> list[dict]:
     dataset = batches.training_batches(cache, chunking, seed=5, start=start, shuffle_buffer_size=40)
-    return [{**inputs, **wanted} for inputs, wanted in dataset.take(count).as_numpy_iterator()]
+    return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 
 
 def _stream(cache: CacheInput, count: int) -> list[bytes]:
-    """Returns the shuffled stream's first records."""
+    """Returns the first records in shuffled order."""
     dataset = reader.training_records(cache, "train", seed=5, start=0, buffer=40)
     return [record for record, _ in itertools.islice(dataset.as_numpy_iterator(), count)]
 
@@ -104,46 +105,49 @@ def _rows(batches: list[dict]) -> list[tuple[int, ...]]:
     ]
 
 
-def test_chunks_equal_a_plain_computation(cache) -> None:
-    """Over the end of the epoch; each group has the stream's next examples."""
+def test_each_group_has_the_next_examples_sorted_by_length(cache) -> None:
+    """Reads past the end of the epoch."""
     groups = cache.manifest.num_examples("train") // 12 + 2
     stream = [_input_ids(record) for record in _stream(cache, groups * 12)]
     made = _batches(cache, count=groups * 3)
     for number in range(groups):
-        wanted = stream[number * 12 : number * 12 + 12]
-        assert _rows(made[number * 3 : number * 3 + 3]) == sorted(wanted, key=len)
+        expected = stream[number * 12 : number * 12 + 12]
+        assert _rows(made[number * 3 : number * 3 + 3]) == sorted(expected, key=len)
 
 
-def test_a_resumed_stream_is_the_rest(cache) -> None:
-    """From any group, over the end of the epoch."""
+def test_resumed_dataset_has_the_remaining_batches(cache) -> None:
+    """Resumes from several groups, past the end of the epoch."""
     groups = cache.manifest.num_examples("train") // 12 + 4
     whole = _batches(cache, count=groups * 3)
     for used in (1, 2, groups - 6, groups - 1):
         rest = _batches(cache, count=(groups - used) * 3, start=used * 12)
-        for one, two in zip(whole[used * 3 :], rest, strict=True):
-            assert_equal_arrays(one, two)
+        for batch, resumed in zip(whole[used * 3 :], rest, strict=True):
+            assert_equal_arrays(batch, resumed)
 
 
-def test_shares_by_hand() -> None:
-    """Of 2 and 6 masked positions, 7 and 13 tokens, 4² + 3² and 5² + 8² pairs, 2 examples each."""
+def test_loss_shares_equal_hand_computed_values() -> None:
+    """Counts are 2 and 6 positions, 7 and 13 tokens, 4² + 3² and 5² + 8² pairs, 2 examples each."""
     batch = {
         records.SEGMENT_LENGTHS: tf.constant([[4, 0], [2, 1], [5, 0], [3, 5]]),
         records.MASKED_LM_WEIGHTS: tf.constant(
             [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], tf.float32
         ),
     }
-    chunks = batches.cut_group(batch, 2)
+    microbatches = batches.cut_group(batch, 2)
     expected = [[2 / 4, 7 / 10, 25 / 57, 1.0], [6 / 4, 13 / 10, 89 / 57, 1.0]]
-    # The same in both rows of a chunk.
+    # Both rows of a microbatch have the same shares.
     for row in (0, 1):
-        np.testing.assert_allclose(chunks[LOSS_SHARES][:, row], expected, rtol=1e-6)
-    assert chunks[records.SEGMENT_LENGTHS].numpy().tolist() == [[[4, 0], [2, 1]], [[5, 0], [3, 5]]]
+        np.testing.assert_allclose(microbatches[LOSS_SHARES][:, row], expected, rtol=1e-6)
+    assert microbatches[records.SEGMENT_LENGTHS].numpy().tolist() == [
+        [[4, 0], [2, 1]],
+        [[5, 0], [3, 5]],
+    ]
     nothing = {**batch, records.MASKED_LM_WEIGHTS: tf.zeros((4, 4))}
     assert batches.cut_group(nothing, 2)[LOSS_SHARES][:, 0, 0].numpy().tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("buckets", [2, 3, 8, 100])
-def test_shapes_are_few_and_the_smallest(cache, buckets: int) -> None:
+def test_batches_have_few_shapes_that_fit_tightly(cache, buckets: int) -> None:
     lengths = length_buckets.bucket_lengths(60, buckets)
     assert len(lengths) <= buckets
     seen = set()
@@ -162,22 +166,22 @@ def test_shapes_are_few_and_the_smallest(cache, buckets: int) -> None:
 
 
 @pytest.mark.parametrize("chunking", [Chunking(4), Chunking(12, num_chunks=3)])
-def test_one_bucket_is_the_stream_padded(cache, chunking: Chunking) -> None:
-    """As without any buckets: batches in the stream's order, all of the longest length."""
+def test_one_length_keeps_the_order_and_pads_all_inputs(cache, chunking: Chunking) -> None:
+    """Batches have the order of the shuffled examples and the longest length."""
     stream = _stream(cache, 48)
     for number, batch in enumerate(_batches(cache, count=12, chunking=chunking)):
         parsed = reader.parse_batch(
             tf.constant(stream[number * 4 : number * 4 + 4]), cache.manifest
         )
-        inputs, wanted = batches.inputs_and_targets(parsed)
-        expected = {name: value.numpy() for name, value in {**inputs, **wanted}.items()}
+        inputs, targets = batches.inputs_and_targets(parsed)
+        expected = {name: value.numpy() for name, value in {**inputs, **targets}.items()}
         assert (LOSS_SHARES in batch) == (chunking.num_chunks > 1)
         assert_equal_arrays({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
         assert batch[records.INPUT_IDS].shape == (4, 60)
 
 
-def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
-    """A teacher cache's top-k, tails and hidden states, too; in evaluation in stored order."""
+def test_trimming_cuts_off_only_padding(mixed_cache_dir) -> None:
+    """Compares all features of a teacher cache, in the stored order of evaluation."""
     cache = cache_input.open_cache(mixed_cache_dir, None)
     made = []
     for buckets in (1, 8):
@@ -185,20 +189,20 @@ def test_nothing_but_padding_is_cut_off(mixed_cache_dir) -> None:
         made.append(list(dataset.as_numpy_iterator()))
     smaller = 0
     for whole, trimmed in zip(*made, strict=True):
-        for one, two in zip(whole, trimmed, strict=True):
-            assert one.keys() == two.keys()
-            for name, value in two.items():
+        for padded, cut in zip(whole, trimmed, strict=True):
+            assert padded.keys() == cut.keys()
+            for name, value in cut.items():
                 size = value.shape[1]
-                smaller += size < one[name].shape[1]
-                np.testing.assert_array_equal(one[name][:, :size], value, err_msg=name)
+                smaller += size < padded[name].shape[1]
+                np.testing.assert_array_equal(padded[name][:, :size], value, err_msg=name)
                 if name in (records.INPUT_MASK, records.MASKED_LM_WEIGHTS):
-                    assert not one[name][:, size:].any()
+                    assert not padded[name][:, size:].any()
     assert records.HIDDEN_STATES in made[0][0][1]
     assert smaller > 10
 
 
-def test_a_position_that_lost_its_weight_does_not_end_the_row(cache) -> None:
-    """As where the student lacks the label: the positions behind it stay."""
+def test_trimming_keeps_positions_after_one_without_weight(cache) -> None:
+    """A position has no weight if, for example, the student lacks its label."""
     parsed = dict(reader.parse_batch(tf.constant(_stream(cache, 4)), cache.manifest))
     weights = np.zeros((4, 8), np.float32)
     weights[2, [0, 4]] = 1.0
@@ -258,21 +262,27 @@ def _parse(run: preparation.Preparation, serialized: list[bytes]) -> dict[str, t
 
 
 def _arrays(batch: dict[str, tf.Tensor]) -> list[dict[str, np.ndarray]]:
-    parts = batches.inputs_and_targets(batch)
-    return [{name: value.numpy() for name, value in part.items()} for part in parts]
+    inputs_and_targets = batches.inputs_and_targets(batch)
+    return [
+        {name: value.numpy() for name, value in features.items()} for features in inputs_and_targets
+    ]
 
 
-def _expect_equal_changes(one: list[np.ndarray], two: list[np.ndarray]) -> None:
-    assert sum(np.abs(change).max() > 1e-2 for change in one) > 20
-    for first, second in zip(one, two, strict=True):
+def _expect_equal_changes(expected: list[np.ndarray], received: list[np.ndarray]) -> None:
+    assert sum(np.abs(change).max() > 1e-2 for change in expected) > 20
+    for first, second in zip(expected, received, strict=True):
         largest = max(1.0, np.abs(first).max())
         np.testing.assert_allclose(second, first, rtol=1e-3, atol=1e-4 * largest)
 
 
+def _trainable_weights(distiller: Distiller) -> list[np.ndarray]:
+    return [np.array(variable) for variable in distiller.trainable_variables]
+
+
 def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
-    """Trains one step on the same rows, padded and trimmed, and evaluates on both."""
+    """Trains a step on padded rows and on the same rows trimmed, and evaluates on both."""
     run = _prepare(case, cache_dir, teacher)
-    # Of several lengths, the first of them shortest.
+    # Rows of several lengths, the shortest first.
     parsed = _parse(run, _stored(run)[:24:4])
     made = [parsed, batches.trim_batch(parsed, run.cache.manifest, 8)]
     assert made[1][records.INPUT_IDS].shape[1] <= 24 and made[0][records.INPUT_IDS].shape[1] == 60
@@ -280,18 +290,18 @@ def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
     reports, changes = [], []
     for batch in made:
         distiller = training.build_distiller(run)
-        # A rate of 1 and no moments: what changes is the gradient.
+        # With a learning rate of 1 and plain SGD, the change of a weight is its gradient.
         jit = keras.config.backend() == "jax"
         distiller.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=jit)
-        before = [np.array(one) for one in distiller.trainable_variables]
-        inputs, wanted = _arrays(batch)
-        distiller.evaluate(tf.data.Dataset.from_tensors((inputs, wanted)), verbose=0)
+        before = _trainable_weights(distiller)
+        inputs, targets = _arrays(batch)
+        distiller.evaluate(tf.data.Dataset.from_tensors((inputs, targets)), verbose=0)
         report = dict(distiller.evaluation_report())
         distiller.reset_metrics()
-        distiller.train_on_batch(inputs, wanted)
+        distiller.train_on_batch(inputs, targets)
         reports.append({**report, "trained": distiller.training_report()["loss"]})
-        after = [np.array(one) for one in distiller.trainable_variables]
-        changes.append([two - one for one, two in zip(before, after, strict=True)])
+        after = _trainable_weights(distiller)
+        changes.append([new - old for old, new in zip(before, after, strict=True)])
     assert set(CASES[case]["losses"]) < set(reports[0])
     for name, value in reports[0].items():
         np.testing.assert_allclose(reports[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -299,16 +309,16 @@ def expect_equal_losses(case: str, cache_dir: str, teacher: str) -> None:
 
 
 def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
-    """Makes two updates from a batch, at once and in three chunks of very different lengths."""
+    """Makes two updates on a batch, and on three microbatches of very different lengths."""
     schedules = {name: WeightSchedule("linear", 0.5) for name in CASES[case]["losses"]}
     run = _prepare(case, cache_dir, teacher, loss_schedules=schedules, num_train_steps=2)
     stored = _stored(run)
     whole = _parse(run, stored[:: len(stored) // 8][:9])
     cut = batches.cut_group(whole, 3)
-    chunks = [{name: value[number] for name, value in cut.items()} for number in range(3)]
-    trimmed = [batches.trim_batch(chunk, run.cache.manifest, 8) for chunk in chunks]
-    assert len({chunk[records.INPUT_IDS].shape[1] for chunk in trimmed}) == 3
-    # All but the last, as microbatches have equally many examples.
+    untrimmed = [{name: value[number] for name, value in cut.items()} for number in range(3)]
+    trimmed = [batches.trim_batch(batch, run.cache.manifest, 8) for batch in untrimmed]
+    assert len({batch[records.INPUT_IDS].shape[1] for batch in trimmed}) == 3
+    # All shares differ except the last, because microbatches have equally many examples.
     assert np.ptp(cut[LOSS_SHARES], axis=0)[..., :3].min() > 0.5
     changes = []
     for microbatches in ([whole], trimmed):
@@ -318,18 +328,20 @@ def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
             optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps),
             jit_compile=keras.config.backend() == "jax",
         )
-        before = [np.array(one) for one in distiller.trainable_variables]
+        before = _trainable_weights(distiller)
         for batch in [*microbatches, *microbatches]:
             distiller.train_on_batch(*_arrays(batch))
-        after = [np.array(one) for one in distiller.trainable_variables]
-        changes.append([two - one for one, two in zip(before, after, strict=True)])
+        after = _trainable_weights(distiller)
+        changes.append([new - old for old, new in zip(before, after, strict=True)])
     _expect_equal_changes(*changes)
 
 
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "live")) for case in CASES]
 )
-def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_teacher_dir):
+def test_microbatches_keep_losses_and_gradients(
+    case, mixed_cache_dir, mixed_dir, still_teacher_dir
+):
     folder = mixed_cache_dir if case == "cached" else mixed_dir
     expect_equal_losses(case, str(folder), str(still_teacher_dir))
     expect_equal_updates(case, str(folder), str(still_teacher_dir))
@@ -337,7 +349,7 @@ def test_losses_and_gradients_are_equal(case, mixed_cache_dir, mixed_dir, still_
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_losses_and_gradients_are_equal_on_jax(
+def test_microbatches_keep_losses_and_gradients_on_jax(
     mixed_cache_dir, mixed_dir, still_teacher_dir
 ) -> None:
     code = (
@@ -363,7 +375,7 @@ def test_losses_and_gradients_are_equal_on_jax(
 
 @pytest.fixture
 def own_settings(mixed_cache_dir, still_teacher_dir) -> dict:
-    """Two layers of the teacher's three; twelve updates of two batches."""
+    """Two of the teacher's three layers; twelve updates of two batches."""
     return {
         "student": StudentConfig(init_from=still_teacher_dir, student_layers=2),
         "input_dir": mixed_cache_dir,
@@ -376,20 +388,20 @@ def own_settings(mixed_cache_dir, still_teacher_dir) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch) -> None:
-    """Updates of two batches, which are sorted together."""
+def test_interrupted_run_equals_an_uninterrupted_run(config, monkeypatch) -> None:
+    """The two batches of an update are sorted together."""
     expect_same_after_interrupt(monkeypatch, config, update=6, step=4)
 
 
 @pytest.mark.parametrize(
-    ("given", "begun", "expected"), [(None, None, 4), (None, 8, 8), (2, 8, 2), (3, None, 3)]
+    ("given", "recorded", "expected"), [(None, None, 4), (None, 8, 8), (2, 8, 2), (3, None, 3)]
 )
-def test_number_of_lengths_is_given_or_of_the_run_or_of_the_device(
-    config, monkeypatch, given: int | None, begun: int | None, expected: int
+def test_number_of_lengths_is_given_or_recorded_or_by_device(
+    config, monkeypatch, given: int | None, recorded: int | None, expected: int
 ) -> None:
-    if begun is not None:
+    if recorded is not None:
         config.output_dir.make_directory()
-        (config.output_dir / REQUEST_FILE).write_json({"length_buckets": begun})
+        (config.output_dir / REQUEST_FILE).write_json({"length_buckets": recorded})
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["tpu:0"])
     chosen = training.choose_for_devices(
         dataclasses.replace(config, length_buckets=given), Replicas()
@@ -397,7 +409,7 @@ def test_number_of_lengths_is_given_or_of_the_run_or_of_the_device(
     assert chosen.length_buckets == expected
 
 
-def test_evaluation_reports_the_same_numbers(config) -> None:
+def test_evaluation_is_equal_with_one_and_eight_lengths(config) -> None:
     reports = [distilled(config, do_train=False, length_buckets=buckets) for buckets in (1, 8)]
     assert reports[0].keys() == reports[1].keys()
     for name in reports[0].keys() - {"examples_per_second"}:
@@ -405,8 +417,8 @@ def test_evaluation_reports_the_same_numbers(config) -> None:
 
 
 @pytest.mark.slow
-def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
-    """The same examples make each update; eight lengths, one, and a batch of them all."""
+def test_training_equals_training_on_padded_batches(config, tmp_path) -> None:
+    """Compares eight lengths, one length, and one batch of all examples of an update."""
     changes = [
         {},
         {"length_buckets": 1},
@@ -422,8 +434,8 @@ def test_training_is_that_of_padded_batches(config, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_other_chunks(config, monkeypatch, tmp_path) -> None:
-    """As where it began on another device."""
+def test_run_resumes_with_other_microbatches(config, monkeypatch, tmp_path) -> None:
+    """Another device, for example, leads to another number of microbatches."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
     counts, plan = [], length_buckets.plan_chunks

@@ -1,4 +1,4 @@
-"""A live teacher beside the cache, hidden states in the cache, and what students are made into."""
+"""Live teachers, cached hidden states and embeddings, and students made from teachers."""
 
 import dataclasses
 import pathlib
@@ -41,7 +41,7 @@ def hidden_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.Pat
 
 @pytest.fixture
 def own_settings(examples_dir, teacher_dir) -> dict:
-    """Two of the teacher's three layers, from masked examples and the teacher itself."""
+    """Two of the teacher's three layers, trained on masked examples with a live teacher."""
     losses = {"kl_divergence": 1.0, "hidden_cosine": 1.0}
     return {"losses": losses, "input_dir": examples_dir, "teacher": teacher_dir}
 
@@ -52,8 +52,8 @@ def _evaluate(config: DistillConfig, **changes) -> dict[str, float]:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("tail", [None, "bucket", "label", "renormalize"])
-def test_a_live_and_a_cached_top_k_agree(config, cache_dir, tail, temperature) -> None:
-    """Within what float16 logits lose: 2^-11 of the distance to the largest."""
+def test_live_top_k_equals_the_cached_one(config, cache_dir, tail, temperature) -> None:
+    """The tolerance is the rounding of float16 logits: 2^-11 of the distance to the largest."""
     changes = {"losses": {"kl_divergence": 1.0}, "tail": tail, "temperature": temperature}
     live = _evaluate(config, truncation_factor=16, **changes)
     cached = _evaluate(config, input_dir=str(cache_dir), teacher=None, **changes)
@@ -62,7 +62,7 @@ def test_a_live_and_a_cached_top_k_agree(config, cache_dir, tail, temperature) -
         assert live[name] == pytest.approx(cached[name], rel=2e-3, abs=1e-5), name
 
 
-def test_the_whole_distribution_is_that_of_k_equal_to_the_vocabulary(config, vocab) -> None:
+def test_whole_distribution_equals_k_of_the_vocabulary_size(config, vocab) -> None:
     changes = {"losses": {"kl_divergence": 1.0}, "temperature": 3.0}
     dense = _evaluate(config, **changes)
     for tail in ("drop", "bucket", "label", "renormalize"):
@@ -71,20 +71,20 @@ def test_the_whole_distribution_is_that_of_k_equal_to_the_vocabulary(config, voc
             assert truncated[name] == pytest.approx(dense[name], rel=1e-4, abs=1e-5), (tail, name)
 
 
-def test_cached_and_live_targets_mix(config, hidden_cache_dir) -> None:
-    """The top-k from the cache, all hidden states from the teacher."""
+def test_cached_top_k_combines_with_live_hidden_states(config, hidden_cache_dir) -> None:
+    """The top-k comes from the cache, all hidden states from the teacher."""
     mixed = _evaluate(config, input_dir=str(hidden_cache_dir), layer_groups="3:2")
     cached = _evaluate(config, input_dir=str(hidden_cache_dir), teacher=None, layer_groups="3:2")
     assert mixed["kl_divergence"] == cached["kl_divergence"]
     assert set(mixed) - set(cached) == {"hidden_cosine"}
     assert set(cached) - set(mixed) == {"hidden_cosine_masked"}
     both = _evaluate(config, losses={"hidden_cosine_masked": 1.0}, layer_groups="3:2")
-    # 8 bits: at most 1/254 of the largest number off, so a cosine of nearly 1.
+    # With 8 bits the error is at most 1/254 of the largest number, so the cosine is nearly 1.
     assert cached["hidden_cosine_masked"] == pytest.approx(both["hidden_cosine_masked"], abs=2e-4)
     assert abs(both["hidden_cosine_masked"] - mixed["hidden_cosine"]) > 1e-3
 
 
-def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
+def test_cached_hidden_states_equal_the_teachers_means(hidden_cache_dir, teacher_dir) -> None:
     manifest = manifests.load(hidden_cache_dir)
     info = manifest.teacher_info
     assert info.hidden_groups == ("1-3", "3")
@@ -93,26 +93,26 @@ def test_cached_states_are_the_teachers_means(hidden_cache_dir, teacher_dir) -> 
     assert manifest.bytes_per_position() == {**sizes, "hidden_states": 64, "hidden_scales": 8}
     cache = preparation.cache_input.open_cache(hidden_cache_dir, None)
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
-    inputs, kept = next(iter(batches.evaluation_batches(cache, batch_size=4, max_steps=1)))
-    states = [np.asarray(one) for one in model.activations(inputs)[records.HIDDEN_STATES]]
+    inputs, targets = next(iter(batches.evaluation_batches(cache, batch_size=4, max_steps=1)))
+    states = [np.asarray(state) for state in model.activations(inputs)[records.HIDDEN_STATES]]
     rows = np.arange(4)[:, None]
     positions = np.asarray(inputs[records.MASKED_LM_POSITIONS])
-    real = np.asarray(kept[records.MASKED_LM_WEIGHTS]) > 0
+    real = np.asarray(targets[records.MASKED_LM_WEIGHTS]) > 0
     for index, mean in enumerate((np.mean(states[1:], axis=0), states[3])):
         expected = mean[rows, positions]
-        received = np.asarray(kept[records.HIDDEN_STATES])[:, :, index]
+        received = np.asarray(targets[records.HIDDEN_STATES])[:, :, index]
         bound = np.abs(expected).max(axis=-1, keepdims=True) / 254 * 1.01
         assert (np.abs(received - expected) <= bound)[real].all()
 
 
-def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) -> None:
+def test_training_with_a_live_teacher_reduces_every_loss(config, tmp_path) -> None:
     losses = {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0, "attention_mse": 100.0}
     changed = dataclasses.replace(
         config,
         losses=losses,
         loss_positions="all",
         temperature=2.0,
-        # Of the teacher's three layers.
+        # The teacher has three layers.
         layer_groups="1-2:1,3:2",
         num_train_steps=60,
         save_checkpoints_steps=60,
@@ -124,7 +124,7 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
         assert lines[-1][name] < 0.9 * lines[0][name], name
     total = sum(weight * lines[-1][name] for name, weight in losses.items())
     assert lines[-1]["loss"] == pytest.approx(total, rel=1e-5)
-    # The teacher is in no checkpoint.
+    # Checkpoints do not contain the teacher.
     path = config.output_dir / "checkpoints" / "step-00000060.safetensors"
     with safe_open(path, framework="numpy") as file:
         size = sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -132,8 +132,8 @@ def test_training_beside_a_teacher_makes_every_loss_smaller(config, tmp_path) ->
     assert size < 3.1 * student + 1000
 
 
-def test_all_positions_are_the_masked_ones_and_the_rest(config) -> None:
-    """Over all tokens the labels' loss stays that of the masked ones."""
+def test_loss_positions_all_changes_only_losses_on_distributions(config) -> None:
+    """The label loss is still computed at masked positions only."""
     masked = _evaluate(config)
     everywhere = _evaluate(config, loss_positions="all")
     for name in ("masked_lm", "masked_lm_accuracy", "teacher_agreement", "calibration_error"):
@@ -142,10 +142,10 @@ def test_all_positions_are_the_masked_ones_and_the_rest(config) -> None:
     assert everywhere["kl_divergence"] != pytest.approx(masked["kl_divergence"], rel=1e-3)
 
 
-def test_a_student_of_another_size_learns_a_projection(
+def test_narrower_student_learns_a_projection(
     config, hidden_cache_dir, monkeypatch, tmp_path
 ) -> None:
-    """Narrower, without a teacher beside it; and a killed run ends with the same bits."""
+    """The states come from the cache only. An interrupted run gives the same bits."""
     changed = dataclasses.replace(
         config,
         input_dir=str(hidden_cache_dir),
@@ -167,10 +167,10 @@ def test_a_student_of_another_size_learns_a_projection(
     assert_same_weights(again.output_dir, changed.output_dir)
 
 
-def test_a_narrow_student_learns_states_from_the_embeddings_on(
+def test_narrower_student_learns_states_of_embeddings_and_layers(
     config, examples_dir, teacher_dir, monkeypatch, tmp_path
 ) -> None:
-    """Live at all tokens and from a cache; projections resume and stay in the checkpoint."""
+    """States come from a live teacher or a cache. Only checkpoints contain the projections."""
     folder = make_cache(tmp_path / "cache", examples_dir, teacher_dir, cache_hidden_states="0,1,3")
     changed = dataclasses.replace(
         config,
@@ -197,15 +197,15 @@ def test_a_narrow_student_learns_states_from_the_embeddings_on(
     assert_same_weights(again.output_dir, cached.output_dir)
 
 
-def test_the_embeddings_output_is_compared_alone(config) -> None:
-    """A student that begins with the teacher's embeddings has their output, and no other."""
+def test_hidden_mse_of_equal_embeddings_is_zero(config) -> None:
+    """A student that starts with the teacher's embeddings has the same embeddings' output."""
     changes = {"losses": {"hidden_mse": 1.0}, "compute_dtype": "float32"}
     assert _evaluate(config, layer_groups="0:0", **changes)["hidden_mse"] == 0.0
     assert _evaluate(config, layer_groups="0:0,3:2", **changes)["hidden_mse"] > 1e-3
 
 
-def test_losses_of_other_layers_are_another_run(config) -> None:
-    """Each loss's own layers decide the run, where they differ."""
+def test_run_configuration_records_the_layers_of_each_loss(config) -> None:
+    """Losses with different default layers are recorded as separate groups."""
     losses = {"hidden_mse": 1.0, "hidden_cosine": 1.0}
     changes = {"losses": losses, "student": dataclasses.replace(config.student, student_layers=3)}
     own = preparation.prepare(dataclasses.replace(config, **changes))
@@ -214,8 +214,8 @@ def test_losses_of_other_layers_are_another_run(config) -> None:
     assert preparation.prepare(given).request()["hidden_groups"] == "0:0,1:1,2:2,3:3"
 
 
-def test_weights_follow_their_schedules(config) -> None:
-    """The last update has the last weight, whatever the accumulation."""
+def test_loss_weights_follow_their_schedules(config) -> None:
+    """The last update has the last weight, also with gradient accumulation."""
     changed = dataclasses.replace(
         config,
         losses={"masked_lm": 2.0, "kl_divergence": 1.0},
@@ -229,15 +229,15 @@ def test_weights_follow_their_schedules(config) -> None:
     )
     training.distill(changed)
     for line in read_lines(config.output_dir, "train"):
-        # Read after the update, with the weights of the next.
-        part = min(1.0, line["step"] / 11)
-        expected = (2.0 - 2.0 * part) * line["masked_lm"]
-        expected += (1.0 + 2.0 * (1 - np.cos(np.pi * part)) / 2) * line["kl_divergence"]
+        # The line is written after the update, with the weights of the next update.
+        progress = min(1.0, line["step"] / 11)
+        expected = (2.0 - 2.0 * progress) * line["masked_lm"]
+        expected += (1.0 + 2.0 * (1 - np.cos(np.pi * progress)) / 2) * line["kl_divergence"]
         assert line["loss"] == pytest.approx(expected, rel=1e-4)
     assert line["loss"] == pytest.approx(3.0 * line["kl_divergence"], rel=1e-4)
 
 
-def test_frozen_tables_stay(config, teacher_dir) -> None:
+def test_frozen_tables_do_not_change(config, teacher_dir) -> None:
     distilled(config, freeze=("position_embeddings", "word_embeddings"))
     trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
     for table, moves in (("word", False), ("position", False), ("token_type", True)):
@@ -245,8 +245,10 @@ def test_frozen_tables_stay(config, teacher_dir) -> None:
         assert np.array_equal(trained[name], teacher[name]) != moves, name
 
 
-def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, examples_config) -> None:
-    """Without segments, from the layers that a preset names."""
+def test_distilbert_student_is_made_from_a_bert(
+    config, tmp_path, vocab_file, examples_config
+) -> None:
+    """The student has no segments, and a preset names its layers."""
     single = tmp_path / "single"
     create_masked_examples(
         dataclasses.replace(examples_config, output_dir=str(single), segments="single")
@@ -257,28 +259,25 @@ def test_a_distilbert_from_a_bert(config, tmp_path, vocab_file, examples_config)
         config, input_dir=str(single), teacher=str(teacher), student=student
     )
     training.distill(changed)
-    found = model_directory.find_model(changed.output_dir).config
-    assert (found.model_type, found.num_hidden_layers, found.type_vocab_size) == (
-        "distilbert",
-        2,
-        0,
-    )
+    student = model_directory.find_model(changed.output_dir).config
+    assert (student.model_type, student.num_hidden_layers) == ("distilbert", 2)
+    assert student.type_vocab_size == 0
     pairs = dataclasses.replace(changed, input_dir=config.input_dir, output_dir=str(tmp_path / "x"))
     with refused("init_from"):
         training.distill(pairs)
 
 
-def test_models_that_cannot_be_a_teacher_or_a_start_are_refused(
+def test_untied_starts_and_teachers_without_a_head_are_refused(
     config, tmp_path, vocab_file
 ) -> None:
     untied = save_tiny_bert(tmp_path / "untied", vocab_file, seed=3, tie_word_embeddings=False)
     for changes in ({"student": str(untied)}, {"init_from": str(untied), "student_layers": 1}):
-        with refused(next(iter(changes)), "an output layer of its own"):
+        with refused(next(iter(changes)), "a separate output layer"):
             distilled(config, student=StudentConfig(**changes))
     encoder = save_tiny_bert(tmp_path / "encoder", vocab_file, seed=3)
     weights = load_file(encoder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if name.startswith("bert.")}
-    save_file(kept, encoder / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if name.startswith("bert.")}
+    save_file(weights, encoder / "model.safetensors")
     with refused("teacher", "none: its files lack cls.predictions."):
         distilled(config, teacher=str(encoder))
     assert not config.output_dir.exists()
@@ -316,7 +315,7 @@ OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
         ({"teacher": "nowhere"}, "teacher", None),
     ],
 )
-def test_targets_and_layers_that_are_not_there_are_refused(
+def test_missing_targets_and_layers_are_refused(
     config, cache_dir, hidden_cache_dir, changes, setting, received
 ) -> None:
     folder = cache_dir if changes.get("input_dir") else hidden_cache_dir
@@ -325,8 +324,8 @@ def test_targets_and_layers_that_are_not_there_are_refused(
     assert not config.output_dir.exists()
 
 
-def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> None:
-    """Relations in heads of either's own size, beside the cache's top-k; every loss falls."""
+def test_attention_losses_train_a_narrower_student(config, tmp_path) -> None:
+    """Relation heads have different sizes in the two models. Every attention loss falls."""
     student = dataclasses.replace(config.student, student_hidden_size=16, student_layers=3)
     changed = dataclasses.replace(
         config,
@@ -348,21 +347,21 @@ def test_attention_of_models_of_another_width_is_compared(config, tmp_path) -> N
 
 
 @pytest.mark.filterwarnings("error:Gradients do not exist")
-def test_a_head_that_no_loss_trains_stays(config, teacher_dir, capsys) -> None:
-    """Also under weight decay; one line says so."""
+def test_head_that_no_loss_trains_does_not_change(config, teacher_dir, capsys) -> None:
+    """The head does not change under weight decay either, and one line is printed about it."""
     distilled(config, losses={"relation_kl": 1.0}, weight_decay=0.5, learning_rate=0.01)
     trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
     heads = [name for name in teacher if name.startswith("cls.predictions")]
     assert len(heads) >= 5
-    assert_equal_arrays(*({name: one[name] for name in heads} for one in (trained, teacher)))
+    assert_equal_arrays(*({name: model[name] for name in heads} for model in (trained, teacher)))
     name = "bert.encoder.layer.0.attention.self.query.weight"
     assert not np.array_equal(trained[name], teacher[name])
     lines = capsys.readouterr().err.splitlines()
     assert sum("masked-LM head" in line and "relation_kl" in line for line in lines) == 1
 
 
-def test_relations_of_a_copy_are_the_teachers(config, still_teacher_dir) -> None:
-    """In the first layer, of which a student that begins with the teacher's has the same."""
+def test_attention_losses_of_a_copied_layer_are_zero(config, still_teacher_dir) -> None:
+    """The student's first layer is a copy of the teacher's."""
     changes = {
         "losses": {"relation_kl": 1.0, "attention_score_mse": 1.0},
         "teacher": still_teacher_dir,
@@ -381,7 +380,9 @@ def embedding_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.
     return make_cache(folder, examples_dir, teacher_dir, cache_embedding="mean")
 
 
-def test_cached_embeddings_are_the_teachers_of_the_text(embedding_cache_dir, teacher_dir) -> None:
+def test_cached_embeddings_equal_the_teachers_for_unmasked_text(
+    embedding_cache_dir, teacher_dir
+) -> None:
     manifest = manifests.load(embedding_cache_dir)
     info = manifest.teacher_info
     assert (info.embedding, info.hidden_size, info.hidden_groups) == ("mean", 32, ())
@@ -401,14 +402,14 @@ def test_cached_embeddings_are_the_teachers_of_the_text(embedding_cache_dir, tea
             decode_embedding(damaged, info)
 
 
-def test_a_cache_without_embeddings_is_as_before(cache_dir) -> None:
+def test_manifest_without_embeddings_has_no_embedding_keys(cache_dir) -> None:
     manifest = (cache_dir / "manifest.json").read_json()
     assert "embedding" not in manifest
     assert "cache_embedding" not in manifest["flags"]
 
 
 def test_cached_and_live_embeddings_agree(config, embedding_cache_dir) -> None:
-    """Within what float16 loses."""
+    """The tolerance is the rounding of float16."""
     losses = {"losses": {"embedding_cosine": 1.0, "embedding_mse": 1.0, "masked_lm": 1.0}}
     cached = _evaluate(config, input_dir=embedding_cache_dir, teacher=None, **losses)
     live = _evaluate(config, **losses)
@@ -419,10 +420,10 @@ def test_cached_and_live_embeddings_agree(config, embedding_cache_dir) -> None:
     assert cached["masked_lm"] == pytest.approx(live["masked_lm"], rel=1e-5)
 
 
-def test_a_narrow_student_learns_embeddings(
+def test_narrower_student_learns_embeddings(
     config, embedding_cache_dir, monkeypatch, tmp_path
 ) -> None:
-    """Through a projection, in microbatches of other lengths; and a killed run ends as another."""
+    """It learns a projection, in microbatches of different lengths. An interrupted run is equal."""
     changed = dataclasses.replace(
         config,
         input_dir=embedding_cache_dir,
@@ -446,12 +447,12 @@ def test_a_narrow_student_learns_embeddings(
 @pytest.mark.parametrize(
     ("changes", "setting", "received"),
     [
-        ({"embedding_pooling": "cls"}, "losses", "except those of the pooling mean"),
+        ({"embedding_pooling": "cls"}, "losses", "only those of the pooling mean"),
         ({"losses": "masked_lm"} | {"embedding_pooling": "cls"}, "embedding_pooling", "cls"),
         ({"freeze": ("encoder",)}, "losses", "embedding_mse"),
     ],
 )
-def test_embeddings_that_are_not_there_are_refused(
+def test_missing_embeddings_are_refused(
     config, embedding_cache_dir, changes, setting, received
 ) -> None:
     cached = {"losses": "embedding_mse", "input_dir": embedding_cache_dir, "teacher": None}
@@ -459,14 +460,14 @@ def test_embeddings_that_are_not_there_are_refused(
         distilled(config, **{**cached, **changes})
 
 
-def test_attention_maps_of_other_numbers_of_heads_are_refused(config) -> None:
+def test_attention_maps_require_equal_numbers_of_heads(config) -> None:
     student = dataclasses.replace(config.student, student_hidden_size=16, student_attention_heads=2)
     with refused("losses", 2):
         distilled(config, student=student, losses={"attention_mse": 1.0}, layer_groups="1:1")
 
 
 @pytest.mark.slow
-def test_a_teacher_changes_the_request(config, tmp_path, vocab_file) -> None:
+def test_another_teacher_is_another_run_configuration(config, tmp_path, vocab_file) -> None:
     training.distill(config)
     other = save_tiny_bert(tmp_path / "other", vocab_file, seed=8)
     with refused("output_dir"):

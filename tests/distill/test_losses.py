@@ -1,4 +1,4 @@
-"""The losses: hand-computed values, and what must hold of each."""
+"""The losses on distributions: hand-computed values and general properties."""
 
 import math
 
@@ -16,8 +16,8 @@ from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.losses.probability_cosine import ProbabilityCosine
 from pipeline.distill.losses.soft_cross_entropy import SoftCrossEntropy
 
-# One position, four tokens. The teacher keeps tokens 2 and 0, half and a quarter of the
-# mass; the student has 0.4, 0.1, 0.2, 0.3; the true token is 3.
+# One position and four tokens. The teacher's top-k has the tokens 2 and 0, with half and a quarter
+# of the mass. The student has 0.4, 0.1, 0.2, 0.3. The true token is 3.
 P, TAIL = np.array([0.5, 0.25]), 0.25
 Q = np.array([0.4, 0.1, 0.2, 0.3])
 IDS, LABEL = np.array([[2, 0]]), np.array([3])
@@ -60,7 +60,7 @@ def test_hand_computed_cross_entropy_and_divergence(tail: str) -> None:
     np.testing.assert_allclose(loss, [HAND[tail] + HAND_ENTROPY[tail]], rtol=1e-4)
 
 
-def test_a_prefix_moves_the_rest_into_the_tail() -> None:
+def test_smaller_truncation_factor_moves_mass_into_the_tail() -> None:
     teacher = distributions.teacher_distribution(
         np.array([[2, 0]]),
         np.log(np.array([[0.5, 0.25]], "float32")),
@@ -92,9 +92,9 @@ def _from_logits(
     np.put_along_axis(outside, ids, 0.0, -1)
     with np.errstate(divide="ignore"):
         log_tail = np.log(outside.sum(-1)).astype("float32")
-    kept = np.take_along_axis(logits, ids, -1).astype("float32")
+    top = np.take_along_axis(logits, ids, -1).astype("float32")
     teacher = distributions.teacher_distribution(
-        ids, kept, log_tail, temperature=temperature, truncation_factor=k
+        ids, top, log_tail, temperature=temperature, truncation_factor=k
     )
     if lacking is None:
         return teacher
@@ -105,7 +105,7 @@ def _from_logits(
 
 
 @given(_dense(), st.sampled_from([1.0, 2.0]))
-def test_a_student_that_equals_the_teacher(case, temperature: float) -> None:
+def test_student_equal_to_the_teacher_has_zero_divergence(case, temperature: float) -> None:
     logits, labels, k = case
     teacher = _from_logits(logits, k, temperature)
     same = logits.astype("float32")
@@ -127,7 +127,7 @@ def _plain_losses(
 ) -> tuple[float, float]:
     """Returns Σ −p log q and Σ p log(p / q) of one position, over the whole vocabulary.
 
-    The top-k has the ids `inside`; the rest of the teacher's mass is the tail.
+    The top-k has the ids `inside`; the teacher's other mass is the tail.
     """
     classes = {i: (p[i], log_q[i]) for i in inside}
     outside = [i for i in range(len(p)) if i not in classes]
@@ -147,7 +147,7 @@ def _plain_losses(
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @given(_dense(), st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.8]))
 def test_losses_equal_a_plain_computation(tail, temperature, case, seed, share) -> None:
-    """Of the whole vocabulary, of a top-k, and where the student lacks tokens of the top-k."""
+    """Cases are the whole vocabulary, a top-k, and a student that lacks tokens of the top-k."""
     logits, labels, k = case
     random = np.random.default_rng(seed)
     other = random.normal(0.0, 2.0, logits.shape)
@@ -168,22 +168,22 @@ def test_losses_equal_a_plain_computation(tail, temperature, case, seed, share) 
         if not inside:
             continue
         expected = _plain_losses(p, np.log(q), inside, int(labels[row]), tail)
-        # In float32 1 − Σ q, the student's share of the bucket, is off by some roundings of 1.
+        # In float32 1 − Σ q, the student's mass of the bucket, has the rounding errors of 1.
         rest = np.delete([p, q], inside, axis=1).sum(axis=1)
         slack = 2.0**-21 * rest[0] / rest[1] if tail == "bucket" and rest[1] else 0.0
         np.testing.assert_allclose(cross[row], expected[0], rtol=2e-5, atol=2e-5 + slack)
         slack = temperature**2 * (1e-4 + slack)
         exact = temperature**2 * expected[1]
         np.testing.assert_allclose(divergence[row], exact, rtol=1e-3, atol=slack)
-        one, two = p[inside], q[inside]
-        exact = 1.0 - one @ two / math.sqrt((one @ one) * (two @ two))
+        p_top, q_top = p[inside], q[inside]
+        exact = 1.0 - p_top @ q_top / math.sqrt((p_top @ p_top) * (q_top @ q_top))
         np.testing.assert_allclose(cosine[row], exact, atol=2e-5)
         np.testing.assert_allclose(student.label_log_probs[row], LOG(q[labels[row]]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("tail", TAIL_POLICIES)
-def test_gradients_are_finite_and_come_from_no_lacking_token(tail: str) -> None:
-    """Position 0 lacks two ids of its top-k."""
+def test_gradients_are_finite_and_zero_for_lacking_tokens(tail: str) -> None:
+    """The student lacks two ids of the top-k."""
     ids, p = np.array([[2, -1, -1]]), np.array([[0.4, 0.0, 0.0]], "float32")
     teacher = TeacherDistribution(ids, p, np.array([0.6], "float32"))
     logits = tf.Variable(np.random.default_rng(0).normal(size=(1, 4)).astype("float32"))
@@ -194,7 +194,7 @@ def test_gradients_are_finite_and_come_from_no_lacking_token(tail: str) -> None:
             )
             value = loss(tail=tail)(student, teacher, {})
         assert np.isfinite(value).all() and np.isfinite(tape.gradient(value, logits)).all(), loss
-    # The entries themselves: nothing flows out of one that is no id.
+    # The entries of missing ids have no gradient.
     with tf.GradientTape() as tape:
         student = distributions.student_log_probs(logits.value(), ids, ids[:, 0], temperature=1.0)
         lacking = student.log_probs[0, 1:]
@@ -203,7 +203,7 @@ def test_gradients_are_finite_and_come_from_no_lacking_token(tail: str) -> None:
 
 
 @given(_dense(), st.integers(0, 10**6))
-def test_divergence_is_never_below_zero_but_for_drop(case, seed: int) -> None:
+def test_divergence_is_never_negative_except_for_drop(case, seed: int) -> None:
     logits, labels, k = case
     other = np.random.default_rng(seed).normal(0.0, 4.0, logits.shape).astype("float32")
     teacher = _from_logits(logits, k, 1.0)

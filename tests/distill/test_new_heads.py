@@ -1,4 +1,4 @@
-"""Heads that are trained alone, and heads that begin anew."""
+"""Training of only the masked-LM head, and new heads for encoders without one."""
 
 import dataclasses
 import importlib.util
@@ -35,7 +35,7 @@ HEAD = "cls.predictions."
 
 @pytest.fixture(scope="module")
 def bare_dir(tmp_path_factory, teacher_dir):
-    """The teacher's encoder as `BertModel` saves it: neither a prefix nor a head."""
+    """The teacher's encoder as `BertModel` saves it, without a prefix and without a head."""
     folder = tmp_path_factory.mktemp("bare") / "encoder"
     shutil.copytree(teacher_dir, folder)
     weights = {
@@ -53,14 +53,14 @@ def half_dir(tmp_path_factory, teacher_dir):
     folder = tmp_path_factory.mktemp("half") / "model"
     shutil.copytree(teacher_dir, folder)
     weights = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if "transform" not in name}
-    save_file(kept, folder / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if "transform" not in name}
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
 @pytest.fixture
 def own_settings(examples_dir, teacher_dir) -> dict:
-    """All of the teacher, on labels alone."""
+    """A student that starts as the whole teacher, trained on labels only."""
     return {
         "student": StudentConfig(student=teacher_dir),
         "losses": {"masked_lm": 1.0},
@@ -71,7 +71,7 @@ def own_settings(examples_dir, teacher_dir) -> dict:
 # A frozen encoder.
 
 
-def test_only_the_head_is_trained(config, teacher_dir) -> None:
+def test_frozen_encoder_leaves_only_the_head_to_train(config, teacher_dir) -> None:
     distilled(config, freeze=("encoder",))
     trained, before = read_weights(config.output_dir), read_weights(teacher_dir)
     assert trained.keys() == before.keys()
@@ -79,12 +79,12 @@ def test_only_the_head_is_trained(config, teacher_dir) -> None:
         assert np.array_equal(trained[name], value) != name.startswith(HEAD), name
 
 
-def test_the_optimizer_has_slots_for_the_head_alone(config) -> None:
+def test_optimizer_has_slots_only_for_the_head(config) -> None:
     run = prepare(dataclasses.replace(config, freeze=("encoder",)))
     distiller = training.build_distiller(run)
-    head = [tuple(one.shape) for one in distiller.student.head.trainable_variables]
-    assert [tuple(one.shape) for one in distiller.trainable_variables] == head
-    slots = [tuple(one.shape) for one in distiller.optimizer.variables if len(one.shape)]
+    head = [tuple(variable.shape) for variable in distiller.student.head.trainable_variables]
+    assert [tuple(variable.shape) for variable in distiller.trainable_variables] == head
+    slots = [tuple(slot.shape) for slot in distiller.optimizer.variables if len(slot.shape)]
     assert sorted(slots) == sorted(2 * head)
 
 
@@ -102,7 +102,7 @@ def test_a_frozen_encoder_has_no_dropout(teacher_dir) -> None:
     np.testing.assert_array_equal(model.activations(batch, training=True)[LOGITS], still)
 
 
-# Prints how many products of matrices a step's loss takes, and its gradient besides.
+# Prints the numbers of matrix products of a step's loss, and of the loss with its gradient.
 ON_JAX = """
 import sys
 import jax, keras
@@ -144,14 +144,14 @@ def _products_on_tensorflow(model: MaskedLM) -> list[int]:
     def gradient():
         with tf.GradientTape() as tape:
             value = loss()
-        return tape.gradient(value, [one.value for one in model.trainable_variables])
+        return tape.gradient(value, [variable.value for variable in model.trainable_variables])
 
-    graphs = [tf.function(one).get_concrete_function().graph for one in (loss, gradient)]
+    graphs = [tf.function(traced).get_concrete_function().graph for traced in (loss, gradient)]
     return [sum("MatMul" in op.type for op in graph.get_operations()) for graph in graphs]
 
 
-def test_the_gradient_does_not_reach_a_frozen_encoder(teacher_dir) -> None:
-    """Two products besides the loss's: of the dense layer's kernel, and of what it gives."""
+def test_gradient_does_not_reach_a_frozen_encoder(teacher_dir) -> None:
+    """The gradient takes two more products: for the dense layer's kernel and for its output."""
     if keras.config.backend() == "tensorflow":
         model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
         model.encoder.trainable = False
@@ -160,7 +160,7 @@ def test_the_gradient_does_not_reach_a_frozen_encoder(teacher_dir) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_the_gradient_does_not_reach_a_frozen_encoder_on_jax(teacher_dir) -> None:
+def test_gradient_does_not_reach_a_frozen_encoder_on_jax(teacher_dir) -> None:
     output = run_python("-c", ON_JAX, str(teacher_dir), KERAS_BACKEND="jax").stdout
     forward, both = map(int, output.split())
     assert (forward > 10, both - forward) == (True, 2)
@@ -171,7 +171,7 @@ def test_an_interrupted_training_of_a_head_resumes(config, monkeypatch) -> None:
     expect_same_after_interrupt(monkeypatch, frozen, update=8, step=5)
 
 
-def test_losses_that_train_nothing_are_refused(config, teacher_dir) -> None:
+def test_losses_on_frozen_weights_are_refused(config, teacher_dir) -> None:
     with refused("losses", "hidden_cosine"):
         distilled(
             config,
@@ -194,12 +194,14 @@ def _label_shares(examples_dir, vocab_size: int) -> np.ndarray:
     return counts / counts.sum()
 
 
-def test_an_encoder_begins_with_a_new_head(config, bare_dir, teacher_dir, capsys) -> None:
+def test_encoder_without_a_head_starts_with_a_new_head(
+    config, bare_dir, teacher_dir, capsys
+) -> None:
     student = StudentConfig(student=bare_dir)
     distilled(config, student=student, num_train_steps=1, learning_rate=0.0, weight_decay=0.0)
     lines = capsys.readouterr().err.splitlines()
     assert sum("no masked-LM head" in line for line in lines) == 1
-    begun, before = read_weights(config.output_dir), read_weights(teacher_dir)
+    initial, before = read_weights(config.output_dir), read_weights(teacher_dir)
     size = len(before[f"{HEAD}bias"])
     expected = {
         "transform.dense.weight": np.eye(32),
@@ -209,12 +211,12 @@ def test_an_encoder_begins_with_a_new_head(config, bare_dir, teacher_dir, capsys
         "bias": np.log(_label_shares(config.input_dir, size)),
     }
     for name, value in before.items():
-        wanted = expected[name.removeprefix(HEAD)] if name.startswith(HEAD) else value
-        np.testing.assert_allclose(begun[name], wanted, rtol=1e-5, err_msg=name)
+        exact = expected[name.removeprefix(HEAD)] if name.startswith(HEAD) else value
+        np.testing.assert_allclose(initial[name], exact, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["cache", "windows"])
-def test_layers_and_sizes_are_cut_from_an_encoder(
+def test_narrower_student_of_an_encoder_gets_a_new_head(
     config, bare_dir, cache_dir, windows_dir, kind
 ) -> None:
     folder = cache_dir if kind == "cache" else windows_dir
@@ -223,25 +225,25 @@ def test_layers_and_sizes_are_cut_from_an_encoder(
     )
     settings = {"num_train_steps": 1, "learning_rate": 0.0, "input_dir": folder}
     distilled(config, student=student, **settings)
-    begun = read_weights(config.output_dir)
-    np.testing.assert_array_equal(begun[f"{HEAD}transform.dense.weight"], np.eye(16))
-    shares = np.exp(begun[f"{HEAD}bias"])
+    initial = read_weights(config.output_dir)
+    np.testing.assert_array_equal(initial[f"{HEAD}transform.dense.weight"], np.eye(16))
+    shares = np.exp(initial[f"{HEAD}bias"])
     assert shares.sum() == pytest.approx(1.0, rel=1e-4) and shares.max() > 10 * shares.min()
 
 
-def test_the_identity_is_cut_to_the_width_of_the_embeddings(config, tmp_path, vocab_file) -> None:
+def test_identity_of_a_new_head_is_cut_to_the_embedding_width(config, tmp_path, vocab_file) -> None:
     sizes = {"embedding_size": 16, "model_type": "albert"}
     folder = save_tiny_bert(tmp_path / "albert", vocab_file, seed=2, **sizes)
     weights = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith("predictions.")}
-    save_file(kept, folder / "model.safetensors")
+    encoder = {name: weights[name] for name in weights if not name.startswith("predictions.")}
+    save_file(encoder, folder / "model.safetensors")
     student = StudentConfig(student=folder)
     distilled(config, student=student, num_train_steps=1, learning_rate=0.0)
-    begun = read_weights(config.output_dir)
-    np.testing.assert_array_equal(begun["predictions.dense.weight"], np.eye(16, 32))
+    initial = read_weights(config.output_dir)
+    np.testing.assert_array_equal(initial["predictions.dense.weight"], np.eye(16, 32))
 
 
-def test_a_new_head_is_the_same_again(config, bare_dir) -> None:
+def test_training_with_a_new_head_is_reproducible(config, bare_dir) -> None:
     student = StudentConfig(student=bare_dir)
     other = dataclasses.replace(config, output_dir=f"{config.output_dir}-again")
     for each in (config, other):
@@ -249,7 +251,7 @@ def test_a_new_head_is_the_same_again(config, bare_dir) -> None:
     assert_same_weights(config.output_dir, other.output_dir)
 
 
-def test_a_head_that_was_trained_alone_makes_a_teacher(config, bare_dir, tmp_path) -> None:
+def test_model_with_a_trained_new_head_is_a_teacher(config, bare_dir, tmp_path) -> None:
     settings = {"num_train_steps": 3, "freeze": ("encoder",)}
     distilled(config, student=StudentConfig(student=bare_dir), **settings)
     manifest = create_teacher_cache(
@@ -260,7 +262,7 @@ def test_a_head_that_was_trained_alone_makes_a_teacher(config, bare_dir, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["bare", "half"])
-def test_no_teacher_is_without_a_whole_head(
+def test_teacher_without_a_complete_head_is_refused(
     config, request, tmp_path, examples_dir, name: str
 ) -> None:
     folder = request.getfixturevalue(f"{name}_dir")
@@ -275,7 +277,7 @@ def test_no_teacher_is_without_a_whole_head(
 
 
 @pytest.mark.parametrize("setting", ["student", "init_from"])
-def test_a_student_does_not_begin_with_half_a_head(config, half_dir, setting: str) -> None:
+def test_student_with_an_incomplete_head_is_refused(config, half_dir, setting: str) -> None:
     layers = {"student_layers": 1} if setting == "init_from" else {}
     with refused(setting, "cls.predictions.transform.dense.weight"):
         distilled(config, student=StudentConfig(**{setting: half_dir}, **layers))

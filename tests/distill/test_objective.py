@@ -1,4 +1,4 @@
-"""The objective over a batch, its gradient, the metrics and the optimizer."""
+"""The objective and its gradient on a batch, the metrics and the optimizer."""
 
 import importlib
 import pathlib
@@ -35,7 +35,7 @@ from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from tests.distill.running import loss_values, refused
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Those that compare distributions or labels.
+# Losses that compare distributions or labels.
 ALL = tuple(name for name in losses.LOSSES if losses.load_loss(name).needs in (TOPK, LABEL))
 
 
@@ -53,7 +53,7 @@ def _targets(seed: int = 0, *, padded: int = 0) -> dict[str, np.ndarray]:
         records.MASKED_LM_WEIGHTS: weights,
     }
     if padded:
-        # As the reader pads: zeros, and a tail of no mass.
+        # The reader pads with zeros and a tail without mass.
         for value in targets.values():
             value[:, 3:] = 0
         targets[records.LOG_TAIL_MASSES][:, 3:] = -np.inf
@@ -96,7 +96,7 @@ def test_padding_contributes_nothing(tail: str | None, temperature: float) -> No
     assert not gradient[:, 3:].any()
 
 
-def test_the_total_is_the_weighted_sum() -> None:
+def test_total_is_the_weighted_sum() -> None:
     objective = _objective({"masked_lm": 2.0, "probability_cosine": 0.5})
     means = _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())
     total = 2.0 * means["masked_lm"] + 0.5 * means["probability_cosine"]
@@ -104,15 +104,15 @@ def test_the_total_is_the_weighted_sum() -> None:
     assert means["masked_lm"] == pytest.approx(np.log(30.0), rel=1e-6)
 
 
-def test_temperature_touches_only_the_soft_losses() -> None:
+def test_temperature_changes_only_tempered_losses() -> None:
     logits = np.random.default_rng(1).normal(0.0, 2.0, (2, 3, 30)).astype("float32")
-    one = _mean(_objective({"masked_lm": 1.0}), logits, _targets())
-    two = _mean(_objective({"masked_lm": 1.0}, temperature=2.0), logits, _targets())
-    changed = {name for name in ALL if not np.isclose(one[name], two[name])}
+    cold = _mean(_objective({"masked_lm": 1.0}), logits, _targets())
+    warm = _mean(_objective({"masked_lm": 1.0}, temperature=2.0), logits, _targets())
+    changed = {name for name in ALL if not np.isclose(cold[name], warm[name])}
     assert changed == {"soft_cross_entropy", "kl_divergence"}
 
 
-def test_labels_alone_need_no_teacher() -> None:
+def test_label_loss_needs_no_teacher() -> None:
     objective = Objective({"masked_lm": 1.0})
     logits = np.zeros((2, 3, 30), "float32")
     values = loss_values(objective.comparison, logits, _targets(), {"masked_lm"})
@@ -122,7 +122,7 @@ def test_labels_alone_need_no_teacher() -> None:
         Objective({"kl_divergence": 1.0})
 
 
-def test_a_temperature_without_a_tail_mass_needs_renormalize() -> None:
+def test_temperature_without_a_cached_tail_requires_renormalize() -> None:
     with refused("temperature", "3"):
         _objective({"kl_divergence": 1.0}, temperature=3.0)
     objective = _objective({"kl_divergence": 1.0}, temperature=3.0, tail="renormalize")
@@ -146,7 +146,7 @@ def test_invalid_losses_are_refused(text: str, received: str) -> None:
     assert caught.value.received == received
 
 
-def test_losses_are_read() -> None:
+def test_losses_are_parsed_with_default_weights() -> None:
     parsed = parse_losses("kl_divergence=5, masked_lm=2,probability_cosine")
     assert parsed == {"kl_divergence": 5.0, "masked_lm": 2.0, "probability_cosine": 1.0}
 
@@ -167,7 +167,7 @@ def test_calibration_error_equals_a_plain_computation(seed: int) -> None:
     assert float(metric.result()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_rate_rises_and_falls() -> None:
+def test_learning_rate_rises_and_falls() -> None:
     schedule = WarmupLinearDecay(1.0, warmup_steps=4, num_train_steps=8)
     rates = [float(schedule(step)) for step in range(9)]
     np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0])
@@ -177,7 +177,7 @@ def test_the_rate_rises_and_falls() -> None:
     )
 
 
-def test_decay_leaves_biases_and_norms_alone() -> None:
+def test_weight_decay_excludes_vectors() -> None:
     import keras
 
     matrix, vector = (keras.Variable(np.ones(shape, "float32")) for shape in ((2, 2), (2,)))
@@ -189,20 +189,21 @@ def test_decay_leaves_biases_and_norms_alone() -> None:
 
 
 def _loss_classes(parent: type = Loss) -> set[type]:
-    """Returns the losses of all modules of the package."""
+    """Returns all classes of losses in the modules of the package."""
     for module in pkgutil.iter_modules(losses.__path__):
         importlib.import_module(f"{losses.__name__}.{module.name}")
-    below = {child for one in parent.__subclasses__() for child in (one, *_loss_classes(one))}
-    return {child for child in below if child.__module__.startswith(losses.__name__)}
+    classes = set(parent.__subclasses__())
+    classes |= {child for subclass in classes for child in _loss_classes(subclass)}
+    return {loss for loss in classes if loss.__module__.startswith(losses.__name__)}
 
 
-def test_every_loss_is_in_the_table_under_its_name() -> None:
+def test_every_loss_is_in_the_table_by_its_name() -> None:
     loaded = {name: losses.load_loss(name) for name in losses.LOSSES}
     assert set(loaded.values()) == {loss for loss in _loss_classes() if hasattr(loss, "name")}
     assert all(loss.name == name for name, loss in loaded.items())
 
 
-def test_every_loss_declares_what_it_needs_and_is_averaged_over() -> None:
+def test_every_loss_declares_valid_needs_and_averages() -> None:
     for loss in map(losses.load_loss, losses.LOSSES):
         assert loss.needs in (*OF_POSITIONS, HIDDEN, EMBEDDING, *OF_ATTENTION), loss
         assert loss.over in AVERAGES, loss
@@ -212,10 +213,10 @@ def test_every_loss_declares_what_it_needs_and_is_averaged_over() -> None:
         if loss.from_cache is not None:
             assert losses.load_loss(loss.from_cache).over == MASKED
     names = ("soft_cross_entropy", "kl_divergence")
-    # The ancestor's, and the one under which p and q sum to the same.
+    # The first is the published recipe's; under the second, p and q have equal sums.
     assert [losses.load_loss(name)().tail for name in names] == ["drop", "bucket"]
 
 
-def test_losses_are_named_without_keras() -> None:
+def test_names_of_losses_are_read_without_keras() -> None:
     code = "import sys, pipeline.distill.settings; assert 'keras' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

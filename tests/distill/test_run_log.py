@@ -1,4 +1,4 @@
-"""The log of a run that goes on: what stands in it from before, whole or broken."""
+"""The log of a resumed run keeps valid earlier lines and drops broken ones."""
 
 import json
 import pathlib
@@ -26,20 +26,20 @@ _LINE = b'{"step": 10, "split": "train", "loss": 1.0}'
         b'{"step": 21}',
     ],
 )
-def test_lines_that_are_none_are_left_out(tmp_path: pathlib.Path, broken: bytes) -> None:
+def test_broken_and_later_lines_are_removed(tmp_path: pathlib.Path, broken: bytes) -> None:
     path = tmp_path / METRICS_FILE
-    # A line break of Unicode is none of the file's.
+    # A line separator of Unicode does not end a line of the file.
     other = '{"step": 20, "note": "a\u2028b"}'.encode()
     path.write_bytes(_LINE + b"\n" + broken + b"\n" + other + b"\n")
     log = RunLog(tmp_path, start=20)
     log.write(21, "train", {"loss": 0.5})
     log.close()
-    *kept, last = path.read_bytes().splitlines()
-    assert kept == [_LINE, other]
+    *earlier, last = path.read_bytes().splitlines()
+    assert earlier == [_LINE, other]
     assert json.loads(last) == {"step": 21, "split": "train", "loss": 0.5}
 
 
-def test_lines_that_cannot_be_uploaded_are_removed_from_this_machine(bucket, monkeypatch) -> None:
+def test_local_log_is_removed_after_a_failed_upload(bucket, monkeypatch) -> None:
     def put_file(*arguments: object, **options: object) -> None:
         raise OSError("503 SlowDown")
 

@@ -1,4 +1,4 @@
-"""Students from a cache of head states: as beside the teacher that made it."""
+"""Students from a cache of head states equal students with a live teacher."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ LOSSES = ("soft_cross_entropy", "kl_divergence", "probability_cosine", "masked_l
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory, examples_dir, teacher_dir, states_cache_dir) -> dict:
-    """A cache for each number of bits; read only."""
+    """A cache of head states for each number of bits; read only."""
     folder = tmp_path_factory.mktemp("bits")
     return {8: states_cache_dir} | {
         bits: make_cache(
@@ -52,24 +52,26 @@ def caches(tmp_path_factory, examples_dir, teacher_dir, states_cache_dir) -> dic
 
 @pytest.fixture
 def own_settings(states_cache_dir) -> dict:
-    """Every loss of distributions, at a temperature that no top-k is cached for."""
+    """Every loss on distributions, at a temperature that is in no cache."""
     losses = dict.fromkeys(LOSSES, 1.0)
     return {"losses": losses, "temperature": 3.0, "input_dir": states_cache_dir}
 
 
 def _targets(folder: pathlib.Path) -> list[tuple[dict[str, bytes], TeacherTargets]]:
     manifest = manifests.load(folder)
-    codec, found = cache_input.open_codec(folder, manifest), []
+    codec, pairs = cache_input.open_codec(folder, manifest), []
     for record in serialization.read_records(folder / EVAL):
         features = serialization.decode_example(record)
         targets = TeacherTargets.from_features(features, codec, manifest.teacher_info)
-        found.append((features, targets))
-    return found
+        pairs.append((features, targets))
+    return pairs
 
 
 @pytest.mark.parametrize("bits", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 8.0])
-def test_the_whole_distribution_is_the_teachers(caches, teacher_dir, bits, temperature) -> None:
+def test_decoded_distribution_is_close_to_the_teachers(
+    caches, teacher_dir, bits, temperature
+) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(teacher_dir))
     largest = 0.0
     for features, targets in _targets(caches[bits])[:12]:
@@ -77,7 +79,7 @@ def test_the_whole_distribution_is_the_teachers(caches, teacher_dir, bits, tempe
         labels = np.frombuffer(features[records.MASKED_LM_IDS], "<u2")
         log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
         label = np.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
-        # Of the dense logits, not of the states: float16 alone rounds it.
+        # They come from the dense logits, not from the states, so only float16 rounds them.
         np.testing.assert_allclose(targets.label_log_probs, label, rtol=2e-3, atol=1e-3)
         p, rest = targets.probabilities(temperature)
         assert (rest == 0.0).all()
@@ -89,7 +91,7 @@ def test_the_whole_distribution_is_the_teachers(caches, teacher_dir, bits, tempe
     assert largest < DIVERGENCES[bits]
 
 
-def test_the_manifest_holds_sizes_and_the_table(caches, examples_dir) -> None:
+def test_manifest_describes_state_sizes_and_output_table(caches, examples_dir) -> None:
     for bits, folder in caches.items():
         manifest = manifests.load(folder)
         info = manifest.teacher_info
@@ -104,7 +106,9 @@ def test_the_manifest_holds_sizes_and_the_table(caches, examples_dir) -> None:
         assert manifest.flags["state_bits"] == bits
 
 
-def test_a_repetition_is_byte_equal(states_cache_dir, examples_dir, teacher_dir, tmp_path) -> None:
+def test_cache_made_in_tasks_is_byte_equal(
+    states_cache_dir, examples_dir, teacher_dir, tmp_path
+) -> None:
     folder = tmp_path / "cache"
     for index in (1, 2, 0):
         make_cache(
@@ -118,8 +122,10 @@ def test_a_repetition_is_byte_equal(states_cache_dir, examples_dir, teacher_dir,
     assert read_folder(folder) == read_folder(states_cache_dir)
 
 
-def test_each_step_follows_a_live_teacher(config, examples_dir, teacher_dir) -> None:
-    """Losses step by step, within the codec's error."""
+def test_losses_of_each_step_equal_those_of_a_live_teacher(
+    config, examples_dir, teacher_dir
+) -> None:
+    """The tolerance is the codec's error."""
     cached = dataclasses.replace(config, log_steps=1)
     live = dataclasses.replace(
         cached,
@@ -127,9 +133,9 @@ def test_each_step_follows_a_live_teacher(config, examples_dir, teacher_dir) -> 
         teacher=teacher_dir,
         output_dir=f"{config.output_dir}-live",
     )
-    for one in (cached, live):
-        training.distill(one)
-    lines, expected = (read_lines(one.output_dir) for one in (cached, live))
+    for run in (cached, live):
+        training.distill(run)
+    lines, expected = (read_lines(run.output_dir) for run in (cached, live))
     assert len(lines) == len(expected) > config.num_train_steps
     for line, other in zip(lines, expected, strict=True):
         assert line.keys() == other.keys()
@@ -147,7 +153,9 @@ def test_each_step_follows_a_live_teacher(config, examples_dir, teacher_dir) -> 
         {"truncation_factor": 10**6, "tail": "renormalize"},
     ],
 )
-def test_any_k_and_temperature(config, caches, examples_dir, teacher_dir, changes) -> None:
+def test_any_k_and_temperature_equals_a_live_teacher(
+    config, caches, examples_dir, teacher_dir, changes
+) -> None:
     cached = distilled(config, input_dir=caches[16], do_train=False, **changes)
     live = distilled(config, input_dir=examples_dir, teacher=teacher_dir, do_train=False, **changes)
     assert cached.keys() == live.keys()
@@ -155,7 +163,7 @@ def test_any_k_and_temperature(config, caches, examples_dir, teacher_dir, change
         assert cached[name] == pytest.approx(live[name], rel=2e-3, abs=2e-4), name
 
 
-def test_a_live_teacher_beside_it_gives_hidden_states(config, teacher_dir) -> None:
+def test_live_teacher_adds_hidden_states_to_cached_head_states(config, teacher_dir) -> None:
     mixed = distilled(
         config,
         teacher=teacher_dir,
@@ -169,14 +177,14 @@ def test_a_live_teacher_beside_it_gives_hidden_states(config, teacher_dir) -> No
         assert mixed[name] == cached[name]
 
 
-def test_the_teacher_agrees_with_itself(config, caches, teacher_dir) -> None:
+def test_teacher_as_its_own_student_agrees_with_itself(config, caches, teacher_dir) -> None:
     student = StudentConfig(student=str(teacher_dir))
     report = distilled(config, student=student, input_dir=caches[8], do_train=False)
     assert 0.0 <= report["kl_divergence"] < 9 * 1e-4
     assert report["teacher_agreement"] > 0.98
 
 
-def test_the_table_is_in_no_checkpoint_and_not_trained(config, states_cache_dir) -> None:
+def test_output_table_is_neither_trained_nor_in_checkpoints(config, states_cache_dir) -> None:
     training.distill(config)
     path = config.output_dir / "checkpoints" / "step-00000012.safetensors"
     names = load_file(path).keys()
@@ -185,25 +193,25 @@ def test_the_table_is_in_no_checkpoint_and_not_trained(config, states_cache_dir)
     assert not head.trainable_variables and len(head.variables) == 2
 
 
-# Students of fewer tokens.
+# Students with a reduced vocabulary.
 
 
 @pytest.fixture(scope="module")
 def complete_cache_dir(tmp_path_factory, examples_dir, teacher_dir, vocab) -> pathlib.Path:
-    """A top-k cache of every token."""
+    """A top-k cache whose k is the size of the vocabulary."""
     folder = tmp_path_factory.mktemp("complete") / "cache"
     return make_cache(folder, examples_dir, teacher_dir, truncation_factor=len(vocab))
 
 
 @pytest.mark.parametrize("tail", ["drop", "bucket", "label", "renormalize"])
 @pytest.mark.parametrize("k", [None, 9])
-def test_a_student_of_fewer_tokens_sees_what_it_sees_of_all_tokens(
+def test_reduced_vocabulary_gives_the_targets_of_a_complete_top_k(
     caches, complete_cache_dir, vocab, tail, k
 ) -> None:
-    """The mass of the tokens that it lacks is in the tail, at each temperature."""
+    """At each temperature, the mass of the tokens that the student lacks is in the tail."""
     ids = np.full(len(vocab), NO_ID, np.int32)
     known = [*range(5), *range(5, len(vocab), 2)]
-    # In another order.
+    # The student has the tokens in another order.
     ids[known] = [*range(5), *range(len(known) - 1, 4, -1)]
     subset = VocabSubset(ids, 1, "[UNK]", VocabInfo(len(known), "0" * 64), {})
     values = []
@@ -211,7 +219,7 @@ def test_a_student_of_fewer_tokens_sees_what_it_sees_of_all_tokens(
         cache = cache_input.open_cache(folder, None)
         cache = dataclasses.replace(cache, vocab_subset=subset)
         is_complete = folder is complete_cache_dir
-        # Of a student without a token outside the list.
+        # The list has all tokens of the student.
         has_no_rest = is_complete and k is None and tail == "bucket"
         comparison = Comparison(
             temperature=2.0,
@@ -230,17 +238,17 @@ def test_a_student_of_fewer_tokens_sees_what_it_sees_of_all_tokens(
             logits = head.vocabulary_logits(targets[records.HEAD_STATES], *head.output_layer())
             activations[TEACHER] = {LOGITS: logits}
         compared = BatchComparison(comparison, inputs, targets, activations)
-        found = compared.at_positions(comparison.losses(LOSSES), with_guesses=True)
+        measured = compared.at_positions(comparison.losses(LOSSES), with_guesses=True)
         real = np.asarray(targets[records.MASKED_LM_WEIGHTS]) > 0
-        values.append({name: np.asarray(value)[real] for name, value in found.items()})
+        values.append({name: np.asarray(value)[real] for name, value in measured.items()})
     states, complete = values
     assert states.keys() == complete.keys() and len(states["first"]) > 20
     for name, value in complete.items():
         np.testing.assert_allclose(states[name], value, rtol=3e-3, atol=3e-3, err_msg=name)
 
 
-def test_the_table_in_a_students_order(states_cache_dir, vocab) -> None:
-    """A student's row that stands for no token has no mass; unknown tokens come last."""
+def test_output_table_is_reordered_for_a_reduced_vocabulary(states_cache_dir, vocab) -> None:
+    """A student's row without a token has no mass; tokens that the student lacks come last."""
     cache = cache_input.open_cache(states_cache_dir, None)
     ids = np.full(len(vocab), NO_ID, np.int32)
     ids[[0, 1, 7, 9]] = [0, 1, 4, 2]
@@ -248,22 +256,23 @@ def test_the_table_in_a_students_order(states_cache_dir, vocab) -> None:
     whole = open_head(cache, len(vocab))
     head = open_head(dataclasses.replace(cache, vocab_subset=subset), 5)
     states = np.random.default_rng(5).normal(size=(3, 32)).astype(np.float32)
-    every, own = (
-        np.asarray(one.vocabulary_logits(states, *one.output_layer())) for one in (whole, head)
+    original, own = (
+        np.asarray(layer.vocabulary_logits(states, *layer.output_layer()))
+        for layer in (whole, head)
     )
-    np.testing.assert_allclose(own[:, [0, 1, 4, 2]], every[:, [0, 1, 7, 9]], rtol=1e-5)
+    np.testing.assert_allclose(own[:, [0, 1, 4, 2]], original[:, [0, 1, 7, 9]], rtol=1e-5)
     assert own.shape == (3, len(vocab) + 1) and (own[:, 3] < -1e29).all()
-    others = np.delete(every, [0, 1, 7, 9], axis=-1)
+    others = np.delete(original, [0, 1, 7, 9], axis=-1)
     np.testing.assert_allclose(np.sort(own[:, 5:]), np.sort(others), rtol=1e-5)
 
 
-def test_tails_by_hand() -> None:
-    """Of the probabilities .5, .25 and, of a token that the student lacks, .25."""
+def test_tails_with_lacking_tokens_equal_hand_computed_values() -> None:
+    """The probabilities are .5, .25 and .25; the student lacks the last token."""
     logits = np.log(np.array([[0.5, 0.25, 0.25]], np.float32))
     dense = dense_distribution(logits, temperature=1.0, vocab_size=2)
     np.testing.assert_allclose(dense.probabilities, [[0.5, 0.25]], rtol=1e-6)
     np.testing.assert_allclose(dense.tail, [0.25], rtol=1e-6)
-    # Of the first token alone: a third of what the student knows is outside, and a quarter of all.
+    # The top-k is the first token. Outside are a third of the student's mass, and a quarter of all.
     log_tail = np.log(np.array([[1.0 / 3.0]], np.float32))
     joined = join_tails(log_tail, logits, temperature=1.0, vocab_size=2)
     np.testing.assert_allclose(np.exp(joined), [[0.5]], rtol=1e-6)
@@ -273,7 +282,7 @@ def test_tails_by_hand() -> None:
 
 @pytest.mark.parametrize("tail", ["drop", "bucket", "label", "renormalize"])
 @pytest.mark.parametrize("k", [None, 1])
-def test_losses_are_finite_where_the_student_knows_nothing(tail, k) -> None:
+def test_losses_are_finite_if_the_student_lacks_all_likely_tokens(tail, k) -> None:
     comparison = Comparison(tail=tail, truncation_factor=k, states_cached=True)
     logits = np.array([[[0.0, -1.0, 900.0]]], np.float32)
     targets = {records.MASKED_LM_IDS: np.array([[1]]), records.MASKED_LM_WEIGHTS: np.ones((1, 1))}
@@ -282,8 +291,8 @@ def test_losses_are_finite_where_the_student_knows_nothing(tail, k) -> None:
         TEACHER: {LOGITS: logits},
     }
     compared = BatchComparison(comparison, {}, targets, activations)
-    found = compared.at_positions(comparison.losses(LOSSES))
-    assert all(np.isfinite(np.asarray(value)).all() for value in found.values()), found
+    values = compared.at_positions(comparison.losses(LOSSES))
+    assert all(np.isfinite(np.asarray(value)).all() for value in values.values()), values
 
 
 # Bad input.
@@ -331,7 +340,7 @@ def test_broken_manifests_are_refused(states_cache_dir, tmp_path, changes) -> No
     assert caught.value.subject.startswith(str(tmp_path / "manifest.json"))
 
 
-def test_an_altered_a_cut_and_a_missing_table_are_refused(config, tmp_path) -> None:
+def test_altered_truncated_and_missing_output_tables_are_refused(config, tmp_path) -> None:
     folder = tmp_path / "cache"
     path = damaged_copy(config.input_dir, folder, OUTPUT_TABLE_FILE, -1)
     for damage in (lambda: None, lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):
@@ -341,8 +350,8 @@ def test_an_altered_a_cut_and_a_missing_table_are_refused(config, tmp_path) -> N
         assert caught.value.subject == str(path)
 
 
-def test_another_teachers_table_is_refused(config, tmp_path, vocab_file) -> None:
-    """Of equal size: its checksum tells."""
+def test_output_table_of_another_teacher_is_refused(config, tmp_path, vocab_file) -> None:
+    """The table has the same size, but another checksum."""
     folder = tmp_path / "cache"
     shutil.copytree(config.input_dir, folder)
     source = model_directory.find_model(save_tiny_bert(tmp_path / "other", vocab_file, seed=9))
@@ -367,7 +376,7 @@ def test_another_teachers_table_is_refused(config, tmp_path, vocab_file) -> None
         {},
     ],
 )
-def test_foreign_table_files_are_refused(tmp_path, tensors) -> None:
+def test_malformed_output_tables_are_refused(tmp_path, tensors) -> None:
     path = tmp_path / OUTPUT_TABLE_FILE
     save_file(tensors, path)
     with pytest.raises(InputError) as caught:
@@ -379,7 +388,7 @@ def test_foreign_table_files_are_refused(tmp_path, tensors) -> None:
     assert caught.value.subject == str(path)
 
 
-def test_a_table_beyond_float16_is_refused(tmp_path) -> None:
+def test_output_table_beyond_float16_is_refused(tmp_path) -> None:
     layer = np.full((2, 4), 1e6, np.float32), np.zeros(2, np.float32)
     with refused("teacher"):
         output_table.ensure_table(tmp_path, 2, 4, read_layer=lambda: layer)
@@ -391,7 +400,7 @@ def test_a_table_beyond_float16_is_refused(tmp_path) -> None:
     ("changes", "setting"),
     [({"temperature": 8.0}, "temperature"), ({"truncation_factor": 99}, "truncation_factor")],
 )
-def test_errors_of_a_top_k_cache_name_the_codec_that_can(
+def test_errors_of_a_top_k_cache_suggest_the_codec_of_states(
     config, cache_dir, changes, setting
 ) -> None:
     changes = {"temperature": 1.0, **changes}

@@ -1,4 +1,4 @@
-"""Rates and waiting times in the log, and traces of steps."""
+"""Rates and input times in the log, and traces of steps."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from pipeline.distill.step_times import CLOCK_FIELDS, InputClock, Rates
 from tests.distill.running import distilled, refused, start_command
 
 
-def test_input_clock_adds_the_time_until_a_batch_comes(monkeypatch) -> None:
+def test_input_clock_adds_the_time_of_waiting_for_batches(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(step_times.time, "perf_counter", lambda: now[0])
     clock = InputClock()
@@ -30,7 +30,7 @@ def test_input_clock_adds_the_time_until_a_batch_comes(monkeypatch) -> None:
     assert clock.seconds == 1.5
 
 
-def test_rates_are_of_examples_tokens_and_operations() -> None:
+def test_rates_count_examples_tokens_and_operations() -> None:
     rates = Rates(tokens=100.0, flops=2e9, peak_flops=1e12)
     fields = rates.measured(examples=60, seconds=4.0, waited=0.5)
     assert fields == {
@@ -44,7 +44,7 @@ def test_rates_are_of_examples_tokens_and_operations() -> None:
     assert "peak_share" not in unknown.measured(examples=1, seconds=1.0, waited=0.0)
 
 
-def test_peak_of_all_devices(monkeypatch) -> None:
+def test_peak_is_summed_over_all_devices(monkeypatch) -> None:
     import tensorflow as tf
 
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
@@ -58,18 +58,18 @@ def test_peak_of_all_devices(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("text", "steps"), [("10-15", (10, 15)), ("7", (7, 7)), (" 3-3 ", (3, 3)), ("1-999", (1, 999))]
 )
-def test_step_range_is_read_from_text(text: str, steps: tuple[int, int]) -> None:
+def test_step_range_is_parsed_from_text(text: str, steps: tuple[int, int]) -> None:
     assert StepRange.parse(text) == StepRange(*steps)
 
 
 @pytest.mark.parametrize("text", ["", "0-3", "5-4", "a-b", "1-2-3", "-4", "3-", "1.5"])
-def test_text_that_is_no_step_range_is_refused(text: str) -> None:
+def test_invalid_step_range_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         StepRange.parse(text)
     assert caught.value.received == text
 
 
-def test_steps_outside_of_the_run_are_refused() -> None:
+def test_profile_steps_after_the_last_step_are_refused() -> None:
     with refused("profile_steps", "8-11"):
         DistillConfig(
             student=StudentConfig(student="x"),
@@ -81,7 +81,7 @@ def test_steps_outside_of_the_run_are_refused() -> None:
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_trace_and_rates_of_a_run(config, tmp_path, backend: str) -> None:
+def test_run_writes_trace_and_rates(config, tmp_path, backend: str) -> None:
     pytest.importorskip(backend)
     settings = {"num_train_steps": 4, "log_steps": 2, "profile_steps": "2-3", "backend": backend}
     folder = tmp_path / "traced"
@@ -100,7 +100,7 @@ def test_trace_and_rates_of_a_run(config, tmp_path, backend: str) -> None:
         assert line["input_wait_seconds"] >= 0.0
 
 
-def test_run_that_continues_behind_the_steps_says_that_it_traces_none(config, capsys) -> None:
+def test_run_that_resumes_after_the_traced_steps_prints_a_line(config, capsys) -> None:
     steps = StepRange(1, 2)
     distilled(config, num_train_steps=3, save_checkpoints_steps=3)
     capsys.readouterr()

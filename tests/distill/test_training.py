@@ -1,4 +1,4 @@
-"""Stage 2: accumulation, exact resume, what a run leaves behind, both backends."""
+"""Training runs: output files, resuming with equal bits, accumulation and refused settings."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ from tests.distill.running import (
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 
 
-def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
+def test_run_writes_student_log_and_checkpoints(config, teacher_dir, cache_dir) -> None:
     report = training.distill(config)
     folder = config.output_dir
     names = {path.name for path in folder.iterdir()}
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     for split, expected in steps.items():
         assert [line["step"] for line in lines if line["split"] == split] == expected
     assert [line["split"] for line in lines[1:3]] == ["train", "eval"]
-    # Warm-up of a tenth, one step, then down to 1/11 of the peak at the last.
+    # Warm-up takes a tenth, one step. The rate then falls to 1/11 of the peak at the last step.
     assert lines[-2]["learning_rate"] == pytest.approx(1e-3 / 11, rel=1e-5)
     assert set(lines[0]) == {"step", "split", "loss", *DISTILLATION, "learning_rate"}
     last = lines[-1]
@@ -62,8 +62,8 @@ def test_a_run_leaves_what_it_promises(config, teacher_dir, cache_dir) -> None:
     assert model_directory.find_model(folder).config.num_hidden_layers == 2
 
 
-def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
-    """The teacher as its own student: it agrees with itself, and its divergence is 0."""
+def test_teacher_as_its_own_student_agrees_with_itself(config, teacher_dir) -> None:
+    """Its divergence is 0, and both first choices are the same."""
     teacher = StudentConfig(student=str(teacher_dir))
     evaluated = distilled(config, student=teacher, do_train=False)
     assert evaluated["teacher_agreement"] > 0.99
@@ -74,11 +74,11 @@ def test_evaluation_equals_a_plain_computation(config, teacher_dir) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_if_it_had_not_been(config, monkeypatch) -> None:
+def test_interrupted_run_equals_an_uninterrupted_run(config, monkeypatch) -> None:
     expect_same_after_interrupt(monkeypatch, config, update=11, step=10)
 
 
-def test_a_finished_run_is_not_run_again(config) -> None:
+def test_finished_run_is_not_trained_again(config) -> None:
     training.distill(config)
     before = read_lines(config.output_dir)
     report = training.distill(config)
@@ -89,7 +89,7 @@ def test_a_finished_run_is_not_run_again(config) -> None:
 
 
 def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
-    """Two batches of the same number of masked positions against both at once."""
+    """Compares two batches with equally many masked positions, and both in one batch."""
     random = np.random.default_rng(0)
     source = model_directory.find_model(still_teacher_dir)
     vocab_size = source.config.vocab_size
@@ -116,8 +116,8 @@ def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
         distiller.compile(optimizer=optimizer, jit_compile=False)
         for update, rows in itertools.product(range(3), np.split(np.arange(16), count)):
             batch = [
-                {name: tf.constant(value[update, rows]) for name, value in part.items()}
-                for part in (inputs, targets)
+                {name: tf.constant(value[update, rows]) for name, value in features.items()}
+                for features in (inputs, targets)
             ]
             distiller.train_on_batch(*batch)
         trained.append(model_directory.get_weights(distiller.student))
@@ -127,7 +127,7 @@ def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
         assert np.abs(value - start[name]).max() > 1e-4 or name.endswith("key/bias")
 
 
-def test_accumulation_counts_updates(config) -> None:
+def test_steps_count_updates_under_accumulation(config) -> None:
     distilled(config, gradient_accumulation_steps=2, train_batch_size=4)
     lines = read_lines(config.output_dir)
     assert lines[-1]["step"] == 12
@@ -135,12 +135,12 @@ def test_accumulation_counts_updates(config) -> None:
     assert rates[-1] < 2e-4
 
 
-def test_a_run_that_diverges_says_so(config) -> None:
+def test_diverging_run_ends_with_an_error(config) -> None:
     with refused("learning_rate", "diverged"):
         distilled(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
 
 
-def test_a_smaller_k_takes_the_prefix(config) -> None:
+def test_smaller_k_uses_the_first_cached_tokens(config) -> None:
     fixed = {"do_train": False, "tail": "renormalize"}
     reports = {k: distilled(config, truncation_factor=k, **fixed) for k in (16, 4)}
     assert reports[4]["masked_lm"] == reports[16]["masked_lm"]
@@ -149,8 +149,8 @@ def test_a_smaller_k_takes_the_prefix(config) -> None:
         distilled(config, truncation_factor=17)
 
 
-def test_a_teacher_is_trained_from_plain_examples(config, examples_dir, tmp_path, vocab) -> None:
-    """From a configuration alone, by labels alone."""
+def test_model_is_trained_from_labels_only(config, examples_dir, tmp_path, vocab) -> None:
+    """Training starts from a configuration file and random weights."""
     file = tmp_path / "bert_config.json"
     settings = EncoderConfig.from_json(config.student.init_from / "config.json")
     file.write_text(json.dumps({**settings.to_dict(), "initializer_range": 0.02}))
@@ -164,16 +164,16 @@ def test_a_teacher_is_trained_from_plain_examples(config, examples_dir, tmp_path
     )
     measured = "masked_lm masked_lm_perplexity masked_lm_accuracy calibration_error"
     assert set(report) == {"loss", *measured.split(), "examples_per_second"}
-    # Far better than guessing among the vocabulary.
+    # The perplexity of a uniform guess is the size of the vocabulary.
     assert report["masked_lm_perplexity"] < 0.7 * len(vocab)
 
 
-def test_mixed_precision_stays_close(config, tmp_path) -> None:
+def test_mixed_precision_loss_is_close_to_float32(config, tmp_path) -> None:
     reports = [
         distilled(config, compute_dtype=dtype, output_dir=str(tmp_path / dtype))
         for dtype in ("float32", "mixed_bfloat16")
     ]
-    # Logits of this random model reach 10, where bfloat16 has steps of 0.06.
+    # Logits of this random model reach 10, where values of bfloat16 are 0.06 apart.
     assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], rel=0.05)
     assert reports[1]["loss"] != reports[0]["loss"]
     assert read_weights(tmp_path / "mixed_bfloat16")["cls.predictions.bias"].dtype == np.float32
@@ -207,12 +207,12 @@ def test_invalid_settings_are_refused_before_training(config, changes, setting, 
         ({"student": "a", "init_checkpoint": "b"}, "init_checkpoint"),
     ],
 )
-def test_students_that_are_not_one_model_are_refused(changes, setting: str) -> None:
+def test_settings_that_name_no_single_student_are_refused(changes, setting: str) -> None:
     with refused(setting):
         StudentConfig(**changes)
 
 
-def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path) -> None:
+def test_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path) -> None:
     path = damaged_copy(cache_dir, tmp_path / "damaged", "train-00000-of-00003.tfrecord")
     with pytest.raises(InputError) as caught:
         distilled(config, input_dir=str(path.parent))
@@ -220,7 +220,7 @@ def test_a_damaged_cache_is_refused_before_training(config, cache_dir, tmp_path)
     assert not (config.output_dir / "checkpoints").exists()
 
 
-def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path) -> None:
+def test_damaged_record_is_reported_with_its_shard(config, cache_dir, tmp_path) -> None:
     path = damaged_copy(cache_dir, tmp_path / "damaged", "eval-00000-of-00001.tfrecord", 500)
     with pytest.raises(InputError) as caught:
         distilled(config, input_dir=str(path.parent), verify="sizes", do_train=False)
@@ -229,10 +229,10 @@ def test_a_damaged_record_is_named_while_it_is_read(config, cache_dir, tmp_path)
 
 @pytest.mark.parametrize("name", [records.INPUT_IDS, records.TOPK_IDS])
 @pytest.mark.parametrize("row", [0, -1])
-def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
+def test_malformed_record_with_valid_checksum_is_refused(
     config, cache_dir, tmp_path, monkeypatch, row: int, name: str
 ) -> None:
-    """Its checksums are right: its maker meant it so. Records before the run name their shard."""
+    """Records that are read before the run are reported with their shard, others with the cache."""
     monkeypatch.setattr(list_mass, "_SAMPLE", 1)
     made = tmp_path / "made"
     shutil.copytree(cache_dir, made)
@@ -249,7 +249,7 @@ def test_a_record_that_is_whole_and_wrong_is_told_in_a_line(
     assert caught.value.subject == str(made if row else made / shard.file)
 
 
-def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
+def test_flags_equal_to_the_manifest_keep_the_run_configuration(config) -> None:
     training.distill(config)
     before = read_lines(config.output_dir)
     given = {"max_seq_length": 48, "max_predictions_per_seq": 8, "truncation_factor": 16}
@@ -258,7 +258,7 @@ def test_a_flag_equal_to_the_manifest_is_the_same_request(config) -> None:
 
 
 @pytest.mark.slow
-def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -> None:
+def test_repeatedly_killed_run_equals_an_undisturbed_run(config, tmp_path) -> None:
     more = {"num_train_steps": 400, "save_checkpoints_steps": 20, "log_steps": 3}
     more["max_eval_steps"] = 1
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -278,8 +278,8 @@ def test_losses_after_a_kill_are_those_of_an_undisturbed_run(config, tmp_path) -
     assert_same_weights(cut, whole)
 
 
-def test_recomputing_activations_changes_no_bit(config, tmp_path) -> None:
-    """Even a run that was interrupted goes on with it: it decides nothing."""
+def test_recomputing_activations_changes_no_bit_of_the_student(config, tmp_path) -> None:
+    """The run configuration does not record the setting, so a run can resume with it."""
     few = dataclasses.replace(config, num_train_steps=4, save_checkpoints_steps=2)
     folders = few.output_dir, tmp_path / "recomputed"
     training.distill(few)

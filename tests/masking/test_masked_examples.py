@@ -18,7 +18,7 @@ from pipeline.corpora.readers import text as text_reader
 from pipeline.masking import document_masker, masked_examples
 from pipeline.masking.document_masker import Passage, divide_text
 from pipeline.storage import manifest, serialization, spill
-from tests.conftest import read_folder
+from tests.conftest import make_text, read_folder
 from tests.corpora import written
 from tests.masking.running import make, read, restored
 
@@ -388,6 +388,37 @@ def test_masks_have_the_golden_values(examples_config, vocab) -> None:
     assert positions == GOLDEN_POSITIONS
     labels = np.frombuffer(features[0][records.MASKED_LM_IDS], "<u2").tolist()
     assert [vocab[label] for label in labels] == GOLDEN_LABELS
+
+
+@pytest.mark.parametrize("masking", ["static", "dynamic"])
+@pytest.mark.parametrize("batch_windows", [1, 3, 256])
+def test_passages_together_have_the_examples_of_each_alone(
+    examples_config, monkeypatch, masking: str, batch_windows: int
+) -> None:
+    monkeypatch.setattr(document_masker, "_BATCH_WINDOWS", batch_windows)
+    monkeypatch.setattr(document_masker, "_GROUP_CHARS", 300)
+    copies = None if masking == "dynamic" else 2
+    config = dataclasses.replace(examples_config, masking=masking, dupe_factor=copies)
+    masker = document_masker.DocumentMasker(config)
+    texts = [*make_text(seed=5, num_documents=12), "\u0301é 2024", "，。", "step\nby\nstep"]
+
+    def passages() -> list[Passage]:
+        return [
+            Passage(text, seeding.digest(number), "jieba", num_copies=1 + number // 9, group=number)
+            for number, text in enumerate(texts)
+        ]
+
+    together, alone = passages(), passages()
+    made = {
+        example_id: (one.group, record) for one, example_id, record in masker.examples(together)
+    }
+    expected = {
+        example_id: (one.group, record)
+        for passage in alone
+        for one, example_id, record in masker.examples([passage])
+    }
+    assert made == expected and len(made) > len(texts)
+    assert [one.statistics for one in together] == [one.statistics for one in alone]
 
 
 GOLDEN_IDS = ["70e88b33e8dceb1aa89b1967b0533ce0", "0f132b32840da00523ffafacc4619f6b"]

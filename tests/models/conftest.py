@@ -10,7 +10,7 @@ from pipeline.models.weight_names import weight_table
 
 @pytest.fixture(scope="session")
 def config() -> EncoderConfig:
-    """Every size differs from every other, so that no wrong transpose fits."""
+    """All sizes are different, so that a wrong transpose never fits."""
     return EncoderConfig(
         vocab_size=37,
         hidden_size=16,
@@ -27,7 +27,7 @@ def config() -> EncoderConfig:
 
 @pytest.fixture(scope="session")
 def weights(config: EncoderConfig) -> dict[str, np.ndarray]:
-    """Random weights by our names, none of them at a usual initial value."""
+    """Random weights by our names; biases and norms do not have their usual initial values."""
     random = np.random.default_rng(3)
     return {
         row.ours: random.normal(0.1, 0.4, row.shape).astype(np.float32)
@@ -37,7 +37,7 @@ def weights(config: EncoderConfig) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def batch(config: EncoderConfig) -> dict[str, np.ndarray]:
-    """Three rows of 11 tokens, one of them padded from the seventh, four masked positions."""
+    """Three rows of 11 tokens and four masked positions; one row has padding after six tokens."""
     random = np.random.default_rng(4)
     mask = np.ones((3, 11), np.int32)
     mask[1, 7:] = 0

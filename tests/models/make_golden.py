@@ -1,4 +1,4 @@
-"""Writes golden_*.npz: a tiny random model of a family, and what `transformers` computes with it.
+"""Writes golden_*.npz: a tiny random model of a family and its outputs in `transformers`.
 
 Needs torch and transformers; run once: python tests/models/make_golden.py [FAMILY ...]
 """
@@ -21,7 +21,7 @@ SIZES = {
     "initializer_range": 0.5,
     "attn_implementation": "eager",
 }
-# Positions, and what a family has beside BERT's settings.
+# Settings of each family, in addition to BERT's.
 MODELS = {
     "bert": {"max_position_embeddings": 12, "type_vocab_size": 2},
     "camembert": {"max_position_embeddings": 14, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
@@ -49,7 +49,7 @@ LENGTHS = {"mpnet": 96}
 
 
 def make_model(model_type: str) -> transformers.PreTrainedModel:
-    """Returns a random model none of whose weights has its usual first value."""
+    """Returns a random model; biases and norms do not have their usual initial values."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **{**SIZES, **MODELS[model_type]})
     model = transformers.AutoModelForMaskedLM.from_config(config).eval()
@@ -62,7 +62,7 @@ def make_model(model_type: str) -> transformers.PreTrainedModel:
 
 
 def write(model_type: str) -> None:
-    """Writes a family's file beside this one."""
+    """Writes a family's file into this folder."""
     model, length = make_model(model_type), LENGTHS.get(model_type, 10)
     random = np.random.default_rng(0)
     input_ids = random.integers(5, 53, (3, length))

@@ -1,4 +1,4 @@
-"""The same numbers on JAX, and no TensorFlow where it is not needed."""
+"""Models compute the same numbers on JAX, without importing TensorFlow."""
 
 import importlib.util
 import pathlib
@@ -53,13 +53,13 @@ assert not heavy, heavy
 """
 
 
-def test_what_runs_before_the_flags_are_checked_imports_no_framework():
+def test_code_before_the_check_of_flags_imports_no_framework():
     run_python("-c", LIGHT, KERAS_BACKEND="tensorflow")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
-def test_jax_equals_tensorflow_and_needs_none(tmp_path, batch):
+def test_jax_equals_tensorflow_and_does_not_import_it(tmp_path, batch):
     batch = {**batch, SEGMENT_IDS: np.zeros_like(batch[SEGMENT_IDS])}
     np.savez(tmp_path / "batch.npz", **batch)
     models = {family: _save_random(tmp_path / family, family) for family in FAMILIES}
@@ -71,10 +71,10 @@ def test_jax_equals_tensorflow_and_needs_none(tmp_path, batch):
 
 
 def _save_random(folder: pathlib.Path, model_type: str) -> MaskedLM:
-    """Writes a model none of whose weights is at its usual first value."""
+    """Writes a model whose biases and norms do not have their usual initial values."""
     model, random = MaskedLM(example_config(model_type)), np.random.default_rng(3)
     weights = get_weights(model)
-    # Small, so that gradients are of the order of 1.
+    # Weights are small, so that gradients are of the order of 1.
     assign_weights(
         model, {name: random.normal(0.05, 0.2, value.shape) for name, value in weights.items()}
     )

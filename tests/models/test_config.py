@@ -1,4 +1,4 @@
-"""EncoderConfig: both files' layouts, and what it refuses."""
+"""EncoderConfig: both layouts of configuration files, and refused values."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def write(folder: Location, **changes: object) -> Location:
     return path
 
 
-def test_google_file_gets_the_defaults(tmp_path):
+def test_google_file_gets_default_values(tmp_path):
     config = EncoderConfig.from_json(write(tmp_path, initializer_range="absent"))
     assert (config.initializer_range, config.layer_norm_eps, config.pad_token_id) == (
         0.02,
@@ -46,7 +46,7 @@ def test_google_file_gets_the_defaults(tmp_path):
     assert (config.vocab_size, config.hidden_act) == (15, "gelu")
 
 
-def test_hf_round_trip(tmp_path):
+def test_config_survives_a_round_trip_through_hf(tmp_path):
     config = EncoderConfig.from_json(write(tmp_path, layer_norm_eps=1e-7, pad_token_id=3))
     path = tmp_path / "hf.json"
     path.write_text(json.dumps(config.to_hf()), encoding="utf-8")
@@ -103,7 +103,7 @@ def test_invalid_values_are_refused_with_file_and_key(tmp_path, key, value, expe
     assert error.value.received == (repr(value) if received is None else received)
 
 
-def test_a_long_value_is_shown_in_part(tmp_path) -> None:
+def test_long_value_is_truncated_in_messages(tmp_path) -> None:
     with pytest.raises(InputError) as error:
         EncoderConfig.from_json(write(tmp_path, hidden_act=["x"] * 9999))
     assert error.value.received.endswith("…")

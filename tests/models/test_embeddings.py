@@ -13,18 +13,18 @@ INPUTS = {
     records.INPUT_IDS: MASKED,
     records.INPUT_MASK: (TEXT > 0).astype("int32"),
     records.SEGMENT_IDS: np.zeros_like(TEXT),
-    # The padding's label must not replace the first token.
+    # The label of the padding slot must not replace the first token.
     records.MASKED_LM_POSITIONS: np.array([[1, 3], [2, 0]], "int32"),
 }
 LABELS = np.array([[11, 13], [22, 0]], "int32")
 
 
-def test_text_is_restored_from_labels() -> None:
+def test_unmasked_text_is_restored_from_labels() -> None:
     np.testing.assert_array_equal(unmasked_ids(INPUTS, LABELS), TEXT)
 
 
-def test_pooling_by_hand(config) -> None:
-    """Of the last states of the text, and of nothing behind its end."""
+def test_pooling_ignores_padding(config) -> None:
+    """Pooling covers the last hidden states of the text, and no state after its end."""
     model = MaskedLM(config, seed=3)
     text = {**INPUTS, records.INPUT_IDS: TEXT}
     last = np.asarray(model.activations(text)[records.HIDDEN_STATES][-1])
@@ -36,8 +36,8 @@ def test_pooling_by_hand(config) -> None:
 
 
 @pytest.mark.peers
-def test_embeddings_are_those_of_torch(tmp_path) -> None:
-    """The first state, and the mean that sentence encoders take, of a model of `transformers`."""
+def test_embeddings_equal_those_of_torch(tmp_path) -> None:
+    """Compares the first state and the mean state of a model of `transformers`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from pipeline.models.formats.model_directory import find_model, load_masked_lm

@@ -1,4 +1,4 @@
-"""Model families: declarations, names of weights, and what each computes beside BERT."""
+"""Model families: declarations, names of weights, and differences from BERT's computation."""
 
 import dataclasses
 import importlib
@@ -81,7 +81,7 @@ def _batch(pad_id: int, *, length: int = 12, segments: int = 1) -> dict[str, np.
     }
 
 
-def test_names_by_hand() -> None:
+def test_weight_names_of_families_equal_published_names() -> None:
     roberta = {row.ours: row.hf for row in weight_table(ROBERTA)}
     assert roberta["encoder/embeddings/word_embeddings"] == (
         "roberta.embeddings.word_embeddings.weight"
@@ -110,7 +110,7 @@ def test_names_by_hand() -> None:
     }
 
 
-def test_roberta_is_bert_with_shifted_positions() -> None:
+def test_roberta_equals_bert_with_shifted_positions() -> None:
     roberta = MaskedLM(ROBERTA, seed=2)
     weights = get_weights(roberta)
     positions = "encoder/embeddings/position_embeddings"
@@ -121,7 +121,7 @@ def test_roberta_is_bert_with_shifted_positions() -> None:
     assert (ROBERTA.max_input_length, BERT.max_input_length) == (20, 20)
 
 
-def test_distilbert_is_bert_without_segments() -> None:
+def test_distilbert_equals_bert_without_segments() -> None:
     distilbert = MaskedLM(DISTILBERT, seed=2)
     weights = get_weights(distilbert)
     bert = MaskedLM(BERT)
@@ -131,7 +131,7 @@ def test_distilbert_is_bert_without_segments() -> None:
     np.testing.assert_allclose(distilbert(batch), bert(batch), atol=1e-6)
 
 
-def test_an_albert_of_unit_projections_is_a_bert_of_equal_layers() -> None:
+def test_albert_with_identity_projection_equals_a_bert_of_equal_layers() -> None:
     config = dataclasses.replace(ALBERT, embedding_size=16, type_vocab_size=1)
     albert = MaskedLM(config, seed=2)
     weights = get_weights(albert)
@@ -157,7 +157,7 @@ def _change_tensors(folder: pathlib.Path, change) -> None:
     save_file(change(tensors), folder / "model.safetensors")
 
 
-def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
+def test_ernies_task_embedding_is_added_to_its_segments(tmp_path) -> None:
     config = example_config("ernie")
     model = MaskedLM(config, seed=4)
     save(tmp_path, model)
@@ -166,17 +166,17 @@ def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
     tasks = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
     name = "ernie.embeddings.task_type_embeddings.weight"
     _change_tensors(tmp_path, lambda tensors: {**tensors, name: tasks})
-    # The table without its setting is a mistake, and so is the setting without its table.
+    # The table without its setting is refused, and so is the setting without its table.
     with pytest.raises(InputError) as error:
         find_model(tmp_path).read_weights()
     assert name in error.value.received
     settings |= {"use_task_id": True, "task_type_vocab_size": 3}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     source = find_model(tmp_path)
-    found, own = source.read_weights(), get_weights(model)
+    loaded, own = source.read_weights(), get_weights(model)
     segments = own.pop(SEGMENTS)
-    np.testing.assert_array_equal(found.pop(SEGMENTS), segments + tasks[0])
-    assert found.keys() == own.keys() and source.config == config
+    np.testing.assert_array_equal(loaded.pop(SEGMENTS), segments + tasks[0])
+    assert loaded.keys() == own.keys() and source.config == config
     assert source.open_files().describe_unused() is None
     _change_tensors(tmp_path, lambda tensors: {**tensors, name: tasks[:2]})
     with pytest.raises(InputError) as error:
@@ -190,14 +190,14 @@ def test_ernies_first_task_is_part_of_its_segments(tmp_path) -> None:
     assert error.value.received == "'3'"
 
 
-def test_electras_discriminator_is_an_encoder_without_a_masked_lm_head(tmp_path) -> None:
+def test_electras_discriminator_has_no_masked_lm_head(tmp_path) -> None:
     config = example_config("electra")
     model = MaskedLM(config, seed=4)
     save(tmp_path, model)
 
     def replace_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        kept = {name: value for name, value in tensors.items() if name.startswith("electra.")}
-        return kept | {"discriminator_predictions.dense.weight": np.ones((16, 16), np.float32)}
+        encoder = {name: tensors[name] for name in tensors if name.startswith("electra.")}
+        return encoder | {"discriminator_predictions.dense.weight": np.ones((16, 16), np.float32)}
 
     _change_tensors(tmp_path, replace_head)
     source = find_model(tmp_path)
@@ -206,11 +206,11 @@ def test_electras_discriminator_is_an_encoder_without_a_masked_lm_head(tmp_path)
         source.read_weights()
     assert error.value.subject == str(tmp_path)
     assert "discriminator_predictions.dense.weight" in error.value.received
-    found, own = source.read_weights(encoder_table(config)), get_weights(model)
-    assert found and all(np.array_equal(own[name], value) for name, value in found.items())
+    loaded, own = source.read_weights(encoder_table(config)), get_weights(model)
+    assert loaded and all(np.array_equal(own[name], value) for name, value in loaded.items())
 
 
-def test_electra_projects_embeddings_of_another_width_only() -> None:
+def test_electra_projects_only_embeddings_of_another_width() -> None:
     for size, expected in ((6, True), (16, False)):
         config = example_config("electra", embedding_size=size)
         names = {row.hf for row in weight_table(config)}
@@ -218,23 +218,23 @@ def test_electra_projects_embeddings_of_another_width_only() -> None:
     assert example_config("albert", embedding_size=16).has_projection
 
 
-def test_mpnets_buckets_of_distances() -> None:
+def test_mpnets_distance_buckets_equal_published_values() -> None:
     buckets = distance_buckets(200, 32)
     at = {distance: buckets[199 + distance] for distance in range(-199, 200)}
     assert [at[-distance] for distance in range(8)] == list(range(8))
-    # From 8 on, two buckets share each doubling of the distance; beyond 90 there is one.
+    # From 8 on, each doubling of the distance has two buckets. From 91 on there is one bucket.
     starts = {8: 8, 12: 9, 16: 10, 23: 11, 32: 12, 46: 13, 64: 14, 91: 15}
     for start, bucket in starts.items():
         assert (at[1 - start], at[-start], at[start]) == (bucket - 1, bucket, bucket + 16)
     assert at[-199] == 15 and at[199] == 31
 
 
-def test_mpnets_bias_of_a_distance_moves_attention() -> None:
+def test_mpnets_distance_bias_changes_attention() -> None:
     config = example_config("mpnet", num_hidden_layers=1)
     model = MaskedLM(config, seed=2)
     weights = get_weights(model)
     biases = "encoder/relative_positions/bias"
-    # Of the first head alone, keys two tokens ahead of the query.
+    # Only the first head gets a bias, for keys two tokens after the query.
     weights[biases] = np.zeros((32, 2), np.float32)
     before = _attention(model, weights)
     weights[biases][16 + 2, 0] = 50.0
@@ -249,12 +249,12 @@ def _attention(model: MaskedLM, weights: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(outputs[ATTENTIONS][0])
 
 
-def test_robertas_head_has_gelu_whatever_its_layers_have() -> None:
+def test_robertas_head_always_uses_gelu() -> None:
     assert dataclasses.replace(ROBERTA, hidden_act="relu").head_act == "gelu"
     assert dataclasses.replace(BERT, hidden_act="relu").head_act == "relu"
 
 
-def test_every_module_of_the_package_is_in_the_table() -> None:
+def test_every_family_module_is_in_the_table() -> None:
     modules = {name for _, name, _ in pkgutil.iter_modules(families.__path__)} - {"base"}
     declared = {
         importlib.import_module(f"{families.__name__}.{name}").FAMILY.model_type for name in modules
@@ -265,7 +265,7 @@ def test_every_module_of_the_package_is_in_the_table() -> None:
         assert family.model_type == model_type
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+def test_error_of_an_unknown_family_lists_supported_families() -> None:
     for value in ("t5", [], None):
         with pytest.raises(InputError) as error:
             find_family(value)
@@ -275,7 +275,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_a_refused_family_is_refused_with_its_reason(model_type: str) -> None:
+def test_error_of_a_refused_family_gives_the_reason(model_type: str) -> None:
     assert model_type not in FAMILIES
     with pytest.raises(InputError) as error:
         find_family(model_type)
@@ -284,7 +284,7 @@ def test_a_refused_family_is_refused_with_its_reason(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
+def test_weight_names_are_unique_and_surplus_encoder_weights_are_refused(
     model_type: str, tmp_path
 ) -> None:
     config = example_config(model_type)
@@ -303,7 +303,7 @@ def test_names_of_weights_are_unique_and_surplus_ones_of_the_encoder_refused(
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_configuration_and_weights_come_back_as_they_were_written(
+def test_configuration_and_weights_survive_a_round_trip(
     tmp_path: pathlib.Path, model_type: str
 ) -> None:
     config = example_config(model_type)
@@ -329,7 +329,7 @@ def test_configuration_and_weights_come_back_as_they_were_written(
         ({"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups", "2"),
     ],
 )
-def test_configurations_that_a_family_does_not_allow(
+def test_configurations_that_a_family_does_not_allow_are_refused(
     tmp_path, changes: dict, key: str, received: str
 ) -> None:
     path = tmp_path / "config.json"
@@ -348,13 +348,13 @@ def test_configurations_that_a_family_does_not_allow(
         ({"model_type": "albert", "embedding_size": True}, "embedding_size"),
     ],
 )
-def test_fields_that_a_family_does_not_have_or_lacks(changes: dict, key: str) -> None:
+def test_fields_of_other_families_and_missing_fields_are_refused(changes: dict, key: str) -> None:
     with pytest.raises(InputError) as error:
         dataclasses.replace(BERT, **changes)
     assert error.value.subject == key
 
 
-def test_distilberts_own_keys(tmp_path) -> None:
+def test_distilberts_configuration_keys_are_read_and_written(tmp_path) -> None:
     path = tmp_path / "config.json"
     written = DISTILBERT.to_hf()
     assert (written["dim"], written["n_layers"], written["activation"]) == (16, 2, "gelu")
@@ -369,10 +369,8 @@ def test_distilberts_own_keys(tmp_path) -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_is_the_same_in_transformers(
-    tmp_path, family: str, tied: bool
-) -> None:
-    """Both ways: theirs read here, and ours read there with nothing missing or left over."""
+def test_model_of_each_family_equals_transformers(tmp_path, family: str, tied: bool) -> None:
+    """Reads models of `transformers`, and lets `transformers` read ours without unused weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)

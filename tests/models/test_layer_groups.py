@@ -1,4 +1,4 @@
-"""Which layers are compared: read, preset, refused."""
+"""Layer groups: parsing, presets, means and refused texts."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ from pipeline.models.layer_groups import LayerGroup, TeacherGroup, mean_attentio
         ("uniform", "0:0,6:1,12:2"),
     ],
 )
-def test_groups_are_read(text: str, expected: str) -> None:
+def test_layer_groups_are_parsed(text: str, expected: str) -> None:
     groups = layer_groups.parse_layer_groups(text, 12, 2)
     assert layer_groups.describe(groups) == expected
     assert layer_groups.parse_layer_groups(expected, 12, 2) == groups
 
 
-def test_a_group_by_hand() -> None:
+def test_parsed_group_has_teacher_and_student_layers() -> None:
     (group,) = layer_groups.parse_layer_groups("1-6:1", 12, 2)
     assert group == LayerGroup(TeacherGroup(1, 6), 1)
     groups = layer_groups.parse_teacher_groups("1-6,4-6, 12", 12)
@@ -35,7 +35,7 @@ def test_a_group_by_hand() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 8))
-def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
+def test_presets_divide_the_teachers_layers_equally(size: int, student: int) -> None:
     teacher = size * student
     groups = layer_groups.preset_groups("mean", teacher, student)
     covered = [n for g in groups for n in range(g.teacher.first, g.teacher.last + 1)]
@@ -54,12 +54,12 @@ def test_presets_share_the_teachers_layers(size: int, student: int) -> None:
         ("6-1:1", "an ascending range", "'6-1'"),
         ("7-13:2", "teacher layers from 0 to 12", "'7-13'"),
         ("1-6:1,7-12:6", "student layers from 0 to 5", "'7-12:6'"),
-        ("1-6:1,7-12:1", "each student layer once", "1 twice"),
+        ("1-6:1,7-12:1", "a list that names each student layer once", "1 twice"),
         ("1-6:1,6-12:2", "groups that do not overlap", "1-6 and 6-12"),
         (
             "mean",
             "explicit groups such as 1-6:1,7-12:2",
-            "mean for 12 teacher layers, which 5 student layers cannot share equally",
+            "mean for 12 teacher layers, not a multiple of the 5 student layers",
         ),
     ],
 )
@@ -76,7 +76,7 @@ def test_teacher_groups_reject_the_same_group_twice() -> None:
     assert error.value.received == "1-6 twice"
 
 
-def test_means_by_hand() -> None:
+def test_group_means_equal_hand_computed_values() -> None:
     states = [np.full((1, 2, 3), number, "float32") for number in range(5)]
     np.testing.assert_array_equal(mean_state(states, TeacherGroup(2, 4)), np.full((1, 2, 3), 3.0))
     np.testing.assert_array_equal(mean_state(states, TeacherGroup(0, 1)), np.full((1, 2, 3), 0.5))

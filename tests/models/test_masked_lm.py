@@ -1,4 +1,4 @@
-"""The model's numbers: those of `transformers`, which `golden_*.npz` hold."""
+"""The model's outputs equal those of `transformers`, which are stored in `golden_*.npz`."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def golden_dir(golden, tmp_path) -> pathlib.Path:
     }
     save_file(weights, tmp_path / "model.safetensors")
     config = {"model_type": "bert", **json.loads(golden["config"].tobytes())}
-    # What a diff against the defaults leaves out.
+    # The golden file stores only differences from the defaults of `transformers`.
     config.setdefault("type_vocab_size", 2)
     config.setdefault("hidden_act", "gelu")
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -63,7 +63,7 @@ def _inputs(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("golden", GOLDEN, indirect=True)
-def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None:
+def test_logits_and_states_equal_those_of_transformers(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     real = golden["input_mask"].astype(bool)
@@ -75,8 +75,8 @@ def test_logits_and_states_are_those_of_transformers(golden, golden_dir) -> None
     # Some files hold no attention maps.
     maps = golden.get("attentions", ())
     for own, expected in zip(outputs[ATTENTIONS], maps, strict=bool(len(maps))):
-        queries = (np.moveaxis(one, 1, 2)[real] for one in (np.asarray(own), expected))
-        np.testing.assert_allclose(*queries, atol=1e-5)
+        rows = (np.moveaxis(heads, 1, 2)[real] for heads in (np.asarray(own), expected))
+        np.testing.assert_allclose(*rows, atol=1e-5)
 
 
 def _heads(tensor: object, count: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def _heads(tensor: object, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("golden", ["bert"], indirect=True)
-def test_attention_is_made_of_its_scores_and_these_of_queries_and_keys(golden, golden_dir) -> None:
+def test_attention_maps_and_scores_follow_from_queries_and_keys(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     wanted = (ATTENTIONS, ATTENTION_SCORES, *QUERIES_KEYS_VALUES)
@@ -101,7 +101,7 @@ def test_attention_is_made_of_its_scores_and_these_of_queries_and_keys(golden, g
 
 
 @pytest.mark.parametrize("golden", GOLDEN, indirect=True)
-def test_only_what_is_wanted_of_attention_is_returned(golden, golden_dir) -> None:
+def test_only_wanted_attention_activations_are_returned(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs, size = _inputs(golden), model.config.hidden_size
     plain = model.activations(inputs)
@@ -114,7 +114,7 @@ def test_only_what_is_wanted_of_attention_is_returned(golden, golden_dir) -> Non
     np.testing.assert_array_equal(asked[LOGITS], plain[LOGITS])
 
 
-def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_dir) -> None:
+def test_logits_follow_the_order_of_masked_positions(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     positions = np.array([[3, 1], [0, 0], [2, 3]], "int32")
     logits = np.asarray(model({**_inputs(golden), records.MASKED_LM_POSITIONS: positions}))
@@ -122,7 +122,7 @@ def test_only_masked_positions_are_computed_and_in_their_order(golden, golden_di
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_padding_changes_nothing(golden, golden_dir) -> None:
+def test_padding_does_not_change_outputs(golden, golden_dir) -> None:
     model = model_directory.load_masked_lm(model_directory.find_model(golden_dir))
     inputs = _inputs(golden)
     cut = {name: value[2:, :4] for name, value in inputs.items()}
@@ -130,7 +130,7 @@ def test_padding_changes_nothing(golden, golden_dir) -> None:
     np.testing.assert_allclose(np.asarray(model(cut)), whole, atol=1e-5)
 
 
-def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_dir) -> None:
+def test_float32_logits_stay_exact_under_mixed_precision(golden, golden_dir) -> None:
     source = model_directory.find_model(golden_dir)
     inputs, real = _inputs(golden), golden["input_mask"].astype(bool)
     errors = {}
@@ -144,17 +144,17 @@ def test_the_teachers_logits_stay_float32_under_mixed_precision(golden, golden_d
     assert errors["float32"] < errors[None]
 
 
-def test_dropout_is_seeded_and_only_in_training() -> None:
+def test_dropout_is_seeded_and_active_only_in_training() -> None:
     config = EncoderConfig.from_json(Location.parse(CONFIG_FILE))
     inputs = {
         name: np.ones((2, 6), "int32")
         for name in (records.INPUT_IDS, records.INPUT_MASK, records.MASKED_LM_POSITIONS)
     }
     inputs[records.SEGMENT_IDS] = np.zeros((2, 6), "int32")
-    one, two, other = (MaskedLM(config, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one(inputs), two(inputs))
-    assert np.abs(np.asarray(one(inputs)) - np.asarray(other(inputs))).max() > 0
-    first, second = one(inputs, training=True), one(inputs, training=True)
+    model, same, other = (MaskedLM(config, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(model(inputs), same(inputs))
+    assert np.abs(np.asarray(model(inputs)) - np.asarray(other(inputs))).max() > 0
+    first, second = model(inputs, training=True), model(inputs, training=True)
     assert np.abs(np.asarray(first) - np.asarray(second)).max() > 0
-    np.testing.assert_array_equal(first, two(inputs, training=True))
-    np.testing.assert_array_equal(one(inputs), two(inputs))
+    np.testing.assert_array_equal(first, same(inputs, training=True))
+    np.testing.assert_array_equal(model(inputs), same(inputs))

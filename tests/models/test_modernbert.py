@@ -1,4 +1,4 @@
-"""ModernBERT: its configurations, rotary positions, windows, and students of it."""
+"""ModernBERT: configurations, rotary positions, local attention, and its students."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from tests.family_examples import example_config
 
 TINY = example_config("modernbert", num_hidden_layers=7, local_attention=4)
 
-# `answerdotai/ModernBERT-base` on the hub, without what does not touch what it computes.
+# The configuration of `answerdotai/ModernBERT-base`, without keys that computation does not need.
 BASE = {
     "architectures": ["ModernBertForMaskedLM"],
     "attention_bias": False,
@@ -72,7 +72,7 @@ def _read(folder, settings: dict) -> EncoderConfig:
 
 
 def _as_written_by_transformers_5(settings: dict) -> dict:
-    """Returns a configuration in the keys of today."""
+    """Returns a configuration with the keys of `transformers` 5."""
     settings = dict(settings)
     every = settings.pop("global_attn_every_n_layers")
     count = settings["num_hidden_layers"]
@@ -86,7 +86,7 @@ def _as_written_by_transformers_5(settings: dict) -> dict:
     }
 
 
-def test_the_published_configuration_has_the_published_size(tmp_path) -> None:
+def test_published_configuration_has_the_published_size(tmp_path) -> None:
     config = _read(tmp_path, BASE)
     assert (config.hidden_act, config.layer_norm_eps, config.max_input_length) == (
         "gelu",
@@ -103,15 +103,17 @@ def test_the_published_configuration_has_the_published_size(tmp_path) -> None:
     assert config.classifier_pooling == "mean"
     # "149 million parameters".
     assert 149.0e6 < count_parameters(config) < 150.0e6
-    # mmBERT has one base, and a name for positions that have no meaning here.
+    # mmBERT has one base for all layers, and a key for positions that is ignored.
     changes = {"local_rope_theta": 160000.0, "position_embedding_type": "sans_pos"}
     assert _read(tmp_path, BASE | changes).local_rope_theta == 160000.0
-    # A null is the global base.
+    # null means the global base.
     assert _read(tmp_path, BASE | {"local_rope_theta": None}).local_rope_theta == 160000.0
 
 
 @pytest.mark.parametrize(("every", "layers"), [(3, 22), (3, 2), (1, 4), (2, 5), (4, 4), (5, 3)])
-def test_both_forms_of_the_file_are_the_same_model(tmp_path, every: int, layers: int) -> None:
+def test_old_and_new_configuration_keys_give_the_same_model(
+    tmp_path, every: int, layers: int
+) -> None:
     old = {**BASE, "global_attn_every_n_layers": every, "num_hidden_layers": layers}
     old["local_rope_theta"] = 1234.0
     first, second = (_read(tmp_path, form) for form in (old, _as_written_by_transformers_5(old)))
@@ -121,7 +123,7 @@ def test_both_forms_of_the_file_are_the_same_model(tmp_path, every: int, layers:
     assert kinds[0] == kinds[1]
     same = {"global_attn_every_n_layers": every}
     assert dataclasses.replace(second, **same) == first
-    # Written in the older form, which both read.
+    # The older form is written, because both versions read it.
     written = first.to_hf()
     assert written["global_attn_every_n_layers"] == every
     assert written["local_rope_theta"] == 1234.0 and written["norm_eps"] == 1e-5
@@ -156,13 +158,13 @@ NOT_SCALED = {"rope_theta": 1e4, "rope_type": "default"}
         ({"rope_parameters": [1]}, "rope_parameters"),
     ],
 )
-def test_what_is_not_computed_here_is_refused(tmp_path, changes: dict, key: str) -> None:
+def test_unsupported_settings_are_refused(tmp_path, changes: dict, key: str) -> None:
     with pytest.raises(InputError) as error:
         _read(tmp_path, BASE | changes)
     assert error.value.subject == f"{tmp_path / 'config.json'}: {key}"
 
 
-def test_other_families_have_none_of_its_fields() -> None:
+def test_other_families_refuse_modernberts_fields() -> None:
     with pytest.raises(InputError) as error:
         example_config("bert", local_attention=128)
     assert error.value.subject == "local_attention"
@@ -184,7 +186,7 @@ def _batch(length: int = 20) -> dict[str, np.ndarray]:
     }
 
 
-def test_local_layers_see_half_a_window_on_each_side_and_no_padding() -> None:
+def test_local_layers_attend_to_half_a_window_on_each_side() -> None:
     batch = _batch()
     maps = MaskedLM(TINY, seed=2).activations(batch, wanted=(ATTENTIONS,))[ATTENTIONS]
     distances = np.abs(np.arange(20)[:, None] - np.arange(20)[None])
@@ -192,28 +194,29 @@ def test_local_layers_see_half_a_window_on_each_side_and_no_padding() -> None:
         near = (distances <= 2) | TINY.is_global_layer(index)
         for row in range(2):
             length = batch[INPUT_MASK][row].sum()
-            seen = near & (np.arange(20) < length)[None]
-            found = attention[row, :, :length] > 0
-            np.testing.assert_array_equal(found, np.broadcast_to(seen[:length], found.shape))
+            expected = near & (np.arange(20) < length)[None]
+            attended = attention[row, :, :length] > 0
+            expected = np.broadcast_to(expected[:length], attended.shape)
+            np.testing.assert_array_equal(attended, expected)
 
 
-def test_maps_are_returned_only_where_they_are_asked_for() -> None:
+def test_attention_maps_are_returned_only_on_request() -> None:
     model, batch = MaskedLM(TINY), _batch()
     assert ATTENTIONS not in model.activations(batch)
     assert len(model.activations(batch, wanted=(ATTENTIONS,))[ATTENTIONS]) == 7
 
 
-def test_the_last_state_alone_is_normalised() -> None:
+def test_only_embeddings_and_last_state_are_normalised() -> None:
     states = MaskedLM(TINY, seed=2).activations(_batch())[HIDDEN_STATES]
     assert len(states) == 8
-    # A new normalisation has no scale: the embeddings' and the last.
+    # A new normalisation gives a deviation of 1, for the embeddings and for the last state.
     deviations = [float(np.asarray(state).std(axis=-1).mean()) for state in states]
     np.testing.assert_allclose([deviations[0], deviations[-1]], 1.0, atol=1e-3)
     assert all(deviation > 1.1 for deviation in deviations[2:-1])
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_is_near_and_finite(dtype: str) -> None:
+def test_mixed_precision_is_finite_and_close_to_float32(dtype: str) -> None:
     config = dataclasses.replace(TINY, initializer_range=0.1)
     exact, rough = MaskedLM(config, seed=2), MaskedLM(config, seed=2, dtype=dtype)
     outputs = [np.asarray(model(_batch())) for model in (exact, rough)]
@@ -223,7 +226,7 @@ def test_mixed_precision_is_near_and_finite(dtype: str) -> None:
 
 
 @given(st.integers(0, 7000), st.integers(0, 60))
-def test_products_of_rotated_vectors_depend_on_the_distance(first: int, distance: int) -> None:
+def test_products_of_rotated_vectors_depend_only_on_the_distance(first: int, distance: int) -> None:
     random = np.random.default_rng(first)
     query, key = random.normal(size=(2, 8)).astype(np.float32)
     length = 64
@@ -238,7 +241,7 @@ def test_products_of_rotated_vectors_depend_on_the_distance(first: int, distance
     assert product(distance, 0) == pytest.approx(product(length - 1, shift), abs=1e-4)
 
 
-def test_dimensions_half_a_head_apart_are_turned_by_the_bases_power() -> None:
+def test_pairs_of_dimensions_are_rotated_by_powers_of_the_base() -> None:
     x = np.zeros((1, 1, 4, 6), np.float32)
     x[..., 1] = 1.0
     turned = np.asarray(rotate(x, 50.0))[0, 0]
@@ -258,19 +261,19 @@ def _write_without(folder, *names: str) -> ModelSource:
     return find_model(directory)
 
 
-def test_a_fine_tuned_model_is_an_encoder_without_a_masked_lm_head(tmp_path) -> None:
-    # Its own head has layers of the same names.
+def test_fine_tuned_model_has_no_masked_lm_head(tmp_path) -> None:
+    # The head of a fine-tuned model has layers of the same names.
     source = _write_without(tmp_path, "decoder.bias")
     assert source.is_bare and not source.has_head
     with pytest.raises(InputError) as error:
         source.read_weights()
     assert "decoder.bias" in error.value.received
-    # Half of a head is none of a task.
+    # A task head has both layers, so a model with only one of them has an incomplete head.
     source = _write_without(tmp_path, "head.norm.weight")
     assert not source.is_bare and not source.has_head
 
 
-# A student's layers.
+# Layers of a student.
 
 
 def _teacher(layers: int, every: int = 3) -> EncoderConfig:
@@ -287,13 +290,15 @@ def _teacher(layers: int, every: int = 3) -> EncoderConfig:
         (6, 6, (0, 1, 2, 3, 4, 5)),
     ],
 )
-def test_even_layers_keep_the_pattern(layers: int, student: int, expected: tuple) -> None:
+def test_even_layers_keep_the_pattern_of_global_layers(
+    layers: int, student: int, expected: tuple
+) -> None:
     assert from_teacher.choose_layers(_teacher(layers), student, None) == expected
     assert from_teacher.choose_layers(_teacher(layers), student, "even") == expected
 
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 30))
-def test_even_layers_always_fit(data, every: int, layers: int) -> None:
+def test_even_layers_are_always_accepted_explicitly(data, every: int, layers: int) -> None:
     student = data.draw(st.integers(1, layers))
     teacher = _teacher(layers, every)
     chosen = from_teacher.choose_layers(teacher, student, None)
@@ -301,7 +306,7 @@ def test_even_layers_always_fit(data, every: int, layers: int) -> None:
     assert list(chosen) == sorted(set(chosen)) and chosen[-1] < layers
     for index, layer in enumerate(chosen):
         assert teacher.is_global_layer(index) == teacher.is_global_layer(layer)
-    # And so they are accepted when they are named.
+    # The same layers are accepted as an explicit list.
     text = ",".join(map(str, chosen))
     assert from_teacher.choose_layers(teacher, None, text) == chosen
 
@@ -316,34 +321,34 @@ def test_even_layers_always_fit(data, every: int, layers: int) -> None:
         (None, "every:2", "1: 'every:2'"),
     ],
 )
-def test_layers_of_another_kind_are_refused(student, text: str, received: str) -> None:
+def test_layers_of_another_type_are_refused(student, text: str, received: str) -> None:
     with pytest.raises(InputError) as error:
         from_teacher.choose_layers(_teacher(22), student, text)
     assert error.value.subject == Setting("layer_map")
     assert error.value.received == received
-    # The hint names layers that are accepted.
+    # The hint names layers that would be accepted.
     nearest = error.value.hint.rpartition(" ")[2]
     assert from_teacher.choose_layers(_teacher(22), None, nearest)
 
 
-def test_consecutive_layers_from_the_first_are_taken() -> None:
+def test_first_layers_are_accepted() -> None:
     assert from_teacher.choose_layers(_teacher(22), 5, "first") == (0, 1, 2, 3, 4)
 
 
-def test_a_narrower_student_keeps_whole_pairs_and_both_halves_of_a_unit() -> None:
+def test_narrower_student_keeps_rotated_pairs_and_both_halves_of_gated_units() -> None:
     teacher = example_config(
         "modernbert", hidden_size=16, num_attention_heads=2, intermediate_size=6
     )
     student = from_teacher.narrow_config(teacher, hidden_size=8, intermediate_size=4)
     weights = get_weights(MaskedLM(teacher, seed=3))
     narrow = from_teacher.narrow_weights(weights, teacher, student)
-    # Heads of 8 dimensions become heads of 4: pairs 0 and 2 of 4, whose angles stay.
-    kept = [0, 2, 4, 6, 8, 10, 12, 14]
+    # Heads of 8 dimensions become heads of 4, with pairs 0 and 2 of 4, whose angles stay.
+    columns = [0, 2, 4, 6, 8, 10, 12, 14]
     name = "encoder/layer_1/attention/query_key_value/kernel"
     blocks = weights[name].reshape(16, 3, 16)
-    np.testing.assert_array_equal(narrow[name], blocks[:8][..., kept].reshape(8, 24))
+    np.testing.assert_array_equal(narrow[name], blocks[:8][..., columns].reshape(8, 24))
     name = "encoder/layer_1/attention/output/kernel"
-    np.testing.assert_array_equal(narrow[name], weights[name][kept][:, :8])
+    np.testing.assert_array_equal(narrow[name], weights[name][columns][:, :8])
     name = "encoder/layer_1/feed_forward/intermediate/kernel"
     halves = weights[name].reshape(16, 2, 6)[:8, :, :4]
     np.testing.assert_array_equal(narrow[name], halves.reshape(8, 8))
@@ -354,7 +359,7 @@ def test_a_narrower_student_keeps_whole_pairs_and_both_halves_of_a_unit() -> Non
     assert angles[0] == pytest.approx(angles[1])
 
 
-def test_heads_of_an_odd_number_of_dimensions_are_refused() -> None:
+def test_odd_head_sizes_are_refused() -> None:
     teacher = example_config("modernbert", hidden_size=24, num_attention_heads=2)
     with pytest.raises(InputError) as error:
         from_teacher.narrow_config(teacher, hidden_size=6)
@@ -362,7 +367,7 @@ def test_heads_of_an_odd_number_of_dimensions_are_refused() -> None:
     assert error.value.received == 6
 
 
-def test_a_student_of_all_layers_is_the_teacher() -> None:
+def test_student_of_all_layers_equals_the_teacher() -> None:
     model = MaskedLM(TINY, seed=2)
     weights = get_weights(model)
     config, same = from_teacher.student_weights(weights, TINY, layer_map=tuple(range(7)))

@@ -1,4 +1,4 @@
-"""Against torch and transformers, and with the models beside the project: opt-in."""
+"""Comparisons with torch and transformers, and with public models; opt-in."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ def run_torch(model, batch: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]
     """Returns logits at the masked positions, hidden states and attention maps of a torch model."""
     import torch
 
-    # A model without segments takes none.
+    # A model without segments has no such argument.
     ids = torch.tensor(batch[SEGMENT_IDS]).long()
     segments = {"token_type_ids": ids} if ids.any() else {}
     with torch.no_grad():
@@ -70,7 +70,7 @@ def run_torch(model, batch: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]
 
 
 def load_torch(directory: pathlib.Path):
-    """Loads a directory as `transformers` does; nothing may be missing or left over."""
+    """Loads a directory with `transformers`; no weights may be missing or unused."""
     transformers = pytest.importorskip("transformers")
     model, report = transformers.AutoModelForMaskedLM.from_pretrained(
         directory, output_loading_info=True, attn_implementation="eager"
@@ -84,20 +84,20 @@ def assert_parity(model: MaskedLM, peer, batch: dict[str, np.ndarray], *, atol: 
     ours[LOGITS] = [ours[LOGITS]]
     theirs = run_torch(peer, batch)
     real = batch[INPUT_MASK] == 1
-    # Axes of what is compared at real tokens: an attention map's queries.
+    # Only real tokens are compared; those of an attention map are its queries.
     seen = {LOGITS: ..., HIDDEN_STATES: real, ATTENTIONS: real}
     differences = {}
     for name, place in seen.items():
         assert len(ours[name]) == len(theirs[name])
         pairs = zip(map(np.asarray, ours[name]), theirs[name], strict=True)
         if name == ATTENTIONS:
-            pairs = ((np.moveaxis(one, 1, 2), np.moveaxis(two, 1, 2)) for one, two in pairs)
-        differences[name] = max(float(np.abs(one - two)[place].max()) for one, two in pairs)
+            pairs = ((np.moveaxis(own, 1, 2), np.moveaxis(peer, 1, 2)) for own, peer in pairs)
+        differences[name] = max(float(np.abs(own - peer)[place].max()) for own, peer in pairs)
     print("max abs differences", differences)
     assert max(differences.values()) < atol
 
 
-# Modules whose outputs are the queries, keys and values, and their layer in `transformers`.
+# Modules of `transformers` whose outputs are the queries, keys and values.
 _PROJECTIONS = {
     "bert": ("bert.encoder.layer.{}.attention.self.", ("query", "key", "value")),
     "modernbert": ("model.layers.{}.attn.", ("Wqkv",)),
@@ -106,8 +106,8 @@ _PROJECTIONS = {
 
 @pytest.mark.peers
 @pytest.mark.parametrize("model_type", _PROJECTIONS)
-def test_queries_keys_and_values_are_those_of_transformers(tmp_path, model_type: str) -> None:
-    """Without positions and scale; TinyBERT's scores are the products of BERT's."""
+def test_queries_keys_and_values_equal_those_of_transformers(tmp_path, model_type: str) -> None:
+    """They are compared before rotation and scaling. Scores are compared for BERT."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
@@ -146,7 +146,7 @@ def test_queries_keys_and_values_are_those_of_transformers(tmp_path, model_type:
 
 @pytest.mark.peers
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_a_model_of_transformers_is_the_same_here(tmp_path, hidden_act):
+def test_model_of_transformers_is_read_with_equal_outputs(tmp_path, hidden_act):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
@@ -170,7 +170,7 @@ def test_a_model_of_transformers_is_the_same_here(tmp_path, hidden_act):
 @pytest.mark.peers
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("num_layers", [2, 3])
-def test_a_saved_model_or_student_is_the_same_in_transformers(
+def test_saved_models_and_students_equal_transformers(
     tmp_path, config, weights, hidden_act: str, num_layers: int
 ) -> None:
     config = dataclasses.replace(config, hidden_act=hidden_act)
@@ -185,20 +185,20 @@ def test_a_saved_model_or_student_is_the_same_in_transformers(
 
 
 @pytest.mark.shared
-def test_the_public_tf1_checkpoint_is_read_into_the_model():
+def test_public_tf1_checkpoint_is_read_into_the_model():
     source = find_model(Location.parse(SHARED / "data/fixtures/tf1_tiny_ckpt"))
     model = load_masked_lm(source)
-    found = source.read_weights()
+    stored = source.read_weights()
     for name, value in get_weights(model).items():
-        np.testing.assert_array_equal(value, found[name])
+        np.testing.assert_array_equal(value, stored[name])
     batch = make_batch(source.config.vocab_size, 12)
     assert np.isfinite(np.asarray(model(batch))).all()
 
 
 @pytest.mark.shared
 @pytest.mark.peers
-def test_the_real_teacher_is_the_same_in_transformers():
+def test_public_teacher_equals_transformers():
     directory = Location.parse(SHARED / "models/zh-bert-4L-256")
     model = load_masked_lm(find_model(directory))
-    # Its logits reach 20, where one float32 rounding is 2e-6.
+    # The logits reach 20, where the rounding error of float32 is 2e-6.
     assert_parity(model, load_torch(directory), make_batch(21_128, 64), atol=3e-5)

@@ -1,4 +1,4 @@
-"""Computation in blocks of positions equals that of all positions at once."""
+"""Computation in blocks of positions equals computation of all positions at once."""
 
 import keras
 import numpy as np
@@ -21,7 +21,8 @@ def _arrays(batch: int, positions: int, vocab_size: int = 11, width: int = 5):
     constants = random.normal(size=(vocab_size, width)), random.normal(size=vocab_size)
     states = random.normal(size=(batch, positions, width)).astype("float32")
     labels = random.integers(0, vocab_size, (batch, positions)).astype("int32")
-    return [one.astype("float32") for one in constants], {"states": states, "labels": labels}
+    constants = [constant.astype("float32") for constant in constants]
+    return constants, {"states": states, "labels": labels}
 
 
 @given(
@@ -30,7 +31,7 @@ def _arrays(batch: int, positions: int, vocab_size: int = 11, width: int = 5):
     size=st.integers(1, 10),
     recompute=st.booleans(),
 )
-def test_blocks_give_the_values_of_the_whole(batch, positions, size, recompute) -> None:
+def test_blocks_give_the_values_of_one_computation(batch, positions, size, recompute) -> None:
     constants, arrays = _arrays(batch, positions)
     whole = position_blocks.over_positions(_values, constants, arrays, size=None)
     blocks = position_blocks.over_positions(
@@ -43,7 +44,7 @@ def test_blocks_give_the_values_of_the_whole(batch, positions, size, recompute) 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="takes TensorFlow's gradients")
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_blocks_give_the_gradients_of_the_whole(is_compiled: bool) -> None:
+def test_blocks_give_the_gradients_of_one_computation(is_compiled: bool) -> None:
     import tensorflow as tf
 
     constants, arrays = _arrays(3, 7)
@@ -71,12 +72,12 @@ def test_blocks_give_the_gradients_of_the_whole(is_compiled: bool) -> None:
         np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_a_default_batch_of_bert_is_not_cut() -> None:
+def test_default_batch_of_bert_is_one_block() -> None:
     size = position_blocks.block_size(batch_size=64, num_positions=76, vocab_size=30_522)
     assert size is None
 
 
-def test_a_large_vocabulary_is_cut_to_tables_of_the_same_size() -> None:
+def test_large_vocabulary_has_blocks_within_the_limit() -> None:
     size = position_blocks.block_size(batch_size=64, num_positions=76, vocab_size=256_000)
     assert size == 10
     assert position_blocks.block_size(batch_size=4096, num_positions=9, vocab_size=10**6) == 1

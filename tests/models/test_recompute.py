@@ -1,4 +1,4 @@
-"""Layers computed once more for their gradients: the same numbers, on both backends."""
+"""Recomputation of layers for gradients keeps all numbers, on both backends."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ from pipeline.models.formats.model_directory import assign_weights
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 from tests.conftest import run_python
 
-# Trains nothing: two steps' losses and gradients, and the seeds after them.
+# Computes losses and gradients of two steps without an update, and the seeds after them.
 ON_JAX = """
 import sys
 import jax, keras
@@ -55,7 +55,7 @@ for recompute in (False, True):
         saved[f"loss{number}"] = value
         saved |= {f"gradient{number}/{i}": g for i, g in enumerate(gradients)}
     saved |= {f"seed/{i}": one for i, one in enumerate(seeds)}
-    # What is kept until the gradient is computed; XLA on a CPU undoes it later.
+    # Bytes stored until the gradient is computed. On a CPU, XLA later removes the recomputation.
     _, pull, _ = jax.vjp(lambda trainable: loss(trainable, seeds), values, has_aux=True)
     saved["kept_bytes"] = sum(array.nbytes for array in jax.tree.leaves(pull))
     np.savez(f"{folder}/{recompute}.npz", **saved)
@@ -77,29 +77,29 @@ def _two_steps(model: MaskedLM, batch) -> list[np.ndarray]:
     def step():
         with tf.GradientTape() as tape:
             wanted = (ATTENTIONS, ATTENTION_SCORES, *QUERIES_KEYS_VALUES)
-            said = model.activations(batch, training=True, wanted=wanted)
-            loss = tf.reduce_mean(said[LOGITS] ** 2)
-            loss += sum(tf.reduce_mean(said[name][1] ** 2) for name in wanted)
+            activations = model.activations(batch, training=True, wanted=wanted)
+            loss = tf.reduce_mean(activations[LOGITS] ** 2)
+            loss += sum(tf.reduce_mean(activations[name][1] ** 2) for name in wanted)
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
     results = [np.asarray(value) for _ in range(2) for value in step()]
-    return [*results, *(np.asarray(one) for one in model.non_trainable_variables)]
+    return [*results, *(np.asarray(seed) for seed in model.non_trainable_variables)]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_the_same_numbers_on_tensorflow(config, weights, batch, rate: float) -> None:
+def test_recomputation_keeps_all_numbers_on_tensorflow(config, weights, batch, rate: float) -> None:
     config = dataclasses.replace(
         config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
     )
-    kept, recomputed = (
+    stored, recomputed = (
         _two_steps(_model(config, weights, recompute=recompute), batch)
         for recompute in (False, True)
     )
-    for one, other in zip(kept, recomputed, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    for expected, received in zip(stored, recomputed, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-6, atol=1e-7)
     count = 1 + len(_model(config, weights, recompute=False).trainable_variables)
-    # Another step has other dropout: the seeds were moved on.
-    assert (kept[0] == kept[count]) == (rate == 0.0)
+    # The second step has other dropout, because the seeds have changed.
+    assert (stored[0] == stored[count]) == (rate == 0.0)
 
 
 MODERNBERT = {
@@ -113,28 +113,28 @@ MODERNBERT = {
 @pytest.mark.parametrize(
     "changes",
     [
-        # One layer, applied again and again.
+        # One layer is applied repeatedly.
         {"model_type": "albert", "embedding_size": 8},
-        # Its bias reaches every layer from outside of it.
+        # The bias comes to every layer from outside.
         {"model_type": "mpnet", "pad_token_id": 1, "type_vocab_size": 0},
         # Local and global layers.
         MODERNBERT,
     ],
     ids=["albert", "mpnet", "modernbert"],
 )
-def test_the_same_numbers_of_other_families(config, batch, changes: dict) -> None:
+def test_recomputation_keeps_all_numbers_of_other_families(config, batch, changes: dict) -> None:
     config = dataclasses.replace(config, **changes)
     results = []
     for recompute in (False, True):
         model = MaskedLM(config, seed=3)
         model.encoder.recompute_activations = recompute
         results.append(_two_steps(model, batch))
-    for one, other in zip(*results, strict=True):
-        # Other programs add in another order.
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=3e-6)
+    for stored, recomputed in zip(*results, strict=True):
+        # The two programs add in different orders.
+        np.testing.assert_allclose(stored, recomputed, rtol=1e-5, atol=3e-6)
 
 
-def test_layers_are_computed_twice_in_training_only(config, weights, batch, monkeypatch) -> None:
+def test_layers_are_computed_twice_only_in_training(config, weights, batch, monkeypatch) -> None:
     import tensorflow as tf
 
     calls = []
@@ -160,7 +160,9 @@ def test_layers_are_computed_twice_in_training_only(config, weights, batch, monk
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_the_same_numbers_on_jax_in_less_memory(config, tmp_path, dtype: str) -> None:
+def test_recomputation_keeps_all_numbers_on_jax_in_less_memory(
+    config, tmp_path, dtype: str
+) -> None:
     config = dataclasses.replace(config, max_position_embeddings=64, num_hidden_layers=6)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     random = np.random.default_rng(4)
@@ -173,17 +175,17 @@ def test_the_same_numbers_on_jax_in_less_memory(config, tmp_path, dtype: str) ->
     )
     jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     run_python("-c", ON_JAX, str(tmp_path), dtype, **jax)
-    with np.load(tmp_path / "False.npz") as kept, np.load(tmp_path / "True.npz") as recomputed:
-        assert kept["loss0"] != kept["loss1"]
+    with np.load(tmp_path / "False.npz") as stored, np.load(tmp_path / "True.npz") as recomputed:
+        assert stored["loss0"] != stored["loss1"]
         # In bfloat16 the order of a sum decides its last bits, and gradients are sums.
-        largest = max(np.abs(kept[name]).max() for name in kept if name.startswith("gradient"))
+        largest = max(np.abs(stored[name]).max() for name in stored if name.startswith("gradient"))
         tolerance = largest * (1e-5 if dtype == "float32" else 1e-2)
-        for name in kept:
+        for name in stored:
             if name.startswith("seed"):
-                np.testing.assert_array_equal(kept[name], recomputed[name])
+                np.testing.assert_array_equal(stored[name], recomputed[name])
             elif name != "kept_bytes":
                 np.testing.assert_allclose(
-                    kept[name], recomputed[name], rtol=0, atol=tolerance, err_msg=name
+                    stored[name], recomputed[name], rtol=0, atol=tolerance, err_msg=name
                 )
-        # A layer's maps are 8 · 4 · 64 · 64 numbers, what goes between layers 8 · 64 · 16.
-        assert recomputed["kept_bytes"] < 0.2 * kept["kept_bytes"]
+        # A layer's maps have 8 · 4 · 64 · 64 numbers; its output has only 8 · 64 · 16.
+        assert recomputed["kept_bytes"] < 0.2 * stored["kept_bytes"]

@@ -1,4 +1,4 @@
-"""The table of weights covers the model and both layouts, each name once."""
+"""The table of weights has every variable and unique names in both layouts."""
 
 import re
 
@@ -6,7 +6,7 @@ from pipeline.models.masked_lm import MaskedLM
 from pipeline.models.weight_names import HF, TF1, weight_table
 
 
-def test_every_variable_once(config):
+def test_table_has_every_variable_once(config):
     model = MaskedLM(config)
     variables = {
         variable.path.removeprefix("masked_lm/"): tuple(variable.shape)
@@ -23,7 +23,7 @@ def test_names_are_unique_in_each_layout(config):
         assert len({getattr(row, field) for row in table}) == len(table)
 
 
-def test_some_rows(config):
+def test_rows_equal_published_names_and_shapes(config):
     rows = {row.ours: row for row in weight_table(config)}
     inner = rows["encoder/layer_2/feed_forward/intermediate/kernel"]
     assert inner.hf == "bert.encoder.layer.2.intermediate.dense.weight"

@@ -84,7 +84,7 @@ def test_a_teacher_is_trained_where_asked_for_or_for_your_own_text(tmp_path) -> 
     assert not trains(corpus=tmp_path, teacher=tmp_path)
     with pytest.raises(InputError) as error:
         _run(tmp_path / "work", teacher=tmp_path, train_teacher=True)
-    assert error.value.setting == "train_teacher"
+    assert error.value.subject == "train_teacher"
 
 
 def test_the_shipped_teacher_is_a_small_model_with_its_tokenizer_and_page() -> None:
@@ -115,7 +115,7 @@ def test_a_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir
     assert sizes[1] < 0.6 * sizes[0]
     assert {*manifest.tokenizer_files} <= {path.name for path in published.iterdir()}
     card = (published / "README.md").read_text()
-    assert "for 7 steps" in card and "guesses 25.0%" in card
+    assert "for 7 steps" in card and "predicts 25.0%" in card
 
 
 def _log(folder: pathlib.Path, *lines: dict[str, object]) -> Location:
@@ -136,28 +136,28 @@ def test_the_second_line_of_a_log_tells_how_long_the_rest_takes(tmp_path) -> Non
     assert seconds(first, evaluation, second) == pytest.approx(50.0)
 
 
-def test_the_whole_is_told_once_and_never_after_the_block(monkeypatch) -> None:
+def test_the_whole_is_forecast_once_and_never_after_the_block(monkeypatch) -> None:
     monkeypatch.setattr(quickstart_forecast, "_POLL_SECONDS", 0.01)
-    told: list[float] = []
+    forecasts: list[float] = []
     asked, is_known = threading.Event(), threading.Event()
 
     def remaining() -> float | None:
         asked.set()
         return 100.0 if is_known.is_set() else None
 
-    with quickstart_forecast.first_steps_measured(remaining, told.append):
-        assert asked.wait(10.0) and not told
+    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
+        assert asked.wait(10.0) and not forecasts
         is_known.set()
         deadline = time.monotonic() + 10.0
-        while not told and time.monotonic() < deadline:
+        while not forecasts and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert len(told) == 1 and 100.0 < told[0] < 130.0
+    assert len(forecasts) == 1 and 100.0 < forecasts[0] < 130.0
     is_known.clear()
-    with quickstart_forecast.first_steps_measured(remaining, told.append):
+    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
         pass
     is_known.set()
     time.sleep(0.05)
-    assert len(told) == 1
+    assert len(forecasts) == 1
 
 
 @pytest.mark.parametrize("flag", ["teacher", "corpus"])

@@ -310,7 +310,7 @@ def test_errors_about_invalid_settings_name_the_flag(
         ({"vocab_size": 9, "student_layers": 4}, "student_layers", "1 to 3"),
         ({"vocab_size": 9, "output_dir": student_dir}, "output_dir", "config.json"),
         ({"vocab_size": 9, "teacher": student_dir}, "teacher", f"a vocabulary of {len(vocab)} "),
-        ({"vocab_size": 9, "teacher": untied}, "teacher", "an output layer of its own"),
+        ({"vocab_size": 9, "teacher": untied}, "teacher", "a separate output layer"),
     ):
         line = message(**changes)
         assert line.startswith(f"--{flag}: ") and part in line

@@ -230,7 +230,7 @@ def test_inspect_cache_shows_predictions_from_head_states(states_cache_dir, cach
         InspectConfig(input_dir=states_cache_dir, examples=2, html="x.html")
     )
     text = " ".join(lines)
-    assert "states of 8 bits" in text and "rebuilt from head states" in text
+    assert "states of 8 bits" in text and "decoded from head states" in text
     assert page is not None
     expected, _ = inspect_cache.inspect_cache(InspectConfig(input_dir=cache_dir, examples=2))
     # The number, the label and the label's probability are equal in both caches.

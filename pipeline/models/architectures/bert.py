@@ -29,10 +29,10 @@ HAS_FINAL_NORM = False
 class Embeddings(keras.layers.Layer):
     """Sum of word, position and segment embeddings, normalised, [B, L, D].
 
-    ALBERT's and ELECTRA's may have a width of their own, and are projected to D.
+    The embeddings of ALBERT and ELECTRA may have another width, and are then projected to D.
 
     The three tables are float32 variables that are never cast on access, so that
-    the vocabulary matmul can read the word embeddings exactly.
+    the vocabulary matmul reads the word embeddings without rounding.
     """
 
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
@@ -97,15 +97,15 @@ class Attention(keras.layers.Layer):
         super().__init__(name="attention", dtype=dtype)
         self.config = config
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.query, self.key, self.value, self.projection = (
-            parts.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
+            layers.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
         )
-        self.probability_dropout = parts.dropout(
+        self.probability_dropout = layers.dropout(
             config.attention_probs_dropout_prob, "probability_dropout"
         )
-        self.dropout = parts.dropout(config.hidden_dropout_prob)
-        self.layer_norm = parts.layer_norm()
+        self.dropout = layers.dropout(config.hidden_dropout_prob)
+        self.layer_norm = layers.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -125,23 +125,23 @@ class Attention(keras.layers.Layer):
 
         Args:
             hidden: [B, L, D].
-            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; MPNet's is
-                [B, H, L, L], with its bias.
+            score_mask: [B, 1, 1, L], 0 at tokens and `MASKED_SCORE` at padding; for MPNet
+                [B, H, L, L], including the bias.
             training: whether dropout is active.
             wanted: see `Encoder.call`.
 
         Returns:
-            [B, L, D]; and what is wanted, by name.
+            [B, L, D]; and the `wanted` activations, by name.
         """
         heads = self.config.num_attention_heads
         queries, keys, values = self.query(hidden), self.key(hidden), self.value(hidden)
         query = split_heads(queries * self.scale, heads)
         key, value = split_heads(keys, heads), split_heads(values, heads)
         dropout = functools.partial(self.probability_dropout, training=training)
-        context, found = attend(query, key, value, score_mask, dropout, wanted)
-        found |= projections(wanted, queries, keys, values)
+        context, activations = attend(query, key, value, score_mask, dropout, wanted)
+        activations |= projections(wanted, queries, keys, values)
         output = self.projection(context)
-        return self.layer_norm(hidden + self.dropout(output, training=training)), found
+        return self.layer_norm(hidden + self.dropout(output, training=training)), activations
 
 
 class FeedForward(keras.layers.Layer):
@@ -153,11 +153,11 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
-        self.intermediate = parts.dense(config.intermediate_size, "intermediate")
-        self.projection = parts.dense(config.hidden_size, "output")
-        self.dropout = parts.dropout(config.hidden_dropout_prob)
-        self.layer_norm = parts.layer_norm()
+        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.intermediate = layers.dense(config.intermediate_size, "intermediate")
+        self.projection = layers.dense(config.hidden_size, "output")
+        self.dropout = layers.dropout(config.hidden_dropout_prob)
+        self.layer_norm = layers.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -166,20 +166,20 @@ class FeedForward(keras.layers.Layer):
             layer.build((None, None, self.config.hidden_size))
 
     def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
-        """Maps [B, L, D] to [B, L, D], each position for itself."""
+        """Maps [B, L, D] to [B, L, D], each position independently."""
         output = self.projection(self.activation(self.intermediate(hidden)))
         return self.layer_norm(hidden + self.dropout(output, training=training))
 
 
 def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
-    """Returns what each layer adds to its attention scores.
+    """Returns the mask that each layer adds to its attention scores.
 
     Args:
-        config: the model's.
-        padding: 0 at tokens and `MASKED_SCORE` at padding, [B, 1, 1, L]; or of a shape that
-            fits [B, H, L, L], with a bias.
+        config: the model's configuration.
+        padding: 0 at tokens and `MASKED_SCORE` at padding, [B, 1, 1, L]. With a bias, any
+            shape that broadcasts to [B, H, L, L].
 
     Returns:
-        N tensors of a shape that fits [B, H, L, L].
+        N tensors that broadcast to [B, H, L, L].
     """
     return [padding] * config.num_hidden_layers

@@ -1,7 +1,7 @@
 """ModernBERT's layers: pre-norm, rotary positions, local and global attention, gated units.
 
-Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder" (2024); rotary
-positions from Su et al., "RoFormer" (2021), gated units from Shazeer, "GLU Variants Improve
+Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder" (2024). Rotary
+positions are from Su et al., "RoFormer" (2021), gated units from Shazeer, "GLU Variants Improve
 Transformer" (2020). Shapes: B batch, L length, D hidden size, H heads.
 """
 
@@ -30,10 +30,10 @@ HAS_FINAL_NORM = True
 
 
 class Embeddings(keras.layers.Layer):
-    """Word embeddings, normalised, [B, L, D]; the layers know of positions.
+    """Word embeddings, normalised, [B, L, D]; positions enter in the attention layers.
 
     The table is a float32 variable that is never cast on access, so that the vocabulary
-    matmul can read it exactly.
+    matmul reads it without rounding.
     """
 
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
@@ -60,7 +60,7 @@ class Embeddings(keras.layers.Layer):
 
         Args:
             input_ids: int [B, L].
-            segment_ids: has no effect.
+            segment_ids: ignored.
             training: whether dropout is active.
 
         Returns:
@@ -82,7 +82,7 @@ def rotate(x: Tensor, theta: float) -> Tensor:
         theta: the base θ.
 
     Returns:
-        as `x`, in its dtype.
+        a tensor of the same shape and dtype.
     """
     half = x.shape[-1] // 2
     frequencies = (theta ** -(np.arange(half) / half)).astype(np.float32)
@@ -97,7 +97,7 @@ def rotate(x: Tensor, theta: float) -> Tensor:
 class Attention(keras.layers.Layer):
     """Normalisation, then self-attention with its output projection; the residual is added.
 
-    The first layer has no normalisation: the embeddings are normalised already.
+    The first layer has no normalisation, because the embeddings are already normalised.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Attention(keras.layers.Layer):
         is_global = config.is_global_layer(index)
         self.theta = config.global_rope_theta if is_global else config.local_rope_theta
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
-        self.layer_norm = parts.layer_norm() if index else None
-        self.query_key_value = parts.dense(3 * config.hidden_size, "query_key_value")
-        self.projection = parts.residual_dense(config.hidden_size, "output")
+        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.layer_norm = layers.layer_norm() if index else None
+        self.query_key_value = layers.dense(3 * config.hidden_size, "query_key_value")
+        self.projection = layers.residual_dense(config.hidden_size, "output")
         rate = config.attention_probs_dropout_prob
-        self.probability_dropout = parts.dropout(rate, "probability_dropout")
-        self.dropout = parts.dropout(rate)
+        self.probability_dropout = layers.dropout(rate, "probability_dropout")
+        self.dropout = layers.dropout(rate)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -134,24 +134,24 @@ class Attention(keras.layers.Layer):
 
         Args:
             hidden: [B, L, D].
-            score_mask: of this layer, from `score_masks`.
+            score_mask: this layer's mask of `score_masks`.
             training: whether dropout is active.
             wanted: see `Encoder.call`.
 
         Returns:
-            [B, L, D]; and what is wanted, by name.
+            [B, L, D]; and the `wanted` activations, by name.
         """
         normalised = hidden if self.layer_norm is None else self.layer_norm(hidden)
         projected = ops.split(self.query_key_value(normalised), 3, axis=-1)
         query, key, value = (
-            split_heads(part, self.config.num_attention_heads) for part in projected
+            split_heads(vectors, self.config.num_attention_heads) for vectors in projected
         )
         query, key = rotate(query * self.scale, self.theta), rotate(key, self.theta)
         dropout = functools.partial(self.probability_dropout, training=training)
-        context, found = attend(query, key, value, score_mask, dropout, wanted)
-        found |= projections(wanted, *projected)
+        context, activations = attend(query, key, value, score_mask, dropout, wanted)
+        activations |= projections(wanted, *projected)
         output = self.dropout(self.projection(context), training=training)
-        return hidden + output, found
+        return hidden + output, activations
 
 
 class FeedForward(keras.layers.Layer):
@@ -163,12 +163,12 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        parts = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
-        self.layer_norm = parts.layer_norm()
-        # The activated half, then the half that it is multiplied with.
-        self.intermediate = parts.dense(2 * config.intermediate_size, "intermediate")
-        self.projection = parts.residual_dense(config.hidden_size, "output")
-        self.dropout = parts.dropout(config.hidden_dropout_prob)
+        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        self.layer_norm = layers.layer_norm()
+        # The first half is activated, then multiplied with the second half.
+        self.intermediate = layers.dense(2 * config.intermediate_size, "intermediate")
+        self.projection = layers.residual_dense(config.hidden_size, "output")
+        self.dropout = layers.dropout(config.hidden_dropout_prob)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -177,21 +177,21 @@ class FeedForward(keras.layers.Layer):
             layer.build((None, None, self.config.hidden_size))
 
     def call(self, hidden: Tensor, training: bool | None = None) -> Tensor:
-        """Maps [B, L, D] to [B, L, D], each position for itself."""
+        """Maps [B, L, D] to [B, L, D], each position independently."""
         activated, gate = ops.split(self.intermediate(self.layer_norm(hidden)), 2, axis=-1)
         inner = self.dropout(self.activation(activated) * gate, training=training)
         return hidden + self.projection(inner)
 
 
 def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
-    """Returns what each layer adds to its attention scores; see `bert.score_masks`.
+    """Returns the mask that each layer adds to its attention scores; see `bert.score_masks`.
 
-    In a local layer a token sees those at most half a window away.
+    In a local layer a token attends to tokens at most half a window away.
     """
     positions = ops.arange(ops.shape(padding)[-1], dtype="int32")
     distances = ops.abs(ops.expand_dims(positions, 0) - ops.expand_dims(positions, 1))
     outside = ops.cast(distances > config.local_attention // 2, padding.dtype) * MASKED_SCORE
-    # Not the sum of both, which would not fit float16 together with a score.
+    # The minimum, because the sum of both masks and a score would overflow float16.
     local = ops.minimum(padding, outside)
     layers = range(config.num_hidden_layers)
     return [padding if config.is_global_layer(index) else local for index in layers]

@@ -1,4 +1,4 @@
-"""Parts that layers of every architecture are made of.
+"""Parts of the layers of every architecture.
 
 Shapes: B batch, L length, D hidden size, H heads.
 """
@@ -13,10 +13,10 @@ from keras import ops
 from pipeline.base.seeding import hash64
 from pipeline.models.config import EncoderConfig
 
-# What a layer's attention gives beside its output, where it is asked for. The maps and scores are
-# float32 [B, H, L, L]: each query's probabilities over the keys, before dropout; and the scaled
-# products of queries and keys that they are made of, before any mask or bias is added. Queries,
-# keys and values are [B, L, D], of all heads side by side, before any scaling or rotation.
+# Activations that a layer's attention returns on request, besides its output. Maps and scores are
+# float32 [B, H, L, L]. A map holds each query's probabilities over the keys, before dropout. Scores
+# are the scaled products of queries and keys, before any mask or bias is added. Queries, keys and
+# values are [B, L, D], with all heads concatenated, before any scaling or rotation.
 ATTENTIONS = "attentions"
 ATTENTION_SCORES = "attention_scores"
 QUERIES_KEYS_VALUES = ("queries", "keys", "values")
@@ -24,14 +24,14 @@ QUERIES_KEYS_VALUES = ("queries", "keys", "values")
 Tensor = Any
 DType = str | keras.DTypePolicy | None
 
-# Added to the scores of padding. Its exponential is 0 in every dtype and, unlike
-# -1e9, it fits float16; a row of nothing but padding becomes uniform, not NaN.
+# Added to the scores of padding. Its exponential is 0 in every dtype. Unlike -1e9, it fits
+# float16. A row of only padding gets a uniform distribution, not NaN.
 MASKED_SCORE = -30_000.0
 
 
 def _gelu(x: Tensor) -> Tensor:
-    # Written with erf because ONNX has no Erfc, into which libraries' own GELU is
-    # often rewritten.
+    # Written with erf, because libraries often rewrite their own GELU with erfc, which ONNX
+    # lacks.
     return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
 
 
@@ -49,13 +49,13 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclasses.dataclass(frozen=True)
 class LayerParts:
-    """Makes the parts of one layer, each with random numbers of its own.
+    """Makes the parts of one layer, each with separate random numbers.
 
     Attributes:
-        config: the model's.
+        config: the model's configuration.
         scope: the layer's name within the model.
         seed: the model's seed.
-        dtype: of the layer; normalisation computes in float32 by itself.
+        dtype: the layer's dtype; Keras computes normalisations in float32.
     """
 
     config: EncoderConfig
@@ -75,10 +75,10 @@ class LayerParts:
         """Returns a dense layer [..., any] → [..., size].
 
         Args:
-            size: of its output.
-            name: its own.
-            use_bias: whether it has a bias; None for where the family has any.
-            scale: of the initial weights' deviation.
+            size: the size of its output.
+            name: its name.
+            use_bias: whether it has a bias; None for a bias only if the family has biases.
+            scale: a factor of the initial weights' standard deviation.
         """
         return keras.layers.Dense(
             size,
@@ -91,12 +91,12 @@ class LayerParts:
     def residual_dense(self, size: int, name: str) -> keras.layers.Dense:
         """Returns a dense layer whose output is added to a sum over all 2·N blocks.
 
-        Its initial weights are the smaller, the more there are (Radford et al., 2019).
+        More blocks make its initial weights smaller (Radford et al., 2019).
         """
         return self.dense(size, name, scale=(2 * self.config.num_hidden_layers) ** -0.5)
 
     def layer_norm(self) -> keras.layers.LayerNormalization:
-        """Returns a normalisation over the last axis, with a bias where the family has any."""
+        """Returns a normalisation over the last axis, with a bias if the family has biases."""
         return keras.layers.LayerNormalization(
             epsilon=self.config.layer_norm_eps,
             center=self.config.family.has_biases,
@@ -115,10 +115,10 @@ class LayerParts:
 
 def take_rows(table: keras.Variable, ids: Tensor) -> Tensor:
     """Returns rows of a table of embeddings, float32 [B, L, E] for int ids [B, L]."""
-    # The product with 1.0 makes the gradient dense. Taking rows of the variable
-    # itself gives TensorFlow a sparse gradient in which a repeated id has several
-    # rows that Adam and gradient clipping do not merge. Rows are summed in
-    # float32 both ways: a frequent token's gradient has thousands of addends.
+    # The product with 1.0 makes the gradient dense. Taking rows of the variable itself would give
+    # TensorFlow a sparse gradient. In it a repeated id has several rows, which Adam and gradient
+    # clipping do not merge. The gradient is summed in float32, because a frequent token has
+    # thousands of addends.
     return ops.take(ops.convert_to_tensor(table) * 1.0, ids, axis=0)
 
 
@@ -144,29 +144,29 @@ def attend(
         query: [B, H, L, D / H], scaled.
         key: [B, H, L, D / H].
         value: [B, H, L, D / H].
-        score_mask: added to the scores, of a shape that fits [B, H, L, L].
-        dropout: of the probabilities.
-        wanted: of `ATTENTIONS` and `ATTENTION_SCORES`, which are large.
+        score_mask: a mask that is added to the scores and broadcasts to [B, H, L, L].
+        dropout: the dropout of the probabilities.
+        wanted: names of activations to return. `ATTENTIONS` and `ATTENTION_SCORES` are large.
 
     Returns:
-        the heads' outputs side by side, [B, L, D]; and what is wanted, by name.
+        the heads' outputs, concatenated, [B, L, D]; and the `wanted` activations, by name.
     """
     products = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
     attention_map = ops.softmax(ops.cast(products + score_mask, "float32"))
     probabilities = dropout(ops.cast(attention_map, value.dtype))
     context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
     batch, length, num_heads, size = ops.shape(context)
-    found = {}
+    activations = {}
     if ATTENTIONS in wanted:
-        found[ATTENTIONS] = attention_map
+        activations[ATTENTIONS] = attention_map
     if ATTENTION_SCORES in wanted:
-        found[ATTENTION_SCORES] = ops.cast(products, "float32")
-    return ops.reshape(context, (batch, length, num_heads * size)), found
+        activations[ATTENTION_SCORES] = ops.cast(products, "float32")
+    return ops.reshape(context, (batch, length, num_heads * size)), activations
 
 
 def projections(
     wanted: Collection[str], queries: Tensor, keys: Tensor, values: Tensor
 ) -> dict[str, Tensor]:
-    """Returns what is wanted of `QUERIES_KEYS_VALUES`, by name."""
+    """Returns the tensors of `QUERIES_KEYS_VALUES` that are `wanted`, by name."""
     tensors = zip(QUERIES_KEYS_VALUES, (queries, keys, values), strict=True)
     return {name: tensor for name, tensor in tensors if name in wanted}

@@ -29,7 +29,7 @@ _DEBERTA = (
     "its published files have no masked-LM head that `transformers` loads, and version 3 was "
     "trained on replaced tokens, without such a head"
 )
-# Families that a user may expect here, and why they are refused.
+# Families that a user may expect to open, and the reasons why they are refused.
 REFUSED: Mapping[str, str] = {"deberta": _DEBERTA, "deberta-v2": _DEBERTA}
 
 
@@ -37,9 +37,9 @@ def find_family(model_type: Any) -> Family:
     """Returns the family that a `config.json` names.
 
     Raises:
-        InputError: it is not known here, or refused for a reason.
+        InputError: the family is unknown or refused.
     """
-    # A file may have a list there, which cannot be looked up.
+    # A file may have a list as its value, which is not hashable.
     if model_type not in tuple(FAMILIES):
         reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
         expected = f"one of {', '.join(FAMILIES)}"

@@ -1,4 +1,4 @@
-"""ALBERT (Lan et al., 2020): projected embeddings, and one layer applied again and again."""
+"""ALBERT (Lan et al., 2020): projected embeddings, and one layer that is applied repeatedly."""
 
 from pipeline.models.families.base import (
     KERAS_H5,
@@ -35,7 +35,7 @@ FAMILY = Family(
         ("cls.predictions.transform.", "predictions."),
         ("cls.predictions.", "predictions."),
     ),
-    # One group of one layer, which all share.
+    # The only supported case is one group of one layer, which all layers share.
     fixed_options={"num_hidden_groups": 1, "inner_group_num": 1},
     projects_embeddings=True,
     projects_equal_widths=True,

@@ -12,18 +12,19 @@ Renames = tuple[tuple[str, str], ...]
 class SequenceHead:
     """The head of `transformers`' models for sequence classification.
 
-    It reads the first token's state, or the mean state where a model's configuration says so.
+    It reads the first token's state, or the mean state if the model's configuration says so.
+    Names are those in `model.safetensors`.
 
     Attributes:
-        dense: the name of the layer before the outputs in `model.safetensors`.
-        norm: the name there of the normalisation after the activation; None for none.
-        output: the name of the output layer there.
+        dense: the name of the layer before the output layer.
+        norm: the name of the normalisation after the activation; None without one.
+        output: the name of the output layer.
         dropout: the key in `config.json` of the dropout before the outputs, and its rate;
             None for the rate of hidden states.
         activation: `tanh`, `relu` or `gelu`, after the first layer.
         drops_input: whether the dropout is also applied to the first token's state.
-        is_pretrained: whether a pre-trained model may hold the layers before the outputs: a
-            pooler, or those of its masked-LM head.
+        is_pretrained: whether a pre-trained model may hold the layers before the output layer,
+            as a pooler or as part of its masked-LM head.
     """
 
     dense: str
@@ -37,11 +38,11 @@ class SequenceHead:
 
 @dataclasses.dataclass(frozen=True)
 class FoldedEmbeddings:
-    """A table whose first row belongs to every token: read into the segment embeddings.
+    """A table whose first row is added to every token: read into the segment embeddings.
 
     Attributes:
-        key: in `config.json`, true where the files have the table.
-        rows: the key there of the table's number of rows, and its default.
+        key: the key of `config.json` that is true if the files have the table.
+        rows: the key of `config.json` for the table's number of rows, and its default.
         hf: the table's name in `model.safetensors`.
     """
 
@@ -55,10 +56,10 @@ class Published:
     """Models of the Hugging Face hub that have the same kinds of files.
 
     Attributes:
-        names: on the hub.
-        weights: names of the weight files there, without `.index.json` for several.
-        tokenizer: names of the tokenizer files there that are read.
-        note: a sentence about what a user must know of them; empty for none.
+        names: ids on the hub.
+        weights: names of the weight files on the hub, without `.index.json` if sharded.
+        tokenizer: names of the tokenizer files that are read.
+        note: a sentence that a user of these models must know; empty without one.
     """
 
     names: tuple[str, ...]
@@ -87,35 +88,37 @@ class Family:
             None for the rate of hidden states.
         has_sequence_head_over_tokens: whether these two heads have the layers of the sequence
             head, and its dropout.
-        hf_names: from BERT's names in `model.safetensors` to this family's. TensorFlow 1
-            checkpoints have BERT's names.
-        config_keys: from fields of `EncoderConfig` to other keys of `config.json`.
-        config_defaults: fields that its `config.json` may lack, besides those that have
-            defaults for every family.
+        hf_names: replacements that map BERT's names in `model.safetensors` to this family's.
+            TensorFlow 1 checkpoints have BERT's names.
+        config_keys: keys of `config.json` by fields of `EncoderConfig`, where they differ.
+        config_defaults: defaults of fields that its `config.json` may lack, besides the
+            defaults of every family.
         fixed_options: keys of `config.json` that change what a model computes, with the only
             supported value.
         ignored_options: keys of options common to all families that have no meaning here.
         null_settings: keys of `config.json` that are written as null, because their defaults in
             `transformers` are ids of one vocabulary.
         own_fields: fields of `EncoderConfig` that only this family has, each with a value.
-        read_settings: from the content of a `config.json` to that in the keys declared here.
-        architecture: a key of `architectures.ARCHITECTURES`, the layers that it is made of.
+        read_settings: a function that converts the content of a `config.json` to the keys
+            declared here.
+        architecture: the architecture of its layers, a key of `architectures.ARCHITECTURES`.
         has_biases: whether dense layers and normalisations have biases.
         has_gated_units: whether the feed-forward block multiplies two dense layers' outputs.
-        has_segments: whether there are segment embeddings.
-        projects_embeddings: whether embeddings have a width of their own and are projected
-            to the hidden size.
-        projects_equal_widths: whether they are projected to a hidden size of their own width, too.
-        relative_position_buckets: buckets of distances between tokens, each with a bias of the
-            attention scores for each head; 0 for none.
-        folded_embeddings: embeddings that files may have beside BERT's.
+        has_segments: whether it has segment embeddings.
+        projects_embeddings: whether embeddings have a separate width and are projected to the
+            hidden size.
+        projects_equal_widths: whether they are also projected if this width equals the hidden
+            size.
+        relative_position_buckets: the number of buckets of distances between tokens. Each has
+            a bias of the attention scores for each head. 0 without such biases.
+        folded_embeddings: embeddings that files may have in addition to BERT's.
         shares_layers: whether all layers have the same weights.
         counts_positions_from_padding: whether the first position is the padding's id plus 1.
-        head_act: the activation of the masked-LM head; None for that of the layers.
+        head_act: the activation of the masked-LM head; None for the activation of the layers.
         in_google_layout: whether Google's `bert_config.json` can describe a model.
         without_segments: the family of the same model without its segment embeddings.
-        doubles_separator: whether two separators stand between the texts of a pair.
-        published: known models of the hub, for the page of what opens.
+        doubles_separator: whether a pair of texts has two separators between them.
+        published: known models of the hub, for the table of models that open.
     """
 
     model_type: str
@@ -151,7 +154,7 @@ class Family:
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Returns a family's name of a weight for BERT's.
+    """Returns a family's name of a weight, given BERT's name.
 
     Example:
         RoBERTa's for `cls.predictions.bias` is `lm_head.bias`.

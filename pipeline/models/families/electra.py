@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al., 2020): its generator is a masked LM, its discriminator is none."""
+"""ELECTRA (Clark et al., 2020): its generator is a masked LM, its discriminator is not."""
 
 from pipeline.models.families.base import (
     KERAS_H5,

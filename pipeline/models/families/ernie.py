@@ -21,7 +21,7 @@ FAMILY = Family(
         ),
     ),
     hf_names=(("bert.", "ernie."),),
-    # Every token is of the first task, unless a program of `transformers` says otherwise.
+    # `transformers` uses the first task for every token unless the caller passes task ids.
     folded_embeddings=FoldedEmbeddings(
         key="use_task_id",
         rows=("task_type_vocab_size", 3),

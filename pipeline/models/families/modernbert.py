@@ -13,9 +13,9 @@ from pipeline.models.families.base import (
     SequenceHead,
 )
 
-# The layers of every head but their outputs.
+# Names of the layers that every head has before its output layer.
 _DENSE, _NORM = "head.dense", "head.norm"
-# Keys of the files that `transformers` 5 writes, and the older ones that take their place here.
+# Keys that `transformers` 5 writes, and the older keys that replace them here.
 _LAYER_TYPES, _EVERY = "layer_types", "global_attn_every_n_layers"
 _ROPE, _ROPE_SCALING = "rope_parameters", "rope_scaling"
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -24,14 +24,13 @@ _USUAL_PERIOD = 3
 
 
 def read_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of a `config.json` in the keys that every `transformers` reads.
+    """Returns the content of a `config.json` with the keys that every `transformers` reads.
 
     Raises:
-        InputError: layers that attend globally are not each k-th, the first among them; or
-            positions are scaled.
+        InputError: the global layers are not 0, k, 2k, … for any k, or positions are scaled.
     """
     settings = dict(raw)
-    # A file of today has null for what the first release took from the other layers.
+    # Newer files have null here, where the first release used the base of the global layers.
     if _THETAS[_LOCAL] in raw and raw[_THETAS[_LOCAL]] is None:
         settings[_THETAS[_LOCAL]] = raw.get(_THETAS[_GLOBAL])
     if raw.get(_ROPE_SCALING) is not None:
@@ -44,29 +43,29 @@ def read_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _period(layer_types: Any, raw: Mapping[str, Any]) -> int:
-    """Returns k of a list of layers of which each k-th attends globally, the first among them."""
+    """Returns k of a list of layer types in which layers 0, k, 2k, … are global."""
     count = len(layer_types) if isinstance(layer_types, list) else 0
     candidates = [raw.get(_EVERY), _USUAL_PERIOD, *range(1, count + 1)]
     for period in candidates if count == raw.get("num_hidden_layers") else ():
-        # A file may have anything there.
+        # The file's value may have any type.
         is_count = isinstance(period, int) and period > 0
         if is_count and layer_types == [_LOCAL if i % period else _GLOBAL for i in range(count)]:
             return period
-    expected = f"for each layer {_GLOBAL}, the first and each k-th from there, or {_LOCAL}"
+    expected = f"{_GLOBAL} for layers 0, k, 2k, … of some k, and {_LOCAL} for all others"
     raise InputError(_LAYER_TYPES, expected, shown(layer_types))
 
 
 def _read_thetas(parameters: Any) -> dict[str, Any]:
-    """Returns the bases of rotary positions that a file of today has by kind of layer."""
+    """Returns the bases of rotary positions, which newer files have by layer type."""
     settings = {}
     for layer_type, key in _THETAS.items():
-        # A kind that is left out, or null, has its default.
-        one = (parameters.get(layer_type) or {}) if isinstance(parameters, dict) else None
-        if not isinstance(one, dict) or one.get("rope_type", "default") != "default":
+        # A layer type that is missing or null has its default.
+        values = (parameters.get(layer_type) or {}) if isinstance(parameters, dict) else None
+        if not isinstance(values, dict) or values.get("rope_type", "default") != "default":
             expected = f"{_GLOBAL} and {_LOCAL}, each with the rope_type default"
             raise InputError(_ROPE, expected, shown(parameters))
-        if "rope_theta" in one:
-            settings[key] = one["rope_theta"]
+        if "rope_theta" in values:
+            settings[key] = values["rope_theta"]
     return settings
 
 
@@ -145,7 +144,7 @@ FAMILY = Family(
         "decoder_bias": True,
         "classifier_activation": "gelu",
     },
-    # Some published files have it, and it has no effect.
+    # Some published files have this key, and it has no effect.
     ignored_options=("position_embedding_type",),
     null_settings=("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),
     own_fields=(

@@ -1,4 +1,4 @@
-"""MPNet (Song et al., 2020): attention scores get a bias for each distance between tokens."""
+"""MPNet (Song et al., 2020): attention scores have a bias for each distance between tokens."""
 
 from pipeline.models.families.base import (
     KERAS_H5,
@@ -11,7 +11,7 @@ from pipeline.models.families.base import (
     SequenceHead,
 )
 
-# `transformers` counts 32 buckets, and positions from a padding of 1, whatever a file says.
+# `transformers` always uses 32 buckets and a padding id of 1, and ignores the file's values.
 _BUCKETS = 32
 _PAD_ID = 1
 

@@ -3,7 +3,7 @@
 from pipeline.models.formats import h5_files, safetensors_files, tf1_checkpoint, torch_files
 from pipeline.models.formats.base import WeightFiles
 
-# Where a directory has several, the first is read.
+# If a directory has several formats, the first of this list is read.
 FORMATS: dict[str, type[WeightFiles]] = {
     "safetensors": safetensors_files.SafetensorsFiles,
     "h5": h5_files.H5Files,

@@ -1,4 +1,4 @@
-"""The interface of a format: the files that hold a model's weights, listed and read."""
+"""The interface of a format of weights: finding, listing and reading its files."""
 
 import abc
 from collections.abc import Collection
@@ -17,9 +17,9 @@ class WeightFiles(abc.ABC):
     returns.
 
     Attributes:
-        layout: whose names and shapes the tensors have: `weight_names.HF` or `TF1`.
-        file_names: names that `find` looks for, for messages.
-        shapes: the shape of every tensor by its name in the files.
+        layout: the layout of names and shapes, `weight_names.HF` or `TF1`.
+        file_names: the names that `find` looks for, for messages.
+        shapes: the shape of every tensor, by its name in the files.
 
     Raises:
         InputError: the files cannot be read.
@@ -35,10 +35,10 @@ class WeightFiles(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def find(cls, location: Location) -> tuple[Location, ...]:
-        """Returns the files of a model directory or of a checkpoint's prefix; () for none.
+        """Returns the files of a model directory or of a checkpoint's prefix; () without any.
 
         Raises:
-            InputError: there are some of the files, but not all.
+            InputError: some of the files are missing.
         """
 
     @abc.abstractmethod
@@ -46,5 +46,5 @@ class WeightFiles(abc.ABC):
         """Returns tensors, float32, by their names in the files.
 
         Raises:
-            InputError: one cannot be read or holds no floats.
+            InputError: a tensor cannot be read, or its values are not floats.
         """

@@ -1,4 +1,4 @@
-"""The h5 files of `transformers`' TensorFlow models: `tf_model.h5`, whole or in shards."""
+"""The h5 files of `transformers`' TensorFlow models: `tf_model.h5`, single or sharded."""
 
 import contextlib
 import functools
@@ -15,15 +15,15 @@ from pipeline.models.formats.hf_files import HfFiles, StoredTensor, expect_float
 if TYPE_CHECKING:
     import h5py
 
-# Groups within groups, of which a model has far fewer.
+# The maximum depth of nested groups; a model has far fewer levels.
 _MAX_DEPTH = 32
 
 
 class H5Files(HfFiles):
     """`tf_model.h5`, or the shards that its index names.
 
-    Links to other files and names, data in other files and compressed data, none of which Keras
-    writes, are refused.
+    Links to other files and names, data in other files and compressed data are refused. Keras
+    writes none of these.
     """
 
     file_names = ("tf_model.h5", "tf_model.h5.index.json")
@@ -48,7 +48,7 @@ class H5Files(HfFiles):
 
 
 def _walk(path: Location, file: "h5py.File") -> Iterator[tuple[str, "h5py.Dataset"]]:
-    """Yields all datasets with their names, without following a link that is no plain name."""
+    """Yields all datasets with their names; soft and external links are refused."""
     import h5py
 
     pending, seen = [("", file)], {_address(file)}
@@ -66,14 +66,14 @@ def _walk(path: Location, file: "h5py.File") -> Iterator[tuple[str, "h5py.Datase
                 continue
             is_group = isinstance(item, h5py.Group)
             if not is_group or _address(item) in seen or name.count("/") == _MAX_DEPTH:
-                expected = "groups of tensors, each once"
+                expected = "a tree of groups of tensors"
                 raise InputError(f"{path}: {one_line(name)}", expected, "another structure")
             seen.add(_address(item))
             pending.append((f"{name}/", item))
 
 
 def _address(group: "h5py.Group") -> int:
-    """Returns where a group lies in its file, whatever its name."""
+    """Returns a group's address in its file, which does not depend on its name."""
     import h5py
 
     return h5py.h5o.get_info(group.id).addr
@@ -92,8 +92,9 @@ def _read(path: Location, dataset: "h5py.Dataset") -> np.ndarray:
         expect_floats(path, name, dtype, dtype.kind == "f" and dtype.itemsize in (2, 4, 8))
         is_plain = not dataset.is_virtual and not dataset.external
         if not is_plain or dataset.id.get_create_plist().get_nfilters():
-            expected = "numbers in the file itself, not compressed"
-            raise InputError(f"{path}: {one_line(name)}", expected, "others")
+            expected = "uncompressed numbers in the file itself"
+            received = "compressed or external numbers"
+            raise InputError(f"{path}: {one_line(name)}", expected, received)
         if dataset.id.get_storage_size() != dataset.size * dtype.itemsize:
             expected = f"{dataset.size * dtype.itemsize} bytes"
             received = dataset.id.get_storage_size()
@@ -103,7 +104,7 @@ def _read(path: Location, dataset: "h5py.Dataset") -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(path: Location) -> Iterator[None]:
-    """Turns what h5py raises in the block, of a damaged file, into an `InputError`."""
+    """Replaces h5py's errors about a damaged file by an `InputError`."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Weights by Hugging Face's names: in one file, or in the shards that an index names."""
+"""Weights by Hugging Face's names, in one file or in the shards that an index names."""
 
 import abc
 import contextlib
@@ -16,9 +16,9 @@ from pipeline.base.location import LocalLocation, Location, mirror_all
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.weight_names import HF, Shape
 
-# The beginning of what a clone without Git LFS has in place of a large file.
+# The beginning of the pointer that a clone without Git LFS has instead of a large file.
 _POINTER = b"version https://git-lfs"
-# Of a file, on any system.
+# The maximum length of a file name, for any operating system.
 _MAX_NAME = 200
 
 
@@ -27,8 +27,8 @@ class StoredTensor:
     """A tensor in a file, not yet read.
 
     Attributes:
-        shape: in the file.
-        read: returns the values in float32.
+        shape: its shape in the file.
+        read: a function that returns the values in float32.
     """
 
     shape: Shape
@@ -38,10 +38,10 @@ class StoredTensor:
 class HfFiles(WeightFiles):
     """One file, or the shards that an index names.
 
-    A subclass says how one file is opened.
+    A subclass opens one file.
 
     Attributes:
-        file_names: of the whole file, and of the index.
+        file_names: the names of the single file and of the index.
     """
 
     layout = HF
@@ -49,7 +49,7 @@ class HfFiles(WeightFiles):
 
     def __init__(self, files: tuple[Location, ...]) -> None:
         self._files = files
-        # The file of each tensor, and its name there.
+        # The file of each tensor, and its name in the file.
         self._stored: dict[str, tuple[Location, str]] = {}
         self.shapes = {}
         for path, tensors in self._opened():
@@ -58,7 +58,7 @@ class HfFiles(WeightFiles):
                 if name in self._stored:
                     first_path, first_name = self._stored[name]
                     first = f"first as {one_line(first_name)} in {first_path.name}"
-                    received = f"tensor {one_line(stored_name)} is there twice, {first}"
+                    received = f"tensor {one_line(stored_name)} twice, {first}"
                     raise InputError(path, received=received)
                 self._stored[name] = (path, stored_name)
                 self.shapes[name] = tensor.shape
@@ -95,20 +95,21 @@ class HfFiles(WeightFiles):
 
         Args:
             path: the file, for messages.
-            copy: a file of this machine with its content.
+            copy: a local copy of the file.
 
         Returns:
-            the tensors by their names in the file, to be read inside the block.
+            a context manager that gives the tensors by their names in the file. They can be
+            read only inside the block.
 
         Raises:
-            InputError: it is damaged, or of another format.
+            InputError: the file is damaged or of another format.
         """
 
     def _opened(self) -> Iterator[tuple[Location, Mapping[str, StoredTensor]]]:
         for path, copy in zip(self._files, mirror_all(self._files), strict=True):
             with open(copy, "rb") as file:
                 if file.read(len(_POINTER)) == _POINTER:
-                    received, hint = "a pointer of Git LFS to them", "git lfs pull gets the file"
+                    received, hint = "a pointer of Git LFS", "run git lfs pull to get the file"
                     raise InputError(path, "weights", received, hint)
             with self.open_file(path, copy) as tensors:
                 yield path, tensors
@@ -121,29 +122,30 @@ def _indexed_files(index: Location, suffix: str) -> tuple[Location, ...]:
         raise InputError(where, "an object of file names")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        # A name with a folder in it would make us read outside the model directory.
+        # A name with a folder in it could point outside the model directory.
         is_plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
         if not is_plain or not name.endswith(suffix) or len(name) > _MAX_NAME:
-            raise InputError(where, f"the name of a {suffix} file beside the index", shown(name))
+            expected = f"names of {suffix} files in the directory of the index"
+            raise InputError(where, expected, shown(name))
         if not (index.parent / name).is_file():
             received = f"no such file: {index.parent / name}"
-            raise InputError(where, received=received, hint="the model is not there whole")
+            raise InputError(where, received=received, hint="get all files of the model")
     return tuple(index.parent / name for name in names)
 
 
 def modern_name(name: str) -> str:
-    """Returns today's name of a tensor: files of 2019 call a norm's weights gamma and beta."""
+    """Returns the current name of a tensor; files of 2019 call a norm's weights gamma and beta."""
     name = re.sub(r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight", name)
     return re.sub(r"(LayerNorm|layer_norm)\.beta$", r"\1.bias", name)
 
 
 def expect_floats(path: Location, name: str, dtype: Any, is_float: bool) -> None:
-    """Raises InputError unless a tensor's numbers are floats of a known size."""
+    """Raises InputError unless a tensor's values are floats of a supported size."""
     if not is_float:
         expected = "floats of 16, 32 or 64 bits"
         raise InputError(f"{path}: {one_line(name)}", expected, one_line(str(dtype)))
 
 
 def one_line(text: str) -> str:
-    """Returns the beginning of a text from a file, in one line."""
+    """Returns the beginning of a text from a file, as a single line."""
     return " ".join(text.split())[:200]

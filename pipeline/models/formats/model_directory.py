@@ -1,9 +1,9 @@
-"""Model directories: found, checked, read into a model, and written.
+"""Model directories: finding, checking, reading into a model, and writing.
 
-Two layouts are read, Hugging Face's (`config.json` and weights in one of `FORMATS`) and
-Google's (`bert_config.json`, `bert_model.ckpt`); Hugging Face's is written. No code that a
-file holds is ever run. Keras and TensorFlow are imported only where weights meet a model, so that
-a wrong path is reported at once.
+Two layouts are read: Hugging Face's (`config.json` and weights in one of `FORMATS`) and
+Google's (`bert_config.json`, `bert_model.ckpt`). Hugging Face's layout is written. Code that a
+file holds is never run. Keras and TensorFlow are imported only to build a model, so that a
+wrong path is reported at once.
 """
 
 import contextlib
@@ -49,18 +49,17 @@ _SHOWN_FILES = 6
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model on disk whose files are known to be there, its weights not yet read.
+    """A model on disk whose files exist; its weights are not yet read.
 
     Attributes:
-        config: the encoder's configuration; with fewer tokens than in its file where rows
-            are unused.
-        format: of its weights, a key of `FORMATS`.
+        config: the encoder's configuration, without unused rows in `vocab_size`.
+        format: the format of its weights, a key of `FORMATS`.
         weight_files: the files that hold the weights; empty for random weights.
         location: the directory, or the prefix of Google's checkpoint; None for random
             weights.
-        directory: where the configuration lies, and usually the tokenizer.
-        unused_rows: rows at the end of the vocabulary's tables that stand for no token, and
-            are not read; many tables are padded to a multiple of 64.
+        directory: the directory of the configuration, and usually of the tokenizer.
+        unused_rows: the number of rows at the end of the vocabulary's tables that stand for no
+            token and are not read. Many tables are padded to a multiple of 64.
     """
 
     config: EncoderConfig
@@ -72,15 +71,15 @@ class ModelSource:
 
     @classmethod
     def from_google(cls, config_file: Location, checkpoint: Location | None) -> "ModelSource":
-        """Resolves a configuration file and a checkpoint's prefix.
+        """Finds the files of a configuration and a checkpoint's prefix.
 
         Args:
             config_file: Google's `bert_config.json` (or a `config.json`).
-            checkpoint: prefix such as `…/bert_model.ckpt`, the name of its
-                `.index` file too; None for random weights.
+            checkpoint: a prefix such as `…/bert_model.ckpt`, or the name of its `.index`
+                file; None for random weights.
 
         Raises:
-            InputError: a file is missing or the configuration is not valid.
+            InputError: a file is missing or the configuration is invalid.
         """
         config = EncoderConfig.from_json(config_file)
         files = ()
@@ -97,12 +96,12 @@ class ModelSource:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are weights to read; without, a model starts at random."""
+        """Whether it has weights to read; a model without weights starts at random."""
         return self.location is not None
 
     @functools.cached_property
     def has_head(self) -> bool:
-        """Whether the files hold a masked-LM head, or there are random weights to begin with."""
+        """Whether the files hold a masked-LM head, or all weights are random."""
         return self.location is None or not self.open_files().missing_head()
 
     @functools.cached_property
@@ -111,12 +110,12 @@ class ModelSource:
         return self.location is not None and self.open_files().is_bare()
 
     def expect_head(self) -> None:
-        """Raises InputError unless its predictions are those of a trained masked-LM head."""
+        """Raises InputError unless the files hold a masked-LM head; random weights pass."""
         if self.location is not None:
             self.open_files().expect_head()
 
     def print_unused(self) -> None:
-        """Prints a line on stderr on what a masked LM does not use of the files, if anything."""
+        """Prints a line on stderr about tensors that a masked LM does not use, if any."""
         if self.location is None:
             return
         folded = [row.stored(self.layout)[0] for row in self._folded_table()]
@@ -126,16 +125,17 @@ class ModelSource:
 
     @property
     def stored_config(self) -> EncoderConfig:
-        """The configuration as its file has it."""
+        """The configuration in its file, with unused rows in `vocab_size`."""
         return dataclasses.replace(
             self.config, vocab_size=self.config.vocab_size + self.unused_rows
         )
 
     def with_vocab_size(self, vocab_size: int) -> "ModelSource":
-        """Returns the model with its first tokens only; it must have as many.
+        """Returns the model with only its first `vocab_size` tokens.
 
         Raises:
-            InputError: its padding would not be among them.
+            InputError: the padding token is not among them.
+            ValueError: the file has fewer tokens.
         """
         unused_rows = self.stored_config.vocab_size - vocab_size
         if unused_rows < 0:
@@ -144,15 +144,15 @@ class ModelSource:
         return dataclasses.replace(self, config=config, unused_rows=unused_rows)
 
     def read_weights(self, table: Sequence[WeightName] | None = None) -> dict[str, np.ndarray]:
-        """Reads weights; float32 arrays by our names.
+        """Reads weights as float32 arrays by our names.
 
         Args:
-            table: the weights to read; by default those of a masked LM, whose head must be
-                there. `encoder_table` are those of an encoder without a head.
+            table: the weights to read, for example `encoder_table` for an encoder without a
+                head. By default those of a masked LM, whose head must exist.
 
         Raises:
-            InputError: the weights are not those of the configuration.
-            ValueError: there are none, see `has_weights`.
+            InputError: the weights do not match the configuration.
+            ValueError: the source has no weights; see `has_weights`.
         """
         if self.location is None:
             raise ValueError("read_weights: expected a source with weights, received one without")
@@ -174,15 +174,15 @@ class ModelSource:
         return weights
 
     def _expect_copies(self, arrays: Mapping[str, np.ndarray], copies: Mapping[str, str]) -> None:
-        """Raises InputError unless tensors that are there twice are equal."""
-        hint = f'an output layer of its own needs "tie_word_embeddings": false in {HF_CONFIG}'
+        """Raises InputError unless copies of tensors equal their originals."""
+        hint = f'a separate output layer needs "tie_word_embeddings": false in {HF_CONFIG}'
         for copy, original in copies.items():
             if not np.array_equal(arrays[copy], arrays[original]):
                 where, expected = f"{self.location}: {copy}", f"the same values as {original}"
-                raise InputError(where, expected, "others", hint)
+                raise InputError(where, expected, "other values", hint)
 
     def _with_unused_rows(self, row: WeightName) -> WeightName:
-        """Returns a weight with the shape that it has in the files."""
+        """Returns a weight with its shape in the files."""
         if row.ours not in VOCABULARY_ROWS:
             return row
         return dataclasses.replace(row, shape=(row.shape[0] + self.unused_rows, *row.shape[1:]))
@@ -194,13 +194,13 @@ class ModelSource:
         return folded_table(self.config, path.read_json(), where=path)
 
     def open_files(self) -> ModelTensors:
-        """Opens the files of its weights, of which there must be some."""
+        """Opens the weight files; the source must have some."""
         with _naming_setting_of(self.location):
             files = FORMATS[self.format](self.weight_files)
             return ModelTensors(files, self.config, self.location)
 
     def sha256(self) -> str:
-        """Returns a digest of configuration and weight files, wherever they lie.
+        """Returns a digest of configuration and weight files, independent of their location.
 
         Returns:
             SHA-256, in hexadecimal, of the configuration's JSON followed by one
@@ -216,15 +216,15 @@ def find_model(directory: Location) -> ModelSource:
     """Finds a model directory's configuration and weights in either layout.
 
     Args:
-        directory: holds `config.json` or `bert_config.json`, and weights in one of `FORMATS`;
-            of several configurations or formats, the first is taken.
+        directory: a directory with `config.json` or `bert_config.json`, and weights in one of
+            `FORMATS`. If it has several configurations or formats, the first is used.
 
     Returns:
-        the source; its weights are read by `read_weights`.
+        the source, whose weights `read_weights` reads.
 
     Raises:
-        InputError: not a directory, no configuration, weights missing, or an invalid
-            configuration.
+        InputError: it is not a directory, the configuration is missing or invalid, or weights
+            are missing.
     """
     if not directory.is_dir():
         hint = "a model of the hub is named ORG/NAME or hf://NAME"
@@ -238,14 +238,14 @@ def find_model(directory: Location) -> ModelSource:
 
 
 def _naming_setting_of(location: Location) -> contextlib.AbstractContextManager[None]:
-    """Adds to an `InputError` of the block the setting that named a location, if one did."""
+    """Adds the setting that named a location, if any, to an `InputError` of the block."""
     if location.setting is None:
         return contextlib.nullcontext()
     return naming_setting(location.setting)
 
 
 def _find_weights(config: EncoderConfig, directory: Location) -> ModelSource:
-    """Finds the weights beside a configuration."""
+    """Finds the weights in a configuration's directory."""
     formats = {name: kind for name, kind in FORMATS.items() if kind.layout == HF}
     for name, kind in formats.items():
         if files := kind.find(directory):
@@ -259,7 +259,7 @@ def _find_weights(config: EncoderConfig, directory: Location) -> ModelSource:
 
 
 def _describe_content(directory: Location) -> str:
-    """Returns the names of a directory's files, the first of them."""
+    """Returns a text with the names of a directory's first files."""
     names = sorted(path.name for path in directory.iterdir())
     shown = ", ".join(one_line(name) for name in names[:_SHOWN_FILES])
     rest = f" and {len(names) - _SHOWN_FILES} more" if len(names) > _SHOWN_FILES else ""
@@ -267,10 +267,10 @@ def _describe_content(directory: Location) -> str:
 
 
 def _with_tying(source: ModelSource) -> ModelSource:
-    """Returns a source whose configuration says whether its output layer has its own matrix.
+    """Corrects `tie_word_embeddings` of a source by the tensors of its files.
 
-    Where the configuration says so, the files may still hold the word embeddings twice, or
-    an encoder alone.
+    If the configuration says false, the files may still hold the word embeddings twice, or
+    only an encoder. The output layer is then tied.
     """
     if source.config.tie_word_embeddings or source.layout != HF:
         return source
@@ -292,19 +292,19 @@ def _with_tying(source: ModelSource) -> ModelSource:
 def load_masked_lm(
     source: ModelSource, *, dtype: str | None = None, logits_dtype: str | None = None, seed: int = 0
 ) -> "MaskedLM":
-    """Makes a model with a source's weights, or random ones where it has none.
+    """Makes a model with a source's weights, or with random weights if it has none.
 
     Args:
-        source: from `find_model` or `ModelSource.from_google`.
-        dtype: name of a dtype policy, None for the global one.
+        source: the result of `find_model` or `ModelSource.from_google`.
+        dtype: name of a dtype policy; None for the global one.
         logits_dtype: see `MaskedLM`.
-        seed: of random weights and of dropout.
+        seed: the seed of random weights and of dropout.
 
     Raises:
-        InputError: the weights are not those of the configuration.
+        InputError: the weights do not match the configuration.
     """
     weights = source.read_weights() if source.has_weights else None
-    # Imports Keras, after everything that a user may have got wrong.
+    # This imports Keras, which takes seconds, so the user's input is checked first.
     from pipeline.models.masked_lm import MaskedLM
 
     model = MaskedLM(source.config, dtype=dtype, logits_dtype=logits_dtype, seed=seed)
@@ -322,8 +322,8 @@ def assign_weights(model: "keras.Model", weights: Mapping[str, np.ndarray]) -> N
     """Sets every variable of a model.
 
     Args:
-        model: is changed in place, only if everything fits.
-        weights: arrays by our names, one for each variable and no other.
+        model: the model, which is changed only if all weights match.
+        weights: arrays by our names, exactly one for each variable.
 
     Raises:
         ValueError: a weight is missing, surplus or of another shape.
@@ -346,7 +346,7 @@ def get_weights(model: "keras.Model") -> dict[str, np.ndarray]:
 
 
 def save_hf(directory: Location, model: "MaskedLM") -> None:
-    """Writes a model as `save_hf_weights` does, in float32."""
+    """Writes a model's directory in float32; see `save_hf_weights`."""
     save_hf_weights(directory, model.config, get_weights(model))
 
 
@@ -358,13 +358,13 @@ def save_hf_weights(
     table: Sequence[WeightName] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `model.safetensors` and `config.json`, each atomically, the weights first.
+    """Writes `model.safetensors`, then `config.json`, each atomically.
 
-    `transformers` loads the directory. The tied output matrix is not stored a second time;
-    beside one that is not tied, `transformers` wants the output bias twice.
+    `transformers` loads the directory. A tied output matrix is not stored a second time. If the
+    matrix is not tied, the output bias is stored twice, because `transformers` expects both.
 
     Args:
-        directory: must exist.
+        directory: an existing directory.
         config: the model's configuration.
         weights: float32 arrays by our names.
         table: the weights to write; by default those of a masked LM.

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face directory: listed, read and written."""
+"""The safetensors files of a Hugging Face directory: listing, reading and writing."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from pipeline.models.formats.hf_files import HfFiles, StoredTensor, expect_float
 HF_WEIGHTS = "model.safetensors"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# The formats in a file's metadata that say whose names the tensors have; none is PyTorch's.
+# Values of `format` in a file's metadata for names of TensorFlow and Flax; others mean PyTorch.
 _TENSORFLOW, _FLAX = "tf", "flax"
 
 
@@ -31,21 +31,21 @@ class SafetensorsFiles(HfFiles):
     @contextlib.contextmanager
     def open_file(cls, path: Location, copy: LocalLocation) -> Iterator[Mapping[str, StoredTensor]]:
         """See `HfFiles`."""
-        # Steps of random weights are timed where safetensors is not installed.
+        # Imported late, because benchmarks with random weights run without safetensors.
         from safetensors import safe_open
 
         with _reading(path):
             opened = safe_open(copy, framework="np")
         with opened as file:
             tensors = {}
-            for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            for name in file.keys():  # noqa: SIM118  (the file is not a mapping)
                 with _reading(path):
                     shape = tuple(file.get_slice(name).get_shape())
                 tensors[name] = StoredTensor(shape, functools.partial(_read, path, file, name))
-            made_by = (file.metadata() or {}).get("format")
-            if made_by == _FLAX:
-                raise InputError(path, "tensors of PyTorch or TensorFlow", "those of Flax")
-            yield tf_names.to_hf(path, tensors) if made_by == _TENSORFLOW else tensors
+            framework = (file.metadata() or {}).get("format")
+            if framework == _FLAX:
+                raise InputError(path, "tensors of PyTorch or TensorFlow", "tensors of Flax")
+            yield tf_names.to_hf(path, tensors) if framework == _TENSORFLOW else tensors
 
 
 def _read(path: Location, file: Any, name: str) -> np.ndarray:
@@ -57,7 +57,7 @@ def _read(path: Location, file: Any, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(path: Location) -> Iterator[None]:
-    """Turns what safetensors raises in the block, of a damaged file, into an `InputError`."""
+    """Replaces safetensors' errors about a damaged file by an `InputError`."""
     from safetensors import SafetensorError
 
     try:
@@ -78,7 +78,7 @@ def save_tensors(
     Args:
         path: the file.
         tensors: contiguous arrays by name.
-        before_publishing: gets the whole file under the name that it has until then.
+        before_publishing: called with the complete temporary file, before it gets its name.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
@@ -88,7 +88,7 @@ def save_tensors(
 
     with path.atomic_write() as temporary:
         try:
-            # The format that `transformers` asks for.
+            # `transformers` requires this format.
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(path)) from error

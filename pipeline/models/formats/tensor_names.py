@@ -1,8 +1,8 @@
-"""The tensors of a model's files by the names that its family has for them.
+"""The tensors of a model's files, by the names of its family.
 
 `BertModel.save_pretrained` leaves out the encoder's prefix, `bert.`, which `BertForMaskedLM`
-has; training over several devices puts `module.` before all names. Files of another family, and
-those of a model without a masked-LM head, are told from the names that are there.
+has. Training over several devices adds `module.` before all names. Files of another family, and
+models without a masked-LM head, are recognised by the names in the files.
 """
 
 import collections
@@ -30,19 +30,19 @@ from pipeline.models.weight_names import (
     weight_table,
 )
 
-# Levels that frameworks put before all names of a model.
+# Levels that frameworks add before all names of a model.
 _WRAPPERS = ("module", "_orig_mod", "model")
 _SHOWN = 3
 
 
 class ModelTensors:
-    """A model's tensors by its family's names, whatever they are called in the files.
+    """A model's tensors by its family's names, for any prefix of the names in the files.
 
     Attributes:
         shapes: the shape of every tensor by its name.
 
     Raises:
-        InputError: the files hold another family's tensors, or none of an encoder.
+        InputError: the files hold another family's tensors, or no tensor of an encoder.
     """
 
     def __init__(self, files: WeightFiles, config: EncoderConfig, where: Location) -> None:
@@ -61,27 +61,27 @@ class ModelTensors:
 
     @property
     def copies(self) -> dict[str, str]:
-        """The tensors that are there twice, which must be equal: copies and their originals."""
+        """Copies of tensors and their originals, which must be equal."""
         if self._files.layout != HF or not self._config.tie_word_embeddings:
             return {}
         tied = tied_hf_names(self._config)
         return {copy: original for copy, original in tied.items() if copy in self.shapes}
 
     def missing_head(self) -> list[str]:
-        """Returns the names of the masked-LM head's tensors that are not there."""
+        """Returns the names of the masked-LM head's tensors that the files lack."""
         return [name for name in self._head_names() if name not in self.shapes]
 
     def is_bare(self) -> bool:
-        """Returns whether there is no tensor of the masked-LM head.
+        """Returns whether the files have no tensor of the masked-LM head.
 
-        Layers that heads of tasks have by the same names count as a task's.
+        Layers whose names also occur in task heads do not count.
         """
         layout = self._config.family.sequence_head
         shared = tuple(f"{name}." for name in (layout.dense, layout.norm) if name is not None)
         return all(name.startswith(shared) for name in self._head_names() if name in self.shapes)
 
     def expect_head(self) -> None:
-        """Raises InputError unless there are all tensors of the masked-LM head."""
+        """Raises InputError unless the files have all tensors of the masked-LM head."""
         missing = self.missing_head()
         if not missing:
             return
@@ -90,19 +90,19 @@ class ModelTensors:
         if others:
             received = f"{received}, and have {_some(others)}"
         hint = (
-            "predictions would be random; train a new head: run_distill "
+            "predictions would be random; to train a new head, run run_distill "
             f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
         )
         if not self.is_bare():
-            received = f"{head - len(missing)} of its {head} tensors: they lack {_some(missing)}"
-            hint = "get the complete files; only a head of which nothing is there begins anew"
+            received = f"{head - len(missing)} of its {head} tensors, without {_some(missing)}"
+            hint = "get the complete files; a new head is made only if all its tensors are missing"
         raise InputError(self._where, "a model with a masked-LM head", received, hint)
 
     def describe_unused(self, others: Iterable[str] = ()) -> str | None:
-        """Returns a line on the tensors that a masked LM does not use; None for none.
+        """Returns a line about tensors that a masked LM does not use; None without any.
 
         Args:
-            others: names of tensors that are used besides the masked LM's weights.
+            others: names of further tensors that are used.
         """
         layout = self._files.layout
         used = {row.stored(layout)[0] for row in weight_table(self._config)}.union(others)
@@ -125,7 +125,7 @@ class ModelTensors:
         return [name for name in names if not is_optimizer_state(name)]
 
     def _add_copies(self) -> None:
-        """Lets a copy stand for its original: where that is missing, or the copy is what counts."""
+        """Replaces an original by its copy if it is missing or the model is not tied."""
         for copy, original in tied_hf_names(self._config).items():
             if copy in self._names and (
                 original not in self._names or not self._config.tie_word_embeddings
@@ -136,7 +136,7 @@ class ModelTensors:
 def _family_names(
     stored: Collection[str], config: EncoderConfig, layout: str, where: Location
 ) -> dict[str, str]:
-    """Returns the names in the files by the names that the family has for them."""
+    """Returns the names in the files, by the family's names."""
     table, separator = encoder_table(config), separator_of(layout)
     base = base_prefix(table, layout)
     tails = {row.stored(layout)[0].removeprefix(base) for row in table}
@@ -163,14 +163,15 @@ def _family_names(
 def _find_prefix(
     stored: Iterable[str], tails: Collection[str], base: str, separator: str
 ) -> str | None:
-    """Returns what stands before the names of most weights of an encoder; None without any."""
+    """Returns the prefix of most of an encoder's weights; None without such weights."""
     depth = max(tail.count(separator) for tail in tails)
     votes: collections.Counter[str] = collections.Counter()
     for name in stored:
-        parts = name.rsplit(separator, depth + 1)
-        for place in range(len(parts)):
-            if separator.join(parts[place:]) in tails:
-                votes[name[: len(name) - len(separator.join(parts[place:]))]] += 1
+        levels = name.rsplit(separator, depth + 1)
+        for first in range(len(levels)):
+            tail = separator.join(levels[first:])
+            if tail in tails:
+                votes[name[: len(name) - len(tail)]] += 1
     return max(votes, key=lambda prefix: (votes[prefix], prefix == base, prefix), default=None)
 
 
@@ -183,7 +184,7 @@ def _other_prefix(prefix: str, config: EncoderConfig, base: str, where: Location
 def _no_encoder(
     stored: Collection[str], config: EncoderConfig, base: str, separator: str, where: Location
 ) -> InputError:
-    """Returns the refusal of files without a weight of the family's encoder."""
+    """Returns the error for files without any weight of the family's encoder."""
     counts = collections.Counter(name.partition(separator)[0] for name in stored)
     most = [(f"{name}{separator}", count) for name, count in counts.most_common(_SHOWN)]
     expected = f"tensors of {config.family.title}, such as {base}embeddings…"
@@ -192,14 +193,17 @@ def _no_encoder(
 
 
 def _hint(prefixes: Sequence[str]) -> str:
-    """Returns what to do where a file has tensors of these beginnings."""
+    """Returns the hint for files whose tensors have these prefixes."""
     for prefix in prefixes:
         base = prefix.replace("/", ".")
-        named = [one for one in FAMILIES.values() if rename("bert.", one.hf_names) == base]
-        if named:
-            names = " or ".join(f'"{family.model_type}"' for family in named)
-            return f'those of {named[0].title} need "model_type" {names} in the configuration'
-    return f"families that open: {', '.join(FAMILIES)}"
+        families = [
+            family for family in FAMILIES.values() if rename("bert.", family.hf_names) == base
+        ]
+        if families:
+            names = " or ".join(f'"{family.model_type}"' for family in families)
+            title = families[0].title
+            return f'tensors of {title} need "model_type" {names} in the configuration'
+    return f"supported families: {', '.join(FAMILIES)}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ class Tf1Checkpoint(WeightFiles):
 
     @classmethod
     def find(cls, location: Location) -> tuple[Location, ...]:
-        """See `WeightFiles`; the index is the last, and must be there."""
+        """See `WeightFiles`; the index file must exist and is last in the result."""
         index = location.with_name(f"{location.name}{_INDEX}")
         if not index.is_file():
             raise InputError(location, "the prefix of a TensorFlow checkpoint", f"no file {index}")
@@ -46,7 +46,7 @@ class Tf1Checkpoint(WeightFiles):
     def read(self, names: Collection[str]) -> dict[str, np.ndarray]:
         """See `WeightFiles`."""
         for name in names:
-            # Text would have to be read, and numbers of another kind would pass.
+            # Integers would be converted without an error, and text cannot be converted.
             if not self._dtypes[name].is_floating:
                 raise InputError(f"{self._prefix}: {name}", "floats", self._dtypes[name].name)
         with _reading(self._prefix):
@@ -55,13 +55,12 @@ class Tf1Checkpoint(WeightFiles):
 
 @contextlib.contextmanager
 def _reading(prefix: Location) -> Iterator[None]:
-    """Turns what TensorFlow raises in the block, of a damaged file, into an `InputError`."""
+    """Replaces TensorFlow's errors about a damaged file by an `InputError`."""
     import tensorflow as tf
 
     try:
         yield
-    # IndexError stands for a file that is cut short, TypeError for a dtype that
-    # TensorFlow does not know.
+    # TensorFlow raises IndexError for a truncated file, and TypeError for an unknown dtype.
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})") from error

@@ -1,8 +1,8 @@
-"""PyTorch's own files, `pytorch_model.bin`, whole or in shards; torch is not needed.
+"""PyTorch's files, `pytorch_model.bin`, single or sharded; torch is not needed.
 
-`torch.save` writes a zip archive: `data.pkl`, a pickle of the tensors' names and shapes, and
-their numbers, uncompressed, in the entries `data/0`, `data/1`, …. Nothing of the pickle is run;
-see `torch_pickle`.
+`torch.save` writes a zip archive. Its entry `data.pkl` is a pickle of the tensors' names and
+shapes. The entries `data/0`, `data/1`, … hold their numbers, uncompressed. No code of the
+pickle is run; see `torch_pickle`.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from pipeline.base.location import LocalLocation, Location
 from pipeline.models.formats.hf_files import HfFiles, StoredTensor, expect_floats, one_line
 from pipeline.models.formats.torch_pickle import PickleError, TensorView, read_pickle
 
-_FORMAT = "a file that torch.save wrote of a model's tensors by name"
-# A tensor takes some hundred bytes there.
+_FORMAT = "a file of torch.save with a model's tensors by name"
+# A tensor takes a few hundred bytes in the pickle.
 _MAX_PICKLE_BYTES = 8 * 2**20
 _PICKLE, _BYTE_ORDER, _MAX_WORD = "data.pkl", "byteorder", 16
-# What TorchScript adds to an archive.
+# Entries that only a TorchScript archive has.
 _SCRIPT = ("constants.pkl", "code/")
-# Before the name of an entry; the two numbers are the lengths of its name and extra field.
+# The header before an entry's name; its two numbers are the lengths of name and extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _HEADER_BYTES = _LOCAL_HEADER.size
 _LOCAL_MAGIC = b"PK\x03\x04"
-# Where the state of a training run has the tensors.
+# Keys under which the state of a training run may hold the tensors.
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 _FLOATS = ("<f8", "<f4", "<f2", "bfloat16")
 
@@ -62,7 +62,7 @@ class _Archive:
         entries = _list_entries(path, file)
         pickles = [name for name in entries if name.split("/")[1:] == [_PICKLE]]
         if len(pickles) != 1:
-            raise _other_format(path, "a zip archive of other things", "torch.load({path})")
+            raise _other_format(path, "a zip archive of another format", "torch.load({path})")
         folder = pickles[0].removesuffix(_PICKLE)
         self._entries = {name.removeprefix(folder): entry for name, entry in entries.items()}
         if any(name.startswith(_SCRIPT) for name in self._entries):
@@ -70,20 +70,20 @@ class _Archive:
             raise _other_format(path, "a TorchScript archive", load)
 
     def tensors(self) -> dict[str, TensorView]:
-        """Returns the tensors by their names, each of which lies within its entry."""
+        """Returns the tensors by name, and checks that the archive holds their storages."""
         if _BYTE_ORDER in self._entries and self._whole(_BYTE_ORDER, _MAX_WORD) != b"little":
-            raise InputError(self._path, "little-endian numbers", "others")
+            raise InputError(self._path, "little-endian numbers", "another byte order")
         try:
             content = read_pickle(self._whole(_PICKLE, _MAX_PICKLE_BYTES))
         except PickleError as error:
-            hint = "nothing of it was run; take a safetensors file of the model"
+            hint = "no code of it was run; use a safetensors file of the model"
             raise InputError(self._path, _FORMAT, str(error), hint) from error
-        found = dict(_named_tensors(content))
-        if not found:
+        tensors = dict(_named_tensors(content))
+        if not tensors:
             raise self._refuse_content(content)
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             self._expect_stored(name, tensor)
-        return found
+        return tensors
 
     def read(self, name: str, tensor: TensorView) -> np.ndarray:
         """Returns a tensor's values in float32."""
@@ -127,43 +127,44 @@ class _Archive:
         return self._part(name, 0, size)
 
     def _part(self, name: str, start: int, size: int) -> bytes:
-        """Returns bytes of an entry, which lies uncompressed in the file."""
+        """Returns bytes of an entry, which must be uncompressed in the file."""
         entry = self._entries[name]
         where = f"{self._path}: {one_line(name)}"
         is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
         if not is_plain or entry.compress_size != entry.file_size:
-            raise InputError(where, "an uncompressed entry, as torch.save writes it", "another")
-        # Of an archive whose beginning is missing it is negative.
+            expected = "an uncompressed entry, as torch.save writes it"
+            raise InputError(where, expected, "a compressed or encrypted entry")
+        # The offset is negative if the beginning of the archive is missing.
         header = b"" if entry.header_offset < 0 else self._at(entry.header_offset, _HEADER_BYTES)
         if len(header) == _HEADER_BYTES:
             magic, *lengths = _LOCAL_HEADER.unpack(header)
             first = entry.header_offset + _HEADER_BYTES + sum(lengths)
             if magic == _LOCAL_MAGIC and first + entry.file_size <= self._size:
                 return self._at(first + start, size)
-        raise InputError(where, f"{entry.file_size} bytes in the file", "fewer: it is damaged")
+        raise InputError(where, f"{entry.file_size} bytes in the file", "a damaged entry")
 
-    def _at(self, place: int, size: int) -> bytes:
-        self._file.seek(place)
+    def _at(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
         return self._file.read(size)
 
 
 def _list_entries(path: Location, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """Returns the entries of a zip archive, of which none is read."""
+    """Returns the entries of a zip archive without reading their content."""
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 return {entry.filename: entry for entry in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise InputError(path, _FORMAT, f"a damaged one ({one_line(str(error))})") from error
+        raise InputError(path, _FORMAT, f"a damaged archive ({one_line(str(error))})") from error
     file.seek(0)
     if file.read(len(_LOCAL_MAGIC)) == _LOCAL_MAGIC:
-        raise InputError(path, _FORMAT, "the beginning of one", "download it again")
+        raise InputError(path, _FORMAT, "a truncated archive", "download it again")
     load = "torch.load({path}, map_location='cpu', weights_only=True)"
-    raise _other_format(path, "no zip archive: of a torch before 1.6, or another file", load)
+    raise _other_format(path, "a file of torch before 1.6, or another file", load)
 
 
 def _other_format(path: Location, received: str, load: str) -> InputError:
-    """Returns the refusal of a file that torch can turn into one of this format."""
+    """Returns the error for a file that torch can convert to the supported format."""
     name = repr(str(path))
     code = f"import torch; torch.save({load.format(path=name)}, {name})"
     return InputError(path, _FORMAT, received, f'convert it with torch: python -c "{code}"')

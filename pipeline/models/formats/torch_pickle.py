@@ -1,8 +1,8 @@
-"""The pickle inside a file of `torch.save`, read without running anything of it.
+"""A reader of the pickle inside a file of `torch.save`, which runs no code of the pickle.
 
-A pickle is a program that may call any function. This interpreter knows the few instructions
-that a dictionary of tensors consists of, and calls nothing: of the functions that the pickle
-names it only knows what they would make.
+A pickle is a program that may call any function. This interpreter supports only the few
+instructions that a dictionary of tensors needs. It calls no function that the pickle names. For
+the known functions it makes an equivalent result itself.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-# The storages: element types that NumPy knows, little-endian.
+# Types of storages, and their element types in NumPy, little-endian.
 _DTYPES = {
     "Double": "<f8",
     "Float": "<f4",
@@ -28,7 +28,7 @@ _DTYPES = {
 _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()}
 _KNOWN = (_ORDERED_DICT, _TENSOR, _PARAMETER, *_STORAGES)
 
-# Values that wait for their container: Python writes containers in batches of a thousand.
+# Maximum number of values on the stack. Python writes a container in batches of 1,000 values.
 _MAX_STACK = 100_000
 _MAX_DIMENSIONS = 16
 _IGNORED = ("PROTO", "FRAME")
@@ -40,7 +40,7 @@ _CONSTANTS = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
 }
-# Their argument is their value.
+# Instructions whose argument is the value.
 _LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -49,24 +49,24 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class PickleError(ValueError):
-    """A pickle that holds something else than tensors by their names, or is damaged."""
+    """A pickle that is damaged, or holds anything other than tensors by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """A function or a class that the pickle names; it is never looked up."""
+    """A function or a class that the pickle names; it is never imported."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Where numbers lie.
+    """An array of numbers in the file.
 
     Attributes:
         key: the name of the file's entry.
         dtype: NumPy's name of the element type.
-        numel: elements.
+        numel: the number of elements.
     """
 
     key: str
@@ -76,7 +76,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class TensorView:
-    """A tensor: some elements of a storage; offset and strides count elements."""
+    """A tensor as a view of a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -85,10 +85,10 @@ class TensorView:
 
 
 def read_pickle(content: bytes) -> Any:
-    """Returns what a pickle holds: `dict`, `list`, `tuple`, `TensorView` and plain values.
+    """Returns the content of a pickle: `dict`, `list`, `tuple`, `TensorView` and plain values.
 
     Raises:
-        PickleError: it names another function, or is no pickle of tensors.
+        PickleError: it names an unknown function, or is not a pickle of tensors.
     """
     machine = _Machine()
     try:
@@ -97,13 +97,13 @@ def read_pickle(content: bytes) -> Any:
         return machine.pop()
     except PickleError:
         raise
-    # What pickletools raises for wrong bytes, and the machine for an empty stack.
+    # pickletools raises these for invalid bytes, and the machine for an empty stack.
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise PickleError("a damaged pickle") from error
 
 
 class _Machine:
-    """Executes the instructions of a pickle, none of which calls anything."""
+    """A stack machine for the supported instructions of a pickle; it calls no functions."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -111,7 +111,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def pop(self) -> Any:
-        """Returns the topmost value and removes it."""
+        """Removes the topmost value and returns it."""
         return self._stack.pop()
 
     def execute(self, name: str, argument: Any) -> None:
@@ -143,7 +143,7 @@ class _Machine:
             raise PickleError("a pickle with too many values in one container")
 
     def _execute_rare(self, name: str, argument: Any) -> None:
-        """Executes the instructions that name things and make things."""
+        """Executes the instructions for names, calls, storages and states."""
         if name == "GLOBAL":
             module, _, attribute = argument.rpartition(" ")
             self._stack.append(_known_global(module, attribute))
@@ -156,14 +156,14 @@ class _Machine:
         elif name == "BINPERSID":
             self._stack.append(_find_storage(self.pop()))
         elif name == "BUILD":
-            # The attributes of a state dictionary: versions of its parts.
+            # A state dictionary has attributes, the versions of its modules, which are ignored.
             if not (isinstance(self.pop(), dict) and isinstance(self._stack[-1], dict)):
                 raise PickleError("a pickle that sets the state of another object")
         else:
             raise PickleError(f"a pickle with the instruction {name}")
 
     def _take(self, start: int) -> list[Any]:
-        """Returns the values from a place of the stack on, and removes them."""
+        """Removes the values of the stack from an index on and returns them."""
         if not 0 <= start <= len(self._stack):
             raise PickleError("a damaged pickle")
         values = self._stack[start:]
@@ -190,20 +190,20 @@ def _known_global(module: Any, attribute: Any) -> _Global:
     name = f"{module}.{attribute}" if all(isinstance(v, str) for v in (module, attribute)) else "?"
     if name not in _KNOWN:
         shown = " ".join(name.split())[:200]
-        raise PickleError(f"a pickle that names {shown}, which is no part of a tensor")
+        raise PickleError(f"a pickle that names {shown}, which no tensor needs")
     return _Global(name)
 
 
 def _add_items(target: dict[Any, Any], items: Any) -> None:
     for key, value in items:
-        # The hash of nested tuples may take for ever.
+        # Computing the hash of nested tuples may take unlimited time.
         if not isinstance(key, str | int):
-            raise PickleError("a pickle with a key that is no name")
+            raise PickleError("a pickle with a key that is not a name")
         target[key] = value
 
 
 def _make(function: Any, arguments: Any) -> Any:
-    """Returns what a function would make of arguments."""
+    """Returns the result that a known function would have."""
     name = function.name if isinstance(function, _Global) else None
     match name, arguments:
         case "collections.OrderedDict", ():
@@ -222,25 +222,25 @@ def _make(function: Any, arguments: Any) -> Any:
             *_,
         ):
             return _view(storage, offset, size, stride)
-    raise PickleError(f"a pickle that calls {name or 'what is no function'} with other arguments")
+    raise PickleError(f"a pickle that calls {name or 'a value'} with unexpected arguments")
 
 
 def _view(
     storage: Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]
 ) -> TensorView:
-    """Returns a tensor whose elements are all in its storage, each once."""
+    """Returns a tensor view, and checks that its elements fit in the storage."""
     numbers = (offset, *size, *stride)
     is_plain = len(size) == len(stride) <= _MAX_DIMENSIONS and all(
         type(number) is int and 0 <= number < 2**63 for number in numbers
     )
     if not is_plain:
-        raise PickleError("a pickle with a tensor whose size or strides are no counts")
+        raise PickleError("a pickle with a tensor whose size or strides are invalid")
     count, last = 1, offset
     for length, step in zip(size, stride, strict=True):
         count *= length
         last += (length - 1) * step
     if count and (count > storage.numel or last >= storage.numel):
-        raise PickleError("a pickle with a tensor that leaves its storage")
+        raise PickleError("a pickle with a tensor that exceeds its storage")
     return TensorView(storage, offset, size, stride)
 
 

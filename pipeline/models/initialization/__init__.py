@@ -1,1 +1,1 @@
-"""Student weights taken from a teacher."""
+"""Initial weights of a student."""

@@ -1,4 +1,4 @@
-"""A student's first weights, made from a teacher's: some of its layers, dimensions or tokens."""
+"""Initial weights of a student, taken from a teacher: some of its layers and dimensions."""
 
 import dataclasses
 import re
@@ -21,17 +21,17 @@ _POSITIONS = "encoder/embeddings/position_embeddings"
 def expect_tied(config: EncoderConfig) -> None:
     """Raises InputError, without a subject, for a model that no student can start from.
 
-    A student's output layer is its word embeddings, as every recipe here has it.
+    Every recipe requires that a student's output layer is its word embeddings.
     """
     if not config.tie_word_embeddings:
         expected = "a model whose output layer is its word embeddings"
-        received = "one with an output layer of its own (tie_word_embeddings: false)"
-        hint = "start from another model and capture targets with this one, as the teacher"
+        received = "a model with a separate output layer (tie_word_embeddings: false)"
+        hint = "start from another model, and use this model as the teacher"
         raise InputError(None, expected, received, hint)
 
 
 def default_layer_map(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
-    """Returns the teacher's layers, evenly spaced, that the student starts from.
+    """Returns evenly spaced layers of the teacher, from which the student starts.
 
     Layer i of N comes from layer round(i·(L − 1)/(N − 1)) of L, so the first and
     the last are always taken; a single layer comes from the teacher's first.
@@ -55,19 +55,19 @@ def choose_layers(
     """Returns the teacher's layers that the settings `student_layers` and `layer_map` name.
 
     Args:
-        teacher: its configuration.
-        student_layers: how many; None for as many as `layer_map` has.
-        layer_map: `even`, evenly spaced; `first` or `last`, so many consecutive ones;
-            `every:k`, each k-th, the k-th first; or teacher layers from 0, ascending,
-            separated by commas, such as `0,2,4,7,9,11`; None for `even`.
+        teacher: the teacher's configuration.
+        student_layers: the number of layers; None for the number in `layer_map`.
+        layer_map: `even`, evenly spaced layers; `first` or `last`, `student_layers`
+            consecutive layers; `every:k`, the layers k − 1, 2k − 1, …; or ascending teacher
+            layers from 0, separated by commas, for example `0,2,4,7,9,11`; None for `even`.
 
     Returns:
-        one teacher layer for each student layer. Where the teacher has local layers, `even`
-        takes the layers nearest to evenly spaced ones that the student can have.
+        one teacher layer for each student layer. If the teacher has local layers, `even`
+        takes the matching layers that are nearest to evenly spaced ones.
 
     Raises:
-        InputError: no preset and not that many ascending integers, or one is out
-            of range, or a local layer would become a global one or the reverse.
+        InputError: `layer_map` is neither a preset nor `student_layers` ascending integers, a
+            layer is out of range, or a local layer would become a global one or the reverse.
 
     Example:
         `choose_layers(teacher, None, "every:4")` is `(3, 7, 11)` for a BERT of 12 layers.
@@ -82,20 +82,20 @@ def choose_layers(
 
 
 def _fits(teacher: EncoderConfig, teacher_layer: int, student_layer: int) -> bool:
-    """Returns whether a layer of a teacher that has local ones can be a layer of a student.
+    """Returns whether a layer of a teacher with local layers can become a student's layer.
 
-    Both must be local, or both global. The first layer has no normalisation of its own where
-    others have one, so that only the first can take its place.
+    Both must be local, or both global. Only the first layer lacks the normalisation before
+    attention, so layer 0 can come only from layer 0.
     """
     kinds = (teacher.is_global_layer(index) for index in (teacher_layer, student_layer))
     return len(set(kinds)) == 1 and (teacher_layer == 0) == (student_layer == 0)
 
 
-def _nearest_layers(teacher: EncoderConfig, wanted: Sequence[int]) -> tuple[int, ...]:
-    """Returns the layers that fit with the least sum of distances to the wanted ones."""
-    # The best choice up to a student's layer by its last teacher layer, and its distance.
+def _nearest_layers(teacher: EncoderConfig, targets: Sequence[int]) -> tuple[int, ...]:
+    """Returns the matching layers with the smallest sum of distances to the targets."""
+    # By the last teacher layer: the distance and the layers of the best choice so far.
     best: dict[int, tuple[int, tuple[int, ...]]] = {-1: (0, ())}
-    for student_layer, target in enumerate(wanted):
+    for student_layer, target in enumerate(targets):
         best = {
             layer: min(
                 (distance + abs(layer - target), (*before, layer))
@@ -113,28 +113,28 @@ def _expect_same_kinds(teacher: EncoderConfig, layers: Sequence[int], layer_map:
         if _fits(teacher, layer, student_layer):
             continue
         every = teacher.global_attn_every_n_layers
-        wanted = "layer 0"
+        matching = "layer 0"
         if student_layer:
-            wanted = f"a local layer of the teacher (no multiple of {every})"
+            matching = f"a local layer of the teacher (not a multiple of {every})"
         if student_layer and teacher.is_global_layer(student_layer):
-            wanted = f"a global layer of the teacher (a multiple of {every}, not 0)"
-        expected = f"{wanted} for student layer {student_layer}"
+            matching = f"a global layer of the teacher (a multiple of {every}, not 0)"
+        expected = f"{matching} for student layer {student_layer}"
         nearest = ",".join(map(str, _nearest_layers(teacher, layers)))
-        hint = f"the nearest layers that fit are {nearest}"
+        hint = f"the nearest layers that match are {nearest}"
         raise InputError(_LAYER_MAP, expected, f"{layer}: {layer_map!r}", hint)
 
 
 def _named_layers(
     teacher_layers: int, student_layers: int | None, layer_map: str | None
 ) -> tuple[int, ...]:
-    """Returns what `choose_layers` does for a teacher whose layers are all of one kind."""
+    """Returns the teacher's layers that the settings name, without a check of their types."""
     if layer_map is None:
         return default_layer_map(teacher_layers, student_layers or teacher_layers)
     name = layer_map.strip()
     if name in ("even", "first", "last"):
         if student_layers is None:
             raise InputError(_LAYER_MAP, "used together with `student_layers`", f"{name!r}")
-        # Checks the number, too.
+        # This call also checks `student_layers`.
         even = default_layer_map(teacher_layers, student_layers)
         first = 0 if name == "first" else teacher_layers - student_layers
         return even if name == "even" else tuple(range(first, first + student_layers))
@@ -147,7 +147,7 @@ def _named_layers(
         expected = f"every:1 to every:{teacher_layers}, the teacher's number of layers"
         raise InputError(_LAYER_MAP, expected, f"{name!r}")
     if student_layers is not None and len(layers) != student_layers:
-        expected = f"{student_layers} layers, one for each of the student's"
+        expected = f"{student_layers} layers, one for each student layer"
         raise InputError(_LAYER_MAP, expected, f"{len(layers)}: {layer_map!r}")
     return layers
 
@@ -170,11 +170,11 @@ def student_weights(
     *,
     layer_map: Sequence[int],
 ) -> tuple[EncoderConfig, Weights]:
-    """Takes over embeddings, head and chosen layers of a teacher.
+    """Copies embeddings, head and chosen layers of a teacher.
 
     Args:
         teacher_weights: all of the teacher's weights by our names.
-        teacher_config: its configuration.
+        teacher_config: the teacher's configuration.
         layer_map: the teacher layer for each student layer, each in range.
 
     Returns:
@@ -183,8 +183,7 @@ def student_weights(
 
     Example:
         with `layer_map=(0, 3)`, the student's `encoder/layer_1/…` is the teacher's
-        `encoder/layer_3/…`. An ALBERT applies its one layer as often as there are
-        numbers.
+        `encoder/layer_3/…`. An ALBERT applies its one layer `len(layer_map)` times.
     """
     config = dataclasses.replace(teacher_config, num_hidden_layers=len(layer_map))
     layers = (0,) if config.family.shares_layers else layer_map
@@ -205,14 +204,15 @@ def narrow_config(
     """Returns the configuration of a narrower student.
 
     Args:
-        config: the teacher's.
-        hidden_size: D of the student; the teacher's unless given.
-        num_attention_heads: H; the teacher's unless given.
-        intermediate_size: width inside the feed-forward block; shrunk with D unless given.
+        config: the teacher's configuration.
+        hidden_size: D of the student; by default the teacher's.
+        num_attention_heads: H; by default the teacher's.
+        intermediate_size: width inside the feed-forward block; by default it shrinks with D.
 
     Raises:
-        InputError: a size above the teacher's, heads that do not divide D or would be
-            larger than the teacher's, or a D at which the family projects no embeddings.
+        InputError: a size is above the teacher's, the number of heads does not divide D, or
+            heads would be larger than the teacher's. Also if the family would not project
+            embeddings at this D.
     """
     size = hidden_size or config.hidden_size
     heads = num_attention_heads or config.num_attention_heads
@@ -223,19 +223,19 @@ def narrow_config(
         ("student_intermediate_size", inner, config.intermediate_size),
     ):
         if value > largest:
-            expected = f"at most the teacher's {largest}, from which it is cut"
+            expected = f"at most {largest}, the teacher's value"
             raise InputError(Setting(name), expected, value)
     rotated = config.global_rope_theta is not None
     if size % (heads * (2 if rotated else 1)):
         expected = f"a multiple of {'twice ' if rotated else ''}its {heads} attention heads"
-        hint = "`student_attention_heads` sets these"
+        hint = "set `student_attention_heads` to change the number of heads"
         raise InputError(Setting("student_hidden_size"), expected, size, hint)
     largest = config.hidden_size // config.num_attention_heads
     if size // heads > largest:
-        expected = f"heads of at most {largest} dimensions, as the teacher's"
+        expected = f"enough heads that each has at most {largest} dimensions, as the teacher's"
         received = f"{heads} for a hidden size of {size}"
         raise InputError(Setting("student_attention_heads"), expected, received)
-    # Embeddings without a projection are as wide as what they become.
+    # Embeddings without a projection have the hidden size.
     width = config.embedding_size if config.has_projection else config.embedding_size and size
     student = dataclasses.replace(
         config,
@@ -246,7 +246,7 @@ def narrow_config(
     )
     if config.has_projection and not student.has_projection:
         title = config.family.title
-        expected = f"another size than the {width} of its embeddings, which {title} projects to it"
+        expected = f"a size other than {width}, because {title} projects embeddings of this size"
         raise InputError(Setting("student_hidden_size"), expected, size)
     return student
 
@@ -254,34 +254,34 @@ def narrow_config(
 def narrow_weights(
     weights: Mapping[str, np.ndarray], config: EncoderConfig, student: EncoderConfig
 ) -> Weights:
-    """Cuts a narrower model out of a model's weights: the first dimensions of each.
+    """Cuts a narrower model out of a model's weights.
 
-    Of hidden states and of the feed-forward block the first numbers are kept, of
-    attention the first heads and of each its first dimensions. Where a head's dimensions are
-    rotated in pairs, evenly spaced pairs are kept, so that they turn as in the teacher.
+    The student keeps the first dimensions of hidden states and of the feed-forward block, the
+    first heads, and the first dimensions of each head. If a head's dimensions are rotated in
+    pairs, it keeps evenly spaced pairs, so that their angles stay as in the teacher.
 
     Args:
-        weights: by our names.
-        config: of these weights.
-        student: from `narrow_config`, with as many layers.
+        weights: arrays by our names.
+        config: the configuration of these weights.
+        student: the result of `narrow_config`, with the same number of layers.
 
     Returns:
         the student's weights by our names: copies.
 
     Example:
-        from 2 heads of 3 dimensions to 2 of 2, columns 0, 1, 3, 4 of a query's
-        kernel are kept.
+        from 2 heads of 3 dimensions to 2 heads of 2, the student keeps the columns
+        0, 1, 3, 4 of a query's kernel.
     """
-    kept = _kept_of_attention(config, student)
+    columns = _attention_columns(config, student)
     narrowed = {}
     for row in weight_table(student):
         value = weights[row.ours]
-        # Parts that lie side by side are cut each for itself.
+        # Concatenated blocks are cut separately.
         value = value.reshape(*value.shape[:-1], row.blocks, -1) if row.blocks > 1 else value
         if row.ours.split("/")[-2] in ("query", "key", "value", "query_key_value"):
-            value = value[..., kept]
+            value = value[..., columns]
         elif row.ours.endswith("attention/output/kernel"):
-            value = value[kept]
+            value = value[columns]
         shape = row.shape
         if row.blocks > 1:
             shape = (*row.shape[:-1], row.blocks, row.shape[-1] // row.blocks)
@@ -291,8 +291,8 @@ def narrow_weights(
     return narrowed
 
 
-def _kept_of_attention(config: EncoderConfig, student: EncoderConfig) -> np.ndarray:
-    """Returns which of the teacher's D numbers of queries, keys and values are kept, int [D']."""
+def _attention_columns(config: EncoderConfig, student: EncoderConfig) -> np.ndarray:
+    """Returns the columns of the teacher's queries, keys and values to keep, int [D']."""
     numbers = np.arange(config.hidden_size).reshape(config.num_attention_heads, -1)
     size = student.hidden_size // student.num_attention_heads
     dimensions = np.arange(size)
@@ -304,14 +304,14 @@ def _kept_of_attention(config: EncoderConfig, student: EncoderConfig) -> np.ndar
 
 
 def config_without_segments(config: EncoderConfig) -> EncoderConfig:
-    """Returns the configuration of a BERT made into a DistilBERT.
+    """Returns the configuration of the DistilBERT that a BERT becomes without segments.
 
     Raises:
-        InputError: the family has no relative without segments.
+        InputError: the family has no counterpart without segments.
     """
     if config.family.without_segments is None:
-        having = (name for name, family in FAMILIES.items() if family.without_segments)
-        expected = f"a teacher of model_type {' or '.join(having)}"
+        supported = (name for name, family in FAMILIES.items() if family.without_segments)
+        expected = f"a teacher of model_type {' or '.join(supported)}"
         raise InputError(Setting("drop_segments"), expected, config.model_type)
     return dataclasses.replace(config, model_type=config.family.without_segments, type_vocab_size=0)
 
@@ -321,13 +321,13 @@ def without_segments(
 ) -> tuple[EncoderConfig, Weights]:
     """Turns a BERT into a DistilBERT, which has no segments (Sanh et al., 2019).
 
-    The first segment's embedding is added to every position's, so that nothing
-    changes for inputs of a single segment.
+    The first segment's embedding is added to every position's embedding, so that outputs for
+    inputs of a single segment do not change.
 
     Raises:
         InputError: see `config_without_segments`.
     """
     student = config_without_segments(config)
-    kept = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
-    kept[_POSITIONS] += weights[SEGMENTS][0]
-    return student, kept
+    remaining = {row.ours: np.array(weights[row.ours]) for row in weight_table(student)}
+    remaining[_POSITIONS] += weights[SEGMENTS][0]
+    return student, remaining

@@ -1,4 +1,4 @@
-"""The first weights of a masked-LM head, for an encoder that has none."""
+"""Initial weights of a masked-LM head, for an encoder without one."""
 
 import numpy as np
 
@@ -8,15 +8,16 @@ from pipeline.models.weight_names import weight_table
 
 
 def new_head(config: EncoderConfig, label_counts: np.ndarray) -> Weights:
-    """Returns a head that passes hidden states on, and predicts frequent labels.
+    """Returns a head that passes hidden states through and predicts frequent labels.
 
-    The dense layer is the identity, cut or filled up with zeros where the embeddings have
-    another width than the hidden states; the normalisation leaves its input as it is. The
-    output bias is the logarithm of the labels' frequencies, each label counted once more.
+    The dense layer is the identity. If the embeddings have another width than the hidden
+    states, the identity is cut or padded with zeros. The normalisation has weights 1 and
+    biases 0. The output bias is the logarithm of the labels' frequencies, with one added to
+    each count.
 
     Args:
-        config: of the model; its output layer is tied to the word embeddings.
-        label_counts: int [V], how often each token is a label.
+        config: the model's configuration; its output layer is tied to the word embeddings.
+        label_counts: int [V], the number of times that each token is a label.
 
     Returns:
         float32 arrays by our names.

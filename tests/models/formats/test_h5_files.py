@@ -1,4 +1,4 @@
-"""TensorFlow's h5 files: names, and everything that a file may hold besides its tensors."""
+"""TensorFlow's h5 files: names of tensors, and refused contents."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ def path(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def directory(tmp_path, config, weights) -> pathlib.Path:
-    """A model directory with `tf_model.h5` alone."""
+    """A model directory with `tf_model.h5` as its only weight file."""
     save_hf_weights(tmp_path, config, weights)
     write_h5(tmp_path / "tf_model.h5", load_file(tmp_path / "model.safetensors"))
     (tmp_path / "model.safetensors").unlink()
@@ -44,9 +44,9 @@ def refusal(path: pathlib.Path) -> InputError:
 def assert_read(directory: pathlib.Path, weights: dict[str, np.ndarray], format_name: str) -> None:
     source = find_model(directory)
     assert (source.format, source.has_head) == (format_name, True)
-    found = source.read_weights()
-    assert found.keys() == weights.keys()
-    for name, value in found.items():
+    loaded = source.read_weights()
+    assert loaded.keys() == weights.keys()
+    for name, value in loaded.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, weights[name])
 
@@ -88,15 +88,15 @@ def assert_read(directory: pathlib.Path, weights: dict[str, np.ndarray], format_
         ("//:0", ""),
     ],
 )
-def test_names(stored: str, name: str) -> None:
+def test_tensorflow_names_are_converted_to_hf_names(stored: str, name: str) -> None:
     assert tf_names.hf_name(stored) == name
 
 
-def test_a_model_directory_with_tf_model_h5_opens(directory, weights) -> None:
+def test_model_directory_with_tf_model_h5_opens(directory, weights) -> None:
     assert_read(directory, weights, "h5")
 
 
-def test_shards_are_read_by_their_index(directory, weights) -> None:
+def test_h5_shards_are_read_by_their_index(directory, weights) -> None:
     with h5py.File(directory / "tf_model.h5") as file:
         tensors = {}
         file.visititems(
@@ -104,12 +104,12 @@ def test_shards_are_read_by_their_index(directory, weights) -> None:
         )
     (directory / "tf_model.h5").unlink()
     weight_map = {}
-    for place, (name, value) in enumerate(tensors.items()):
-        # As `transformers` names them there: without layer and model.
+    for index, (name, value) in enumerate(tensors.items()):
+        # In shards `transformers` leaves out the names of layer and model.
         short = name.partition("tf_bert_for_masked_lm/")[2]
         if name.startswith("mlm___cls") and "word_embeddings" in name:
             continue
-        shard = f"tf_model-{place % 3 + 1:05d}-of-00003.h5"
+        shard = f"tf_model-{index % 3 + 1:05d}-of-00003.h5"
         with h5py.File(directory / shard, "a") as file:
             file[short] = value
         weight_map[short] = shard
@@ -118,7 +118,9 @@ def test_shards_are_read_by_their_index(directory, weights) -> None:
     assert len(find_model(directory).weight_files) == 3
 
 
-def test_a_safetensors_file_of_tensorflow_is_read(directory, config, weights) -> None:
+def test_safetensors_file_of_tensorflow_is_read_and_flax_refused(
+    directory, config, weights
+) -> None:
     save_hf_weights(directory, config, weights)
     tensors = load_file(directory / "model.safetensors")
     renamed = {}
@@ -130,19 +132,19 @@ def test_a_safetensors_file_of_tensorflow_is_read(directory, config, weights) ->
     save_file(tensors, directory / "model.safetensors", metadata={"format": "flax"})
     with pytest.raises(InputError) as error:
         find_model(directory).read_weights()
-    assert error.value.received == "those of Flax"
+    assert error.value.received == "tensors of Flax"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_floats_become_float32(path, dtype) -> None:
+def test_other_float_types_become_float32(path, dtype) -> None:
     with h5py.File(path, "w") as file:
         file["a/kernel:0"] = np.arange(6).reshape(2, 3).astype(dtype)
-    found = H5Files((path,)).read(["a.weight"])["a.weight"]
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.arange(6).reshape(2, 3).T)
+    value = H5Files((path,)).read(["a.weight"])["a.weight"]
+    assert value.dtype == np.float32
+    np.testing.assert_array_equal(value, np.arange(6).reshape(2, 3).T)
 
 
-def test_a_variable_is_taken_from_its_own_layer(path) -> None:
+def test_variable_is_read_from_the_layer_that_owns_it(path) -> None:
     with h5py.File(path, "w") as file:
         file["a_head/tf_x/bert/embeddings/word_embeddings/weight:0"] = FOUR + 1
         file["bert/tf_x/bert/embeddings/word_embeddings/weight:0"] = FOUR
@@ -238,14 +240,14 @@ def _two_shapes(file: h5py.File, other: pathlib.Path) -> None:
         (_references, "object"),
         (_integers, "int64"),
         (_long_floats, "float"),
-        (_compressed, "not compressed"),
+        (_compressed, "uncompressed"),
         (_never_written, "bytes"),
         (_raw_data_elsewhere, "in the file itself"),
         (_virtual, "in the file itself"),
         (_two_shapes, "twice"),
     ],
 )
-def test_what_is_no_tensor_in_the_file_is_refused(
+def test_contents_other_than_plain_tensors_are_refused(
     path, add: Callable[[h5py.File, pathlib.Path], None], text: str
 ) -> None:
     with h5py.File(path, "w") as file:
@@ -256,12 +258,12 @@ def test_what_is_no_tensor_in_the_file_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"no h5 file", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_other_files_are_refused(path, content: bytes) -> None:
+def test_files_of_other_formats_are_refused(path, content: bytes) -> None:
     path.write_bytes(content)
     assert refusal(path).expected.startswith("an h5 file")
 
 
-def test_every_truncation_is_refused(path) -> None:
+def test_every_truncated_h5_file_is_refused(path) -> None:
     write_h5(path, {"bert.a.bias": FOUR})
     content = path.read_bytes()
     for length in range(0, len(content) - 1, 61):
@@ -269,7 +271,7 @@ def test_every_truncation_is_refused(path) -> None:
         refusal(path)
 
 
-def test_a_wrong_shape_is_named(directory) -> None:
+def test_tensor_of_the_wrong_shape_is_named(directory) -> None:
     with h5py.File(directory / "tf_model.h5", "a") as file:
         name = "mlm___cls/tf_bert_for_masked_lm/mlm___cls/predictions/bias:0"
         del file[name]

@@ -1,4 +1,4 @@
-"""Hugging Face directories: written, read back, and everything that can be wrong with them."""
+"""Hugging Face directories: round trips, and refused defects."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def change(directory: pathlib.Path, changes: dict[str, np.ndarray | None]) -> No
 
 
 def shard(directory: pathlib.Path) -> dict[str, str]:
-    """Splits the weights over two files; returns the weight map that still is to be written."""
+    """Splits the weights over two files; returns the weight map for an index."""
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     weight_map = {}
@@ -84,13 +84,13 @@ def error_of(directory: pathlib.Path, config: EncoderConfig) -> InputError:
     return error.value
 
 
-def test_assign_then_get_is_the_identity(config, weights):
+def test_assigned_weights_are_returned_unchanged(config, weights):
     model = MaskedLM(config)
     assign_weights(model, weights)
     assert_equal(get_weights(model), weights)
 
 
-def test_assign_refuses_what_does_not_fit_and_changes_nothing(config, weights):
+def test_assign_refuses_wrong_weights_and_changes_nothing(config, weights):
     model = MaskedLM(config)
     before = get_weights(model)
     lacking = {name: value for name, value in weights.items() if name != "head/bias"}
@@ -103,19 +103,19 @@ def test_assign_refuses_what_does_not_fit_and_changes_nothing(config, weights):
     assert_equal(get_weights(model), before)
 
 
-def test_save_then_read_is_the_identity(directory, config, weights):
+def test_saved_weights_are_read_unchanged(directory, config, weights):
     assert_equal(read(directory, config), weights)
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_reduced_precision_model_is_saved_in_float32(tmp_path, config, weights):
+def test_reduced_precision_model_is_saved_in_float32(tmp_path, config, weights):
     model = MaskedLM(config, dtype="mixed_bfloat16")
     assign_weights(model, weights)
     save_hf(tmp_path, model)
     assert_equal(read(tmp_path, config), weights)
 
 
-def test_find_and_load(directory, config, weights):
+def test_found_model_loads_with_its_weights(directory, config, weights):
     (directory / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
     source = find_model(directory)
     assert source.config == config
@@ -124,7 +124,7 @@ def test_find_and_load(directory, config, weights):
     assert_equal(get_weights(load_masked_lm(source)), weights)
 
 
-def test_sha256_depends_on_config_and_weights_only(directory, tmp_path_factory):
+def test_sha256_depends_only_on_config_and_weights(directory, tmp_path_factory):
     digest = find_model(directory).sha256()
     elsewhere = tmp_path_factory.mktemp("copy")
     for path in directory.iterdir():
@@ -154,13 +154,13 @@ def test_integer_tensors_are_refused(directory, config):
     assert error.received == "I32"
 
 
-def test_gamma_and_beta_are_old_names_of_a_norms_weights():
+def test_old_names_gamma_and_beta_are_converted():
     assert modern_name("bert.embeddings.LayerNorm.gamma") == "bert.embeddings.LayerNorm.weight"
     assert modern_name("cls.x.LayerNorm.beta") == "cls.x.LayerNorm.bias"
     assert modern_name("cls.predictions.bias") == "cls.predictions.bias"
 
 
-def test_old_names_copies_of_tied_tensors_and_other_heads(directory, config, weights):
+def test_old_names_tied_copies_and_other_heads_are_read(directory, config, weights):
     tensors = load_file(directory / "model.safetensors")
     old = {}
     for name, value in tensors.items():
@@ -181,7 +181,7 @@ def test_old_names_copies_of_tied_tensors_and_other_heads(directory, config, wei
     assert_equal(read(directory, config), weights)
 
 
-def test_sharded(directory, config, weights):
+def test_sharded_weights_are_read(directory, config, weights):
     write_index(directory, shard(directory))
     assert_equal(read(directory, config), weights)
     assert len(find_model(directory).weight_files) == 2
@@ -202,7 +202,7 @@ INDEX = "model.safetensors.index.json"
         "pytorch_model.bin",
     ],
 )
-def test_index_names_only_files_beside_it(directory, config, name):
+def test_index_refuses_files_outside_its_directory(directory, config, name):
     write_index(directory, shard(directory) | {QUERY: name})
     error = error_of(directory, config)
     assert error.subject == f"{directory / INDEX}: weight_map"
@@ -222,7 +222,7 @@ def test_index_without_a_map_is_refused(directory, config, weight_map):
     assert error_of(directory, config).subject == f"{directory / INDEX}: weight_map"
 
 
-def test_a_tensor_in_two_shards_is_refused(directory, config):
+def test_tensor_in_two_shards_is_refused(directory, config):
     weight_map = shard(directory)
     second = directory / "model-00002-of-00002.safetensors"
     twice = min(name for name, file in weight_map.items() if "00001" in file)
@@ -235,7 +235,7 @@ def test_a_tensor_in_two_shards_is_refused(directory, config):
         assert text in error.received
 
 
-def test_a_norm_under_both_names_is_refused(directory, config):
+def test_norm_with_old_and_new_names_is_refused(directory, config):
     change(directory, {"bert.embeddings.LayerNorm.gamma": np.ones(16, np.float32)})
     error = error_of(directory, config)
     assert "bert.embeddings.LayerNorm." in error.received
@@ -264,14 +264,14 @@ def test_tensors_of_the_wrong_shape_are_named(directory, config):
     )
 
 
-def test_layers_that_the_configuration_does_not_have_are_named(directory, config):
+def test_layers_missing_in_the_configuration_are_named(directory, config):
     smaller = dataclasses.replace(config, num_hidden_layers=2)
     received = error_of(directory, smaller).received
     assert received.startswith("16 tensors not in the configuration: bert.encoder.layer.2.")
     assert received.endswith(" and 13 more")
 
 
-def test_an_untied_output_layer_is_refused(directory, config):
+def test_untied_output_layer_is_refused(directory, config):
     words = load_file(directory / "model.safetensors")[WORDS]
     name = "cls.predictions.decoder.weight"
     change(directory, {name: words + 1})
@@ -280,7 +280,7 @@ def test_an_untied_output_layer_is_refused(directory, config):
     assert WORDS in error.expected
 
 
-def test_a_corrupt_file_is_refused(directory, config):
+def test_corrupt_file_is_refused(directory, config):
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     error = error_of(directory, config)
@@ -302,7 +302,7 @@ def test_find_model_refuses_a_directory_without_a_model(directory, tmp_path_fact
         assert error.value.received.startswith(text)
 
 
-def test_errors_of_a_model_name_the_setting_that_names_its_directory(directory):
+def test_errors_of_a_model_name_the_setting_of_its_directory(directory):
     location = Location.parse(str(directory), "teacher")
     (directory / "model.safetensors").rename(directory / "model.safetensors.moved")
     write_index(directory, {QUERY: "gone.safetensors"})
@@ -323,7 +323,7 @@ def test_errors_of_a_model_name_the_setting_that_names_its_directory(directory):
     assert error.value.setting == "teacher"
 
 
-def test_a_configuration_alone_starts_from_random_weights(directory, config):
+def test_configuration_without_weights_starts_from_random_weights(directory, config):
     source = ModelSource.from_google(directory / "config.json", None)
     assert not source.has_weights
     with pytest.raises(ValueError, match="expected a source with weights"):
@@ -342,16 +342,16 @@ def test_from_google_names_missing_files(directory):
     assert error.value.received == f"no file {directory / 'bert_model.ckpt.index'}"
 
 
-def test_links_are_followed(tmp_path) -> None:
-    """Downloaded models are links into a folder of blobs."""
+def test_symbolic_links_are_followed(tmp_path) -> None:
+    """The hub's cache stores models as links to a folder of blobs."""
     (tmp_path / "blob").write_bytes(b"")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
-    found = SafetensorsFiles.find(tmp_path / "model")
-    assert found == (tmp_path / "model" / "model.safetensors",)
+    files = SafetensorsFiles.find(tmp_path / "model")
+    assert files == (tmp_path / "model" / "model.safetensors",)
 
 
-def test_a_file_that_changes_between_two_readings_is_refused(tmp_path) -> None:
+def test_file_that_changes_between_two_reads_is_refused(tmp_path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(2, np.float32)}, path)
     opened = SafetensorsFiles((path,))
@@ -362,7 +362,7 @@ def test_a_file_that_changes_between_two_readings_is_refused(tmp_path) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_long_name_is_shown_in_part(tmp_path) -> None:
+def test_long_name_is_truncated_in_messages(tmp_path) -> None:
     path, name = tmp_path / "model.safetensors", "two\nlines" * 10_000
     save_file({name: np.zeros(2, np.int32)}, path)
     with pytest.raises(InputError) as error:
@@ -374,8 +374,8 @@ def test_a_long_name_is_shown_in_part(tmp_path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_rows_that_stand_for_no_token_are_not_read(tmp_path, model_type: str, tied: bool) -> None:
-    """The digest stays that of the files."""
+def test_unused_rows_of_the_vocabulary_are_not_read(tmp_path, model_type: str, tied: bool) -> None:
+    """The digest is still that of the files."""
     config = dataclasses.replace(example_config(model_type), tie_word_embeddings=tied)
     model = MaskedLM(config, seed=3)
     save_hf(tmp_path, model)

@@ -1,8 +1,8 @@
-"""Files that `transformers` and torch wrote compute the same here: opt-in.
+"""Models written by `transformers` and torch give the outputs of their writers; opt-in.
 
 WRITERS_PYTHON=/path/to/python pytest -m peers tests/models/formats/test_real_writers.py
 
-`write_with_transformers.py` says what that Python needs.
+`write_with_transformers.py` lists the packages that this Python needs.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def _batch(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ],
 )
 @pytest.mark.parametrize("kind", ["ForMaskedLM", "Model"])
-def test_outputs_equal_the_writers(
+def test_outputs_equal_those_of_the_writer(
     written: Location, family: str, kind: str, file_format: str
 ) -> None:
     folder = written / f"{family}{kind}-{file_format}"
@@ -66,10 +66,10 @@ def test_outputs_equal_the_writers(
     with np.load(folder / "inputs.npz") as inputs:
         batch = _batch(dict(inputs))
     outputs = model.activations(batch)
-    found = outputs[LOGITS] if source.has_head else outputs[HIDDEN_STATES][-1]
+    received = outputs[LOGITS] if source.has_head else outputs[HIDDEN_STATES][-1]
     with np.load(folder / "outputs.npz") as expected:
         real = batch[INPUT_MASK] == 1
-        difference = np.abs(np.asarray(found) - expected["arr_0"])[real].max()
+        difference = np.abs(np.asarray(received) - expected["arr_0"])[real].max()
     print(f"{folder.name}: {difference:.2g}")
     assert difference < 1e-5
 
@@ -77,13 +77,13 @@ def test_outputs_equal_the_writers(
 @pytest.mark.parametrize(
     ("name", "received", "hint"),
     [
-        ("legacy", "no zip archive", "weights_only=True"),
-        ("module", "BertForMaskedLM", "nothing of it was run"),
+        ("legacy", "a file of torch before 1.6", "weights_only=True"),
+        ("module", "BertForMaskedLM", "no code of it was run"),
         ("script", "a TorchScript archive", "torch.jit.load"),
         ("nested", "'state_dict'", "['state_dict']"),
     ],
 )
-def test_other_files_of_torch_are_refused(
+def test_unsupported_files_of_torch_are_refused(
     written: Location, name: str, received: str, hint: str
 ) -> None:
     source = find_model(written / "refused" / name)

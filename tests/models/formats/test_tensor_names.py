@@ -1,4 +1,4 @@
-"""Names of tensors as people's files have them, and what a refusal says of other ones."""
+"""Names of tensors with various prefixes, and messages about other files."""
 
 import dataclasses
 import json
@@ -56,9 +56,9 @@ def refusal(source: ModelSource) -> InputError:
     return error.value
 
 
-def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+def assert_equal(received: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert received.keys() == expected.keys()
+    for name, value in received.items():
         np.testing.assert_array_equal(value, expected[name])
 
 
@@ -77,7 +77,7 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         lambda name: DECODER if name == WORDS else name,
     ],
 )
-def test_a_masked_lm_is_read_whatever_its_prefix(
+def test_masked_lm_is_read_with_any_known_prefix(
     directory, tensors, weights, rename: Rename
 ) -> None:
     source = write(directory, tensors, rename)
@@ -86,7 +86,7 @@ def test_a_masked_lm_is_read_whatever_its_prefix(
 
 
 @pytest.mark.parametrize("prefix", ["bert.", "", "module.", "module.bert."])
-def test_an_encoder_alone_is_read_with_and_without_a_prefix(
+def test_encoder_without_a_head_is_read_with_and_without_a_prefix(
     directory, tensors, weights, config, prefix: str
 ) -> None:
     extra = {
@@ -108,20 +108,22 @@ def test_an_encoder_alone_is_read_with_and_without_a_prefix(
     assert f"run_distill --student={directory} --freeze=encoder --losses=masked_lm=1" in str(error)
 
 
-def test_half_a_head_is_no_head(directory, tensors) -> None:
-    kept = {name: value for name, value in tensors.items() if "transform" not in name}
-    source = write(directory, kept)
+def test_incomplete_head_is_refused(directory, tensors) -> None:
+    remaining = {name: value for name, value in tensors.items() if "transform" not in name}
+    source = write(directory, remaining)
     assert not source.has_head
-    assert refusal(source).received.startswith("1 of its 5 tensors: they lack")
+    assert refusal(source).received.startswith("1 of its 5 tensors, without")
 
 
-def test_a_model_of_a_task_is_named_by_its_head(directory, tensors) -> None:
+def test_error_of_a_task_model_names_its_head(directory, tensors) -> None:
     classifier = {"classifier.weight": np.ones((2, 16), np.float32)}
     source = write(directory, encoder_of(tensors) | classifier)
     assert refusal(source).received.endswith("and have classifier.weight")
 
 
-def test_the_surplus_of_an_encoder_without_prefix_is_refused(directory, tensors, config) -> None:
+def test_surplus_layers_of_an_encoder_without_prefix_are_refused(
+    directory, tensors, config
+) -> None:
     write(directory, encoder_of(tensors), lambda name: name.removeprefix("bert."))
     set_key(directory, num_hidden_layers=2)
     with pytest.raises(InputError) as error:
@@ -136,18 +138,20 @@ def test_the_surplus_of_an_encoder_without_prefix_is_refused(directory, tensors,
     ("prefix", "received", "hint"),
     [
         ("roberta.", "an encoder named roberta.…", '"roberta" or "xlm-roberta"'),
-        ("teacher.bert.", "an encoder named teacher.bert.…", "families that open: bert"),
+        ("teacher.bert.", "an encoder named teacher.bert.…", "supported families: bert"),
         ("electra.", "an encoder named electra.…", '"electra"'),
     ],
 )
-def test_another_prefix_is_named(directory, tensors, prefix: str, received: str, hint: str) -> None:
+def test_error_names_an_unknown_prefix(
+    directory, tensors, prefix: str, received: str, hint: str
+) -> None:
     source = write(directory, tensors, lambda name: name.replace("bert.", prefix))
     error = refusal(source)
     assert (error.subject, error.received) == (str(directory), received)
     assert hint in error.hint
 
 
-def test_files_of_another_family_are_named_by_their_tensors(directory, tensors) -> None:
+def test_error_names_the_family_of_the_tensors(directory, tensors) -> None:
     others = {
         "distilbert.transformer.layer.0.attention.q_lin.weight": np.ones((2, 2), np.float32),
         "vocab_projector.bias": np.ones(2, np.float32),
@@ -159,7 +163,7 @@ def test_files_of_another_family_are_named_by_their_tensors(directory, tensors) 
     assert refusal(write(directory, {})).received == "none"
 
 
-def test_what_a_masked_lm_does_not_use_is_counted_in_one_line(directory, tensors, capsys) -> None:
+def test_unused_tensors_are_counted_in_one_line(directory, tensors, capsys) -> None:
     write(directory, tensors).print_unused()
     assert capsys.readouterr().err == ""
     extra = {
@@ -176,10 +180,10 @@ def test_what_a_masked_lm_does_not_use_is_counted_in_one_line(directory, tensors
     assert printed[0].startswith(f"{directory}: 5 tensors not used: ")
 
 
-# A configuration without the family's name.
+# Configurations without `model_type`.
 
 
-def test_without_a_model_type_it_is_a_bert_whatever_the_directory_is_called(
+def test_model_without_model_type_is_a_bert_for_any_directory_name(
     tmp_path, config, weights
 ) -> None:
     folder = tmp_path / "chinese_roberta_wwm_ext_pytorch"
@@ -189,7 +193,7 @@ def test_without_a_model_type_it_is_a_bert_whatever_the_directory_is_called(
     assert_equal(find_model(folder).read_weights(), weights)
 
 
-def test_without_a_model_type_the_tensors_of_another_family_are_refused(directory, tensors) -> None:
+def test_tensors_of_another_family_without_model_type_are_refused(directory, tensors) -> None:
     set_key(directory, model_type=..., architectures=...)
     source = write(directory, tensors, lambda name: name.replace("bert.", "roberta."))
     assert '"roberta"' in refusal(source).hint
@@ -200,14 +204,14 @@ def test_without_a_model_type_the_tensors_of_another_family_are_refused(director
     assert error.value.expected.startswith("'roberta'")
 
 
-def test_bert_config_json_beside_weights_of_hugging_face(directory, weights) -> None:
+def test_bert_config_json_with_hugging_face_weights_is_read(directory, weights) -> None:
     (directory / "config.json").rename(directory / "bert_config.json")
     source = find_model(directory)
     assert source.format == "safetensors"
     assert_equal(source.read_weights(), weights)
 
 
-# An output layer of its own.
+# Separate output layers.
 
 
 @pytest.fixture
@@ -221,7 +225,7 @@ def untied_weights(untied, weights) -> dict[str, np.ndarray]:
     return weights | {"head/decoder": weights["encoder/embeddings/word_embeddings"][::-1] + 1}
 
 
-def test_an_output_layer_of_its_own_comes_back(tmp_path, untied, untied_weights) -> None:
+def test_separate_output_layer_survives_a_round_trip(tmp_path, untied, untied_weights) -> None:
     save_hf_weights(tmp_path, untied, untied_weights)
     stored = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(stored[DECODER], untied_weights["head/decoder"])
@@ -233,7 +237,7 @@ def test_an_output_layer_of_its_own_comes_back(tmp_path, untied, untied_weights)
     assert_equal(source.read_weights(), untied_weights)
 
 
-def test_an_output_layer_of_its_own_adds_the_bias_of_the_decoder(
+def test_separate_output_layer_uses_the_bias_of_the_decoder(
     tmp_path, untied, untied_weights
 ) -> None:
     save_hf_weights(tmp_path, untied, untied_weights)
@@ -243,7 +247,7 @@ def test_an_output_layer_of_its_own_adds_the_bias_of_the_decoder(
     np.testing.assert_array_equal(source.read_weights()["head/bias"], untied_weights["head/bias"])
 
 
-def test_an_equal_matrix_counts_as_tied(tmp_path, config, untied, weights) -> None:
+def test_equal_output_matrix_counts_as_tied(tmp_path, config, untied, weights) -> None:
     words = weights["encoder/embeddings/word_embeddings"]
     save_hf_weights(tmp_path, untied, weights | {"head/decoder": words})
     source = find_model(tmp_path)
@@ -251,13 +255,13 @@ def test_an_equal_matrix_counts_as_tied(tmp_path, config, untied, weights) -> No
     assert_equal(source.read_weights(), weights)
 
 
-def test_an_encoder_alone_counts_as_tied(directory, tensors, config) -> None:
+def test_encoder_without_a_head_counts_as_tied(directory, tensors, config) -> None:
     set_key(directory, tie_word_embeddings=False)
     assert write(directory, encoder_of(tensors)).config == config
 
 
-def test_a_head_without_its_output_layer_is_incomplete(directory, tensors) -> None:
+def test_head_without_its_output_layer_is_incomplete(directory, tensors) -> None:
     set_key(directory, tie_word_embeddings=False)
     source = write(directory, tensors)
     assert not source.has_head
-    assert refusal(source).received.startswith(f"5 of its 6 tensors: they lack {DECODER}")
+    assert refusal(source).received.startswith(f"5 of its 6 tensors, without {DECODER}")

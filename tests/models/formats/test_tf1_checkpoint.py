@@ -1,4 +1,4 @@
-"""Checkpoints in Google's layout, written here with their optimizer slots and other heads."""
+"""Checkpoints in Google's layout, with optimizer slots and other heads."""
 
 import dataclasses
 import json
@@ -26,15 +26,15 @@ def write_checkpoint(prefix: pathlib.Path, tensors: dict[str, np.ndarray]) -> No
 
 @pytest.fixture
 def tensors(config, weights) -> dict[str, np.ndarray]:
-    """The weights and all else that Google's files hold, by Google's names."""
-    found = {row.tf1: weights[row.ours] for row in weight_table(config)}
-    found["bert/pooler/dense/kernel"] = np.zeros((16, 16), np.float32)
-    found["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
-    found["cls/seq_relationship/output_weights"] = np.zeros((2, 16), np.float32)
-    found["cls/seq_relationship/output_bias"] = np.zeros(2, np.float32)
-    for name, value in list(found.items()):
-        found[f"{name}/adam_m"] = found[f"{name}/adam_v"] = np.full_like(value, 9)
-    return found | {"global_step": np.array(20, np.int64)}
+    """All tensors of Google's files, including unused ones, by Google's names."""
+    stored = {row.tf1: weights[row.ours] for row in weight_table(config)}
+    stored["bert/pooler/dense/kernel"] = np.zeros((16, 16), np.float32)
+    stored["bert/pooler/dense/bias"] = np.zeros(16, np.float32)
+    stored["cls/seq_relationship/output_weights"] = np.zeros((2, 16), np.float32)
+    stored["cls/seq_relationship/output_bias"] = np.zeros(2, np.float32)
+    for name, value in list(stored.items()):
+        stored[f"{name}/adam_m"] = stored[f"{name}/adam_v"] = np.full_like(value, 9)
+    return stored | {"global_step": np.array(20, np.int64)}
 
 
 @pytest.fixture
@@ -55,17 +55,17 @@ def error_of(source: ModelSource) -> InputError:
     return error.value
 
 
-def test_everything_lands(directory, config, weights):
+def test_all_weights_are_read_from_google_files(directory, config, weights):
     source = find_model(directory)
     assert (source.config, source.directory) == (config, directory)
-    found = source.read_weights()
-    assert found.keys() == weights.keys()
-    for name, value in found.items():
+    loaded = source.read_weights()
+    assert loaded.keys() == weights.keys()
+    for name, value in loaded.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, weights[name])
 
 
-def test_pair_of_files_and_index_suffix(directory):
+def test_prefix_and_index_file_name_the_same_checkpoint(directory):
     prefix = directory / "bert_model.ckpt"
     sources = [
         ModelSource.from_google(directory / "bert_config.json", path)
@@ -79,7 +79,7 @@ def test_pair_of_files_and_index_suffix(directory):
     assert sources[0].sha256() == find_model(directory).sha256()
 
 
-def test_missing_tensors_and_those_of_the_wrong_shape_are_named(directory, tensors):
+def test_missing_tensors_and_wrong_shapes_are_named(directory, tensors):
     name = "bert/encoder/layer_1/output/dense/kernel"
     prefix = directory / "bert_model.ckpt"
     kernel = tensors.pop(name)
@@ -106,7 +106,7 @@ def test_tensors_other_than_floats_are_refused(directory, tensors, dtype, receiv
     assert (error.subject, error.received) == (f"{prefix}: {name}", received)
 
 
-def test_floats_of_other_sizes(directory, tensors, weights):
+def test_floats_of_other_sizes_become_float32(directory, tensors, weights):
     prefix = directory / "bert_model.ckpt"
     changed = {name: value.astype(np.float64) for name, value in tensors.items()}
     write_checkpoint(prefix, changed)
@@ -115,14 +115,14 @@ def test_floats_of_other_sizes(directory, tensors, weights):
         np.testing.assert_array_equal(value, weights[name])
 
 
-def test_layers_that_the_configuration_does_not_know(directory):
+def test_layers_missing_in_the_configuration_are_refused(directory):
     source = find_model(directory)
     smaller = dataclasses.replace(source.config, num_hidden_layers=2)
     error = error_of(dataclasses.replace(source, config=smaller))
     assert "16 tensors not in the configuration: bert/encoder/layer_2/" in error.received
 
 
-def test_truncated_data(directory):
+def test_truncated_data_file_is_refused(directory):
     path = directory / "bert_model.ckpt.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:500])
     error = error_of(find_model(directory))
@@ -130,12 +130,12 @@ def test_truncated_data(directory):
     assert error.expected.startswith("a TensorFlow checkpoint")
 
 
-def test_garbage_index(directory):
+def test_damaged_index_file_is_refused(directory):
     (directory / "bert_model.ckpt.index").write_bytes(b"no checkpoint" * 20)
     assert error_of(find_model(directory)).expected.startswith("a TensorFlow checkpoint")
 
 
-def test_missing_data_file(directory):
+def test_missing_data_file_is_refused(directory):
     path = directory / "bert_model.ckpt.data-00000-of-00001"
     path.unlink()
     with pytest.raises(InputError) as error:

@@ -1,4 +1,4 @@
-"""PyTorch's files: read as they are, and nothing of a hostile one is run."""
+"""PyTorch's files: tensors are read, and no code of a malicious pickle is run."""
 
 import json
 import os
@@ -56,23 +56,23 @@ def refusal(path: pathlib.Path) -> InputError:
 
 
 def write_value(path: pathlib.Path, value: bytes, content: bytes = FOUR.tobytes()) -> None:
-    """Writes an archive whose pickle has one value, and four numbers."""
+    """Writes an archive with four numbers, whose pickle has one value."""
     write_archive(path, pickle_of(value), {"0": content})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ml_dtypes.bfloat16])
-def test_tensors_come_back_in_float32(path, dtype) -> None:
+def test_tensors_are_read_in_float32(path, dtype) -> None:
     value = np.arange(-3, 3).reshape(2, 3).astype(dtype)
     write_torch(path, {"a": value, "bert.b": value[0]})
-    found = read(path)
-    assert [array.dtype for array in found.values()] == [np.float32, np.float32]
-    np.testing.assert_array_equal(found["a"], value.astype(np.float32))
-    np.testing.assert_array_equal(found["bert.b"], value[0].astype(np.float32))
+    loaded = read(path)
+    assert [array.dtype for array in loaded.values()] == [np.float32, np.float32]
+    np.testing.assert_array_equal(loaded["a"], value.astype(np.float32))
+    np.testing.assert_array_equal(loaded["bert.b"], value[0].astype(np.float32))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_views_of_one_storage_are_what_numpy_has(tmp_path_factory, data) -> None:
+def test_views_of_one_storage_equal_numpy_views(tmp_path_factory, data) -> None:
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     view = base.transpose(data.draw(st.permutations(range(3))))
     for axis in range(3):
@@ -87,15 +87,15 @@ def test_views_of_one_storage_are_what_numpy_has(tmp_path_factory, data) -> None
     np.testing.assert_array_equal(read(path)["v"], view)
 
 
-def test_a_state_dictionary_of_parameters_with_its_metadata_is_read(path) -> None:
+def test_state_dictionary_with_parameters_and_metadata_is_read(path) -> None:
     plain = tensor(storage("Float", "0", 4), 0, (4,), (1,))
     hooks = call("collections", "OrderedDict")
     parameter = call("torch._utils", "_rebuild_parameter", plain, writing.FALSE, hooks)
     state = hooks + b"(" + text("w") + parameter + text("version") + integer(1) + b"u"
     write_value(path, state + mapping({"_metadata": hooks}) + BUILD)
-    found = read(path)
-    assert list(found) == ["w"]
-    np.testing.assert_array_equal(found["w"], FOUR)
+    loaded = read(path)
+    assert list(loaded) == ["w"]
+    np.testing.assert_array_equal(loaded["w"], FOUR)
 
 
 def test_integers_are_listed_and_refused_when_read(path) -> None:
@@ -109,7 +109,7 @@ def test_integers_are_listed_and_refused_when_read(path) -> None:
 
 
 class Reduced:
-    """Pickles itself as a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments) -> None:
         self._call = function, arguments
@@ -123,7 +123,7 @@ def _touch(canary: pathlib.Path) -> str:
 
 
 def hostile_pickles(canary: pathlib.Path) -> dict[str, tuple[bytes, str]]:
-    """Returns pickles that would make a file, and what a refusal names."""
+    """Returns pickles that would write a file, and the name in the message of each."""
     command = f"open({str(canary)!r}, 'w')"
     system = name_of("os", "system") + items(text(_touch(canary))) + REDUCE
     good = tensor(storage("Float", "0", 4), 0, (4,), (1,))
@@ -189,19 +189,19 @@ def hostile_pickles(canary: pathlib.Path) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", hostile_pickles(pathlib.Path("x")))
-def test_nothing_of_a_hostile_pickle_is_run(path, name: str) -> None:
+def test_no_code_of_a_malicious_pickle_is_run(path, name: str) -> None:
     canary = path.with_name("canary")
     content, named = hostile_pickles(canary)[name]
     write_archive(path, content, {"0": FOUR.tobytes()})
     error = refusal(path)
     assert named in error.received
     assert not canary.exists()
-    # Only the archive is there: nothing was written anywhere near.
+    # The folder has only the archive, so no file was written.
     assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
-def test_the_canary_is_what_unpickling_would_make(tmp_path) -> None:
-    """Otherwise the test before would prove nothing."""
+def test_unpickling_the_malicious_pickle_would_write_the_file(tmp_path) -> None:
+    """This makes sure that the previous test can fail."""
     canary = tmp_path / "canary"
     run_python("-c", f"import pickle; pickle.loads({hostile_pickles(canary)['os.system'][0]!r})")
     assert canary.exists()
@@ -226,24 +226,24 @@ def test_the_canary_is_what_unpickling_would_make(tmp_path) -> None:
         (0, (1,) * 17, (1,) * 17),
     ],
 )
-def test_a_tensor_outside_its_storage_is_refused(path, offset, size, stride) -> None:
+def test_tensor_outside_its_storage_is_refused(path, offset, size, stride) -> None:
     write_value(path, mapping({"w": tensor(storage("Float", "0", 4), offset, size, stride)}))
     assert "tensor" in refusal(path).received
 
 
 @pytest.mark.parametrize("numel", [0, 3, 5, -1, 2**40, 2**62, 2**70])
-def test_a_storage_of_another_size_than_its_entry_is_refused(path, numel: int) -> None:
+def test_storage_of_another_size_than_its_entry_is_refused(path, numel: int) -> None:
     write_value(path, mapping({"w": tensor(storage("Float", "0", numel), 0, (), ())}))
     refusal(path)
 
 
 @pytest.mark.parametrize("key", ["1", "../0", "/etc/passwd", "", "0/../0", "\n", "x" * 5000])
-def test_a_storage_that_is_not_in_the_archive_is_refused(path, key: str) -> None:
+def test_storage_missing_in_the_archive_is_refused(path, key: str) -> None:
     write_value(path, mapping({"w": tensor(storage("Float", key, 4), 0, (4,), (1,))}))
     assert refusal(path).received == "no such entry"
 
 
-def test_a_compressed_archive_is_refused_before_it_is_unpacked(path) -> None:
+def test_compressed_archive_is_refused_without_unpacking(path) -> None:
     """A zip bomb: 64 MiB of zeros in 64 KiB."""
     size = 2**24
     value = mapping({"w": tensor(storage("Float", "0", size), 0, (size,), (1,))})
@@ -253,7 +253,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(path) -> None:
     assert "uncompressed" in refusal(path).expected
 
 
-def test_a_pickle_of_many_bytes_is_refused(path) -> None:
+def test_pickle_of_too_many_bytes_is_refused(path) -> None:
     write_value(path, b"}" * (8 * 2**20))
     assert refusal(path).received == 8 * 2**20 + 3
 
@@ -270,14 +270,14 @@ def test_a_pickle_of_many_bytes_is_refused(path) -> None:
         b"N" * 2 + b"s",
         b"",
         b"}(K\x01u",
-        # Its hash would take for ever.
+        # Computing its hash would take unlimited time.
         b")" + b"q\x00h\x00\x86" * 60 + b"q\x01}h\x01Ns",
         b"\x8b\xff\xff\xff\x7f",
         b"X\xff\xff\xff\xff",
         text("\ud800"),
     ],
 )
-def test_a_damaged_pickle_is_refused(path, value: bytes) -> None:
+def test_damaged_pickle_is_refused(path, value: bytes) -> None:
     write_value(path, value)
     refusal(path)
 
@@ -285,11 +285,11 @@ def test_a_damaged_pickle_is_refused(path, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "received", "hint"),
     [
-        (pickle.dumps({"w": 1}, 2), "no zip archive", "weights_only=True"),
-        (b"", "no zip archive", "weights_only=True"),
+        (pickle.dumps({"w": 1}, 2), "a file of torch before 1.6", "weights_only=True"),
+        (b"", "a file of torch before 1.6", "weights_only=True"),
     ],
 )
-def test_older_files_are_refused_with_the_line_that_converts_them(
+def test_older_files_are_refused_with_a_command_that_converts_them(
     path, content: bytes, received: str, hint: str
 ) -> None:
     path.write_bytes(content)
@@ -299,7 +299,7 @@ def test_older_files_are_refused_with_the_line_that_converts_them(
 
 
 @pytest.mark.parametrize("name", ["../pytorch_model.bin", "x.safetensors", "gone.bin", 5])
-def test_an_index_names_only_files_beside_it(tmp_path, config, weights, name: object) -> None:
+def test_index_refuses_files_outside_its_directory(tmp_path, config, weights, name: object) -> None:
     save_hf_weights(tmp_path, config, weights)
     (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
     index = tmp_path / "pytorch_model.bin.index.json"
@@ -309,13 +309,13 @@ def test_an_index_names_only_files_beside_it(tmp_path, config, weights, name: ob
     assert error.value.subject == f"{index}: weight_map"
 
 
-def test_a_pointer_of_git_lfs_is_named(path) -> None:
+def test_pointer_of_git_lfs_is_refused(path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     error = refusal(path)
-    assert "Git LFS" in error.received and error.hint.startswith("git lfs pull")
+    assert "Git LFS" in error.received and error.hint.startswith("run git lfs pull")
 
 
-def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(path) -> None:
+def test_torchscript_archive_is_refused_with_a_command_that_converts_it(path) -> None:
     others = {"constants.pkl": pickle.dumps(()), "code/__torch__.py": b""}
     write_archive(path, pickle.dumps({}), {}, others=others)
     error = refusal(path)
@@ -323,7 +323,7 @@ def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(path) -
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model"])
-def test_tensors_of_a_training_state_are_refused_with_the_line_that_takes_them_out(
+def test_training_state_is_refused_with_a_command_that_extracts_its_tensors(
     path, name: str
 ) -> None:
     inner = mapping({"w": tensor(storage("Float", "0", 4), 0, (4,), (1,))})
@@ -332,7 +332,7 @@ def test_tensors_of_a_training_state_are_refused_with_the_line_that_takes_them_o
     assert repr(name) in error.received and f"['{name}']" in error.hint
 
 
-def test_other_content_is_refused(path) -> None:
+def test_files_without_tensors_are_refused(path) -> None:
     for value in (b"N", b"]", b"}", mapping({"w": b"N"})):
         write_value(path, value)
         assert "without tensors" in refusal(path).received
@@ -340,10 +340,10 @@ def test_other_content_is_refused(path) -> None:
     assert refusal(path).expected == "little-endian numbers"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "")
-    assert refusal(path).received == "a zip archive of other things"
+    assert refusal(path).received == "a zip archive of another format"
 
 
-def test_every_truncation_is_refused(path) -> None:
+def test_every_truncated_archive_is_refused(path) -> None:
     write_torch(path, {"w": FOUR})
     content = path.read_bytes()
     for length in range(0, len(content) - 1, 7):
@@ -351,14 +351,14 @@ def test_every_truncation_is_refused(path) -> None:
         refusal(path)
 
 
-def test_an_archive_without_its_beginning_is_refused(path) -> None:
+def test_archive_without_its_beginning_is_refused(path) -> None:
     write_torch(path, {"w": FOUR})
     path.write_bytes(path.read_bytes()[70:])
     refusal(path)
 
 
-def test_memory_stays_about_the_tensors_that_are_wanted(path) -> None:
-    """One tensor of 1 MiB out of 256 MiB, in a process that may take 64 MiB more."""
+def test_memory_is_limited_to_the_requested_tensors(path) -> None:
+    """Reads one tensor of 1 MiB out of 256 MiB, in a process limited to 64 MiB more."""
     value = mapping(
         {
             "large": tensor(storage("Float", "0", 2**26), 0, (2**26,), (1,)),
@@ -383,13 +383,13 @@ def test_memory_stays_about_the_tensors_that_are_wanted(path) -> None:
     assert run_python("-c", code, str(path)).stdout.split() == [str(2**18), "too", "large"]
 
 
-def test_a_model_directory_with_pytorch_model_bin_opens(tmp_path, config, weights) -> None:
+def test_model_directory_with_pytorch_model_bin_opens(tmp_path, config, weights) -> None:
     save_hf_weights(tmp_path, config, weights)
     write_torch(tmp_path / "pytorch_model.bin", load_file(tmp_path / "model.safetensors"))
     (tmp_path / "model.safetensors").unlink()
     source = find_model(tmp_path)
     assert (source.format, source.has_head) == ("torch", True)
-    found = source.read_weights()
-    assert found.keys() == weights.keys()
-    for name, value in found.items():
+    loaded = source.read_weights()
+    assert loaded.keys() == weights.keys()
+    for name, value in loaded.items():
         np.testing.assert_array_equal(value, weights[name])

@@ -45,7 +45,7 @@ CONFIGS = {
     "Camembert": transformers.CamembertConfig(**_SIZES | {"type_vocab_size": 1}),
     "Electra": transformers.ElectraConfig(**_SIZES, embedding_size=16),
     "MPNet": transformers.MPNetConfig(**_SIZES),
-    # It was never in TensorFlow.
+    # `transformers` has no ERNIE for TensorFlow.
     "Ernie": transformers.ErnieConfig(**_SIZES, use_task_id=True),
 }
 _SHARD_SIZE = "8KB"
@@ -89,7 +89,7 @@ def write_torch(folder: pathlib.Path, family: str, kind: str) -> None:
 
     save("whole")
     save("sharded", max_shard_size=_SHARD_SIZE)
-    # The numbers are rounded, and then computed with in float32.
+    # The numbers are rounded to bfloat16; computation is in float32.
     state = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     save("bfloat16")
@@ -117,7 +117,7 @@ def write_tensorflow(folder: pathlib.Path, family: str, kind: str) -> None:
 
 
 def write_refused(folder: pathlib.Path) -> None:
-    """Writes files of PyTorch that are no zip archives of tensors by name."""
+    """Writes unsupported files of PyTorch, which are not zip archives of tensors by name."""
     for name in ("legacy", "module", "script", "nested"):
         (folder / name).mkdir()
         CONFIGS["Bert"].save_pretrained(folder / name)
@@ -132,7 +132,7 @@ def write_refused(folder: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Writes all of them."""
+    """Writes all models."""
     folder = pathlib.Path(sys.argv[1])
     for family in CONFIGS:
         for kind in ("ForMaskedLM", "Model"):

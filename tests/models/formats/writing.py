@@ -1,4 +1,4 @@
-"""Writers of PyTorch's and TensorFlow's files without either, so that they can write wrong ones."""
+"""Writers of PyTorch's and TensorFlow's files without these libraries, also of invalid files."""
 
 import pathlib
 import re
@@ -28,7 +28,7 @@ def integer(value: int) -> bytes:
 
 
 def items(*values: bytes) -> bytes:
-    """A tuple."""
+    """Returns the instructions that make a tuple."""
     return b"(" + b"".join(values) + b"t"
 
 
@@ -37,7 +37,7 @@ def integers(values: tuple[int, ...]) -> bytes:
 
 
 def name_of(module: str, attribute: str) -> bytes:
-    """The instruction that imports a function or class."""
+    """Returns the instruction that imports a function or a class."""
     return f"c{module}\n{attribute}\n".encode()
 
 
@@ -50,8 +50,8 @@ def mapping(values: Mapping[str, bytes]) -> bytes:
 
 
 def storage(kind: str, key: str, numel: int) -> bytes:
-    parts = text("storage"), name_of("torch", f"{kind}Storage"), text(key), text("cpu")
-    return items(*parts, integer(numel)) + b"Q"
+    names = text("storage"), name_of("torch", f"{kind}Storage"), text(key), text("cpu")
+    return items(*names, integer(numel)) + b"Q"
 
 
 def tensor(stored: bytes, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
@@ -69,7 +69,7 @@ def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(np.prod(shape[place + 1 :])) for place in range(len(shape)))
 
 
-# Whole files.
+# Complete files.
 
 
 def write_archive(
@@ -101,14 +101,14 @@ def write_torch(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def tf_name(name: str) -> str:
     """Returns the name in `tf_model.h5` of a tensor of `BertForMaskedLM`."""
-    parts = re.sub(r"\.layer\.(\d+)", r".layer#\1", name).split(".")
-    scope = {"cls": "mlm___cls"}.get(parts[0], parts[0])
-    is_norm, is_table = "LayerNorm" in parts, "embeddings" in parts
+    levels = re.sub(r"\.layer\.(\d+)", r".layer#\1", name).split(".")
+    scope = {"cls": "mlm___cls"}.get(levels[0], levels[0])
+    is_norm, is_table = "LayerNorm" in levels, "embeddings" in levels
     lasts = {"weight": "gamma", "bias": "beta"} if is_norm else {"weight": "kernel"}
     if is_table and not is_norm:
-        lasts = {"weight": "weight" if "word_embeddings" in parts else "embeddings"}
-    last = lasts.get(parts[-1], parts[-1])
-    stored = "/".join([scope, "tf_bert_for_masked_lm", scope, *parts[1:-1], f"{last}:0"])
+        lasts = {"weight": "weight" if "word_embeddings" in levels else "embeddings"}
+    last = lasts.get(levels[-1], levels[-1])
+    stored = "/".join([scope, "tf_bert_for_masked_lm", scope, *levels[1:-1], f"{last}:0"])
     return stored.replace("#", "_._")
 
 
@@ -118,7 +118,7 @@ def write_h5(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
         for name, value in tensors.items():
             stored = tf_name(name)
             file[stored] = value.T if stored.endswith("/kernel:0") else value
-        # The output layer has its tied matrix a second time.
+        # The output layer stores its tied matrix a second time.
         words = tensors.get("bert.embeddings.word_embeddings.weight")
         if words is not None:
             scope = "mlm___cls/tf_bert_for_masked_lm"

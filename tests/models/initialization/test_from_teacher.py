@@ -1,4 +1,4 @@
-"""Student weights from a teacher: chosen layers, narrower models, models without segments."""
+"""Student weights from a teacher: chosen layers, narrower models, removed segments."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def _batch() -> dict[str, np.ndarray]:
     }
 
 
-def test_numbers_are_kept_by_hand() -> None:
+def test_narrower_student_keeps_hand_picked_columns() -> None:
     student = from_teacher.narrow_config(CONFIG, hidden_size=4)
     assert (student.num_attention_heads, student.intermediate_size) == (2, 8)
     weights = _weights(CONFIG)
@@ -58,7 +58,7 @@ def test_numbers_are_kept_by_hand() -> None:
     assert {name: value.shape for name, value in cut.items()} == {
         row.ours: row.shape for row in weight_table(student)
     }
-    # Two heads of three dimensions become two of two.
+    # Two heads of three dimensions become two heads of two.
     columns = [0, 1, 3, 4]
     expected = {
         "attention/query/kernel": weights[f"{LAYER}/attention/query/kernel"][:4][:, columns],
@@ -84,7 +84,7 @@ def test_numbers_are_kept_by_hand() -> None:
     )
 
 
-def test_the_same_sizes_keep_everything() -> None:
+def test_equal_sizes_keep_all_weights() -> None:
     weights = _weights(CONFIG)
     same = from_teacher.narrow_weights(weights, CONFIG, from_teacher.narrow_config(CONFIG))
     for name, value in weights.items():
@@ -93,7 +93,7 @@ def test_the_same_sizes_keep_everything() -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_family_is_cut(model_type: str) -> None:
+def test_every_family_can_be_narrowed(model_type: str) -> None:
     config = example_config(model_type)
     weights = _weights(config)
     student = from_teacher.narrow_config(config, hidden_size=8, num_attention_heads=1)
@@ -106,7 +106,7 @@ def test_every_family_is_cut(model_type: str) -> None:
         np.testing.assert_array_equal(cut[biases], weights[biases][:, :1])
 
 
-def test_electras_embeddings_are_cut_with_the_hidden_size_where_nothing_projects_them() -> None:
+def test_electras_unprojected_embeddings_are_cut_with_the_hidden_size() -> None:
     config = example_config("electra", embedding_size=16)
     student = from_teacher.narrow_config(config, hidden_size=8)
     assert (student.embedding_size, student.has_projection) == (8, False)
@@ -115,7 +115,7 @@ def test_electras_embeddings_are_cut_with_the_hidden_size_where_nothing_projects
     assert np.isfinite(np.asarray(model(_batch()))).all()
 
 
-def test_electras_projection_is_not_lost() -> None:
+def test_narrowing_that_would_drop_electras_projection_is_refused() -> None:
     config = example_config("electra", embedding_size=8)
     assert from_teacher.narrow_config(config, hidden_size=12).embedding_size == 8
     with pytest.raises(InputError) as error:
@@ -125,13 +125,13 @@ def test_electras_projection_is_not_lost() -> None:
     assert from_teacher.narrow_config(albert, hidden_size=8).has_projection
 
 
-def test_without_segments_single_segments_give_the_same() -> None:
+def test_outputs_of_single_segments_stay_without_segments() -> None:
     weights = _weights(CONFIG)
     bert = MaskedLM(CONFIG)
     assign_weights(bert, weights)
-    config, kept = from_teacher.without_segments(weights, CONFIG)
+    config, remaining = from_teacher.without_segments(weights, CONFIG)
     distilbert = MaskedLM(config)
-    assign_weights(distilbert, kept)
+    assign_weights(distilbert, remaining)
     np.testing.assert_allclose(distilbert(_batch()), bert(_batch()), atol=2e-6)
     assert (config.model_type, config.type_vocab_size) == ("distilbert", 0)
 
@@ -154,7 +154,7 @@ def test_narrow_config_refuses_sizes_that_do_not_fit(
     assert (error.value.subject, error.value.received) == (Setting(setting), received)
 
 
-def test_only_a_bert_has_segments_to_drop() -> None:
+def test_dropping_segments_requires_a_bert() -> None:
     config = dataclasses.replace(CONFIG, model_type="roberta", type_vocab_size=1, pad_token_id=1)
     with pytest.raises(InputError) as error:
         from_teacher.config_without_segments(config)
@@ -164,7 +164,7 @@ def test_only_a_bert_has_segments_to_drop() -> None:
 
 
 def _layers(count: int) -> EncoderConfig:
-    """Returns the configuration of a BERT with so many layers."""
+    """Returns the configuration of a BERT with a number of layers."""
     sizes = {"vocab_size": 9, "hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 8}
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     lengths = {"max_position_embeddings": 8, "type_vocab_size": 2}
@@ -182,12 +182,12 @@ def _layers(count: int) -> EncoderConfig:
         (3, 3, (0, 1, 2)),
     ],
 )
-def test_default_layer_map(teacher, student, expected):
+def test_default_layer_map_is_evenly_spaced(teacher, student, expected):
     assert from_teacher.default_layer_map(teacher, student) == expected
 
 
 @given(st.integers(1, 48).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
-def test_default_layer_map_is_a_layer_map(counts):
+def test_default_layer_map_is_accepted_explicitly(counts):
     teacher, student = counts
     layers = from_teacher.default_layer_map(teacher, student)
     assert len(layers) == student
@@ -207,7 +207,7 @@ def test_default_layer_map_refuses_counts_out_of_range(student):
 @pytest.mark.parametrize(
     ("text", "expected", "received"),
     [
-        ("0,2,3", "2 layers, one for each of the student's", "3: '0,2,3'"),
+        ("0,2,3", "2 layers, one for each student layer", "3: '0,2,3'"),
         *((text, "ascending layers", f"'{text}'") for text in ("3,0", "0,0")),
         ("0,4", "layers from 0 to 3", "'0,4'"),
         *((text, INTEGERS, f"'{text}'") for text in ("0,-1", "", "0,²")),
@@ -231,7 +231,7 @@ def test_choose_layers_refuses_invalid_text(text, expected, received):
         (" 0,2, 4,7,9,11 ", None, (0, 2, 4, 7, 9, 11)),
     ],
 )
-def test_layer_maps_are_read(text, student, expected):
+def test_layer_maps_are_parsed(text, student, expected):
     assert from_teacher.choose_layers(_layers(12), student, text) == expected
 
 
@@ -252,7 +252,7 @@ def test_choose_layers_refuses_presets_that_do_not_fit(text, student, subject, r
     assert error.value.received == received
 
 
-def test_student_weights_copies_values(config, weights):
+def test_student_weights_are_copies(config, weights):
     student_config, student = from_teacher.student_weights(weights, config, layer_map=(0, 2))
     assert student_config == dataclasses.replace(config, num_hidden_layers=2)
     assert student.keys() == {row.ours for row in weight_table(student_config)}

@@ -1,4 +1,4 @@
-"""The first weights of a new head, for every family."""
+"""Initial weights of a new head, for every family."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from tests.family_examples import example_config
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_family_begins_with_the_identity_and_log_frequencies(model_type: str) -> None:
+def test_new_head_of_every_family_is_identity_and_log_frequencies(model_type: str) -> None:
     config = example_config(model_type)
     counts = np.arange(config.vocab_size)
     head = new_head(config, counts)
     model = MaskedLM(config)
-    # Every weight of the head, and no other.
+    # This raises unless the weights are exactly those of the head.
     assign_weights(model, {**get_weights(model), **head})
     assert head.keys() == {name for name in get_weights(model) if name.startswith("head/")}
     hidden, width = config.hidden_size, config.embedding_width
