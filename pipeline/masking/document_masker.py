@@ -149,7 +149,7 @@ class DocumentMasker:
                 yield passage, example_id, serialization.encode_example(values)
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-        """Yields short passages together that follow each other and have the same settings."""
+        """Yields groups of consecutive short passages with the same settings."""
         group: list[Passage] = []
         size = 0
         for passage in passages:
@@ -209,7 +209,7 @@ class DocumentMasker:
             yield from self._masked_in_batches([(passage, batch)])
             return
         seed, copies = self._config.random_seed, range(passage.num_copies)
-        # Each copy continues in the next batch.
+        # The generator of each copy continues with the next batch.
         rngs = [seeding.stream(seed, "mask", passage.key, copy) for copy in copies]
         while batch:
             repeated = (rng for rng in rngs for _ in batch)
@@ -225,15 +225,15 @@ class DocumentMasker:
         size = 0
         for passage, inputs in passages:
             if batch and size + len(inputs) > _BATCH_WINDOWS:
-                yield from self._masked(batch, self._streams(batch))
+                yield from self._masked(batch, self._random_generators(batch))
                 batch, size = [], 0
             if inputs:
                 batch.append((passage, 0, inputs))
                 size += len(inputs)
         if batch:
-            yield from self._masked(batch, self._streams(batch))
+            yield from self._masked(batch, self._random_generators(batch))
 
-    def _streams(
+    def _random_generators(
         self, batch: Sequence[tuple[Passage, int, list[WindowInput]]]
     ) -> Iterator[np.random.Generator]:
         """Yields the random generator of each window of a batch, copy by copy."""
@@ -251,9 +251,9 @@ class DocumentMasker:
         """Yields masked copies of windows.
 
         Args:
-            batch: passages with equally many copies, each with the number of its first window
-                in the batch, and its windows of the batch.
-            rngs: of each window, copy by copy.
+            batch: passages with the same number of copies. Each has the index of its first window
+                in the batch, and its windows in the batch.
+            rngs: the random generator of each window, copy by copy.
         """
         num_copies = batch[0][0].num_copies
         joined = windows.join_windows([window for _, _, inputs in batch for window in inputs])

@@ -409,16 +409,18 @@ def test_passages_together_have_the_examples_of_each_alone(
         ]
 
     together, alone = passages(), passages()
-    made = {
-        example_id: (one.group, record) for one, example_id, record in masker.examples(together)
+    received = {
+        example_id: (passage.group, record)
+        for passage, example_id, record in masker.examples(together)
     }
     expected = {
-        example_id: (one.group, record)
-        for passage in alone
-        for one, example_id, record in masker.examples([passage])
+        example_id: (passage.group, record)
+        for single in alone
+        for passage, example_id, record in masker.examples([single])
     }
-    assert made == expected and len(made) > len(texts)
-    assert [one.statistics for one in together] == [one.statistics for one in alone]
+    assert received == expected and len(received) > len(texts)
+    statistics = [[passage.statistics for passage in passages] for passages in (together, alone)]
+    assert statistics[0] == statistics[1]
 
 
 GOLDEN_IDS = ["70e88b33e8dceb1aa89b1967b0533ce0", "0f132b32840da00523ffafacc4619f6b"]
