@@ -187,7 +187,7 @@ def _mask_corpus(
     )
     headers = []
     total = sum(file.bytes for file in corpus_files)
-    # Nodes of a cluster may not see the files, and a single process need not read them twice.
+    # Nodes of a cluster may not see the files, and a single process need not split them.
     is_parallel = config.ray is None and config.max_workers > 1
     blocks = corpus.read_blocks(corpus_files, workers.run if is_parallel else None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:

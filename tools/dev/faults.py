@@ -153,7 +153,7 @@ class Disturbance:
         seconds: duration of an undisturbed run.
         num_bytes: size of the output of an undisturbed run.
         random: decides when and where the fault strikes.
-        log: the file for what the stage prints.
+        log: the file for the output of the stage.
         cleanup: callbacks that restore the system at the end of the round.
     """
 
