@@ -1,6 +1,6 @@
-"""Documents become masked examples or unmasked windows: the first half of prepare.
+"""Turns documents into masked examples or unmasked windows: the first half of prepare.
 
-The workers' job is a document block, which becomes one spill file.
+A job of a worker is a document block, and its result is one spill file.
 """
 
 import dataclasses
@@ -29,25 +29,25 @@ from pipeline.storage import serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
 
-# Characters that are tokenised at a time: bounds the memory of a long document.
+# Number of characters that are tokenized at once, to bound the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
-# A short target length is at least this part of the usual one: windows of a few
-# tokens teach nothing, and a long document would become millions of them.
+# The usual length divided by this is the smallest target length of short windows. Windows of a few
+# tokens are useless for training, and a long document would give millions of them.
 _SHORTEST_SHARE = 8
-# Windows that are masked at a time: bounds the memory, too.
+# Number of windows that are masked at once, to bound the memory.
 _BATCH_WINDOWS = 256
-# Characters of short texts that are tokenised and masked together.
+# Number of characters of short texts that are tokenized and masked together.
 _GROUP_CHARS = 2**14
 SPILL_FOLDER = ".spill"
-# Why a document has no examples.
+# Reasons why a document has no examples.
 BAD_ROWS = "bad rows"
 _SHORT = "shorter than --min_chars"
-# Where a text may be divided, the best place first.
+# Points at which a text may be divided, in order of preference.
 _DIVISIONS = (re.compile(r"\n"), re.compile(r"(?<=[。！？])|(?<=[.!?])\s"), re.compile(r"\s"))
 
 
 class _TokenizedDocument(NamedTuple):
-    """A document's tokens: ids int32 [n]; which begin a word or a line, bool [n]."""
+    """Tokens of a document: ids, int32 [n], and which tokens begin a word or a line, bool [n]."""
 
     ids: np.ndarray
     word_starts: np.ndarray
@@ -60,12 +60,12 @@ class Passage:
 
     Attributes:
         text: the text.
-        key: its digest, on which every random choice depends.
-        segmenter: a name in `segmenters.SEGMENTERS`.
-        num_copies: masked copies of each of its windows.
-        group: decides the split of its examples.
-        document: the number of its document within the block.
-        statistics: of its document; counts are added while it is masked.
+        key: digest of the text; every random choice depends on it.
+        segmenter: a key of `segmenters.SEGMENTERS`.
+        num_copies: number of masked copies of each of its windows.
+        group: number that decides the split of its examples.
+        document: index of its document within the block.
+        statistics: counts of its document; masking adds to them.
     """
 
     text: str
@@ -77,12 +77,12 @@ class Passage:
     statistics: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-# A window of a passage: its number there, and the number of the copy.
-_Place = tuple[Passage, int, int]
+# A copy of a window: its passage, the index of the window in the passage, and that of the copy.
+_WindowCopy = tuple[Passage, int, int]
 
 
 class DocumentMasker:
-    """Turns documents into masked examples or, for dynamic masks, windows; one a process."""
+    """Turns documents into masked examples or, for dynamic masks, windows; one per process."""
 
     def __init__(self, config: MaskedExamplesConfig) -> None:
         self._config = config
@@ -98,13 +98,13 @@ class DocumentMasker:
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
-        slices = [self._tokenize_slice(piece, segmenter)[0] for piece in _text_slices(text)]
+        slices = [self._tokenize_slice(part, segmenter)[0] for part in _text_slices(text)]
         if len(slices) == 1:
             return slices[0]
         return _TokenizedDocument(*map(np.concatenate, zip(*slices, strict=True)))
 
     def _tokenize_slice(self, text: str, segmenter: str) -> tuple[_TokenizedDocument, np.ndarray]:
-        """Returns the tokens of a text, and the character at which each begins."""
+        """Returns the tokens of a text, and the index of the first character of each."""
         tokens = self.tokenizer.tokenize(text)
         word_starts = np.ones(len(tokens.ids), bool)
         if self._config.do_whole_word_mask:
@@ -114,7 +114,7 @@ class DocumentMasker:
         return _TokenizedDocument(tokens.ids, word_starts, line_starts), tokens.starts
 
     def _tokenize_together(self, passages: Sequence[Passage]) -> list[_TokenizedDocument]:
-        """Tokenises passages of one segmenter as the lines of one text."""
+        """Tokenizes passages with the same segmenter as the lines of one text."""
         if len(passages) == 1:
             return [self._tokenize(passages[0].text, passages[0].segmenter)]
         texts = [passage.text for passage in passages]
@@ -124,12 +124,12 @@ class DocumentMasker:
         return [_TokenizedDocument(*values) for values in zip(*columns, strict=True)]
 
     def num_copies(self, key: bytes, weight: float) -> int:
-        """Returns how many masked copies a document has: `weight · copies`, on average."""
+        """Returns the number of masked copies of a document: `weight · copies` on average."""
         uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
         return int(weight * self._config.copies + uniform)
 
     def examples(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, bytes, bytes]]:
-        """Yields the masked copies of every window of passages, or the windows as they are.
+        """Yields the masked copies of all windows of passages, or the unmasked windows.
 
         Yields:
             the passage, an example id, and the serialised example.
@@ -149,7 +149,7 @@ class DocumentMasker:
                 yield passage, example_id, serialization.encode_example(values)
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-        """Yields short passages together that follow each other and have the same settings."""
+        """Yields groups of consecutive short passages with the same settings."""
         group: list[Passage] = []
         size = 0
         for passage in passages:
@@ -168,25 +168,26 @@ class DocumentMasker:
 
     def _features(
         self, group: Sequence[Passage], documents: Sequence[_TokenizedDocument]
-    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
-        """Yields the features of a group's examples, without their ids, and where they are from."""
+    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
+        """Yields the origins and features of a group's examples, without their example ids."""
         inputs = (
             self._windows(document, passage.key)
             for passage, document in zip(group, documents, strict=True)
         )
+        pairs = zip(group, inputs, strict=True)
         if self._config.is_dynamic:
-            for passage, own in zip(group, inputs, strict=True):
-                yield from self._unmasked(passage, own)
+            for passage, passage_windows in pairs:
+                yield from self._unmasked(passage, passage_windows)
         elif len(group) == 1:
-            yield from self._masked_alone(group[0], next(inputs))
+            yield from self._masked_alone(*next(pairs))
         else:
-            counted = [(passage, list(own)) for passage, own in zip(group, inputs, strict=True)]
-            yield from self._masked_in_batches(counted)
+            listed = [(passage, list(passage_windows)) for passage, passage_windows in pairs]
+            yield from self._masked_in_batches(listed)
 
     def _unmasked(
         self, passage: Passage, inputs: Iterable[WindowInput]
-    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
-        """Yields windows as they are; those that can be masked."""
+    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
+        """Yields unmasked windows, except those in which no word can be masked."""
         for number, window in enumerate(inputs):
             longest = self._policy.num_to_predict(len(window.input_ids))
             special = self._is_special[window.token_ids]
@@ -198,7 +199,7 @@ class DocumentMasker:
 
     def _masked_alone(
         self, passage: Passage, inputs: Iterator[WindowInput]
-    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
         """Yields masked copies of a passage's windows.
 
         A copy's random generator masks one window after another.
@@ -208,7 +209,7 @@ class DocumentMasker:
             yield from self._masked_in_batches([(passage, batch)])
             return
         seed, copies = self._config.random_seed, range(passage.num_copies)
-        # Each copy continues in the next batch.
+        # The generator of each copy continues with the next batch.
         rngs = [seeding.stream(seed, "mask", passage.key, copy) for copy in copies]
         while batch:
             repeated = (rng for rng in rngs for _ in batch)
@@ -218,21 +219,21 @@ class DocumentMasker:
 
     def _masked_in_batches(
         self, passages: Iterable[tuple[Passage, list[WindowInput]]]
-    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
-        """Yields masked copies of the windows of passages with equally many copies."""
+    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
+        """Yields masked copies of the windows of passages with the same number of copies."""
         batch: list[tuple[Passage, int, list[WindowInput]]] = []
         size = 0
         for passage, inputs in passages:
             if batch and size + len(inputs) > _BATCH_WINDOWS:
-                yield from self._masked(batch, self._streams(batch))
+                yield from self._masked(batch, self._random_generators(batch))
                 batch, size = [], 0
             if inputs:
                 batch.append((passage, 0, inputs))
                 size += len(inputs)
         if batch:
-            yield from self._masked(batch, self._streams(batch))
+            yield from self._masked(batch, self._random_generators(batch))
 
-    def _streams(
+    def _random_generators(
         self, batch: Sequence[tuple[Passage, int, list[WindowInput]]]
     ) -> Iterator[np.random.Generator]:
         """Yields the random generator of each window of a batch, copy by copy."""
@@ -246,13 +247,13 @@ class DocumentMasker:
         self,
         batch: Sequence[tuple[Passage, int, list[WindowInput]]],
         rngs: Iterator[np.random.Generator],
-    ) -> Iterator[tuple[_Place, dict[str, bytes]]]:
+    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
         """Yields masked copies of windows.
 
         Args:
-            batch: passages with equally many copies, each with the number of its first window
-                in the batch, and its windows of the batch.
-            rngs: of each window, copy by copy.
+            batch: passages with the same number of copies. Each has the index of its first window
+                in the batch, and its windows in the batch.
+            rngs: the random generator of each window, copy by copy.
         """
         num_copies = batch[0][0].num_copies
         joined = windows.join_windows([window for _, _, inputs in batch for window in inputs])
@@ -290,7 +291,7 @@ class DocumentMasker:
 
 
 def _text_slices(text: str) -> Iterator[str]:
-    """Yields slices of a text that end at line ends; a very long line is cut anywhere."""
+    """Yields slices of a text that end with a line; only a very long line is cut inside."""
     begin = 0
     while len(text) - begin > _TEXT_SLICE_CHARS:
         end = text.rfind("\n", begin, begin + _TEXT_SLICE_CHARS) + 1
@@ -308,13 +309,13 @@ def _line_starts(text: str, token_starts: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _masker(config: MaskedExamplesConfig) -> DocumentMasker:
-    """Returns the tokenizer, segmenter and policy of a process, however many blocks it handles."""
-    # A job of Ray may run on another host.
+    """Returns the masker of a process, which is the same for all its blocks."""
+    # A job of Ray may run on another host, which has no local mirror of the hub's files.
     return DocumentMasker(config if config.ray is None else models.on_this_host(config))
 
 
 def spill_folder(config: MaskedExamplesConfig) -> Location:
-    """Returns the folder of the files that only an unfinished run needs."""
+    """Returns the folder of temporary files, which only an unfinished run needs."""
     return config.output_dir.scratch(SPILL_FOLDER)
 
 
@@ -329,24 +330,25 @@ def table_path(config: MaskedExamplesConfig, index: int) -> Location:
 
 
 def left_out_path(config: MaskedExamplesConfig) -> Location:
-    """Returns the file of which documents are duplicates."""
+    """Returns the file that marks the documents that are duplicates."""
     return spill_folder(config) / "duplicates"
 
 
 def counts_path(config: MaskedExamplesConfig, index: int) -> Location:
-    """Returns the file of how often each token is in a block of unmasked windows."""
+    """Returns the file of the token counts of a block of unmasked windows."""
     return spill_folder(config) / f"{index:08d}.counts.npy"
 
 
 def has_two_documents(config: MaskedExamplesConfig, files: Sequence[CorpusFile]) -> bool:
-    """Returns whether a corpus has two documents to mask that differ; reads no further.
+    """Returns whether a corpus has two different documents to mask; reads only until the second.
 
     Raises:
-        InputError: a file or document that cannot be read.
+        InputError: a file or document cannot be read.
     """
     groups: set[int] = set()
-    for document in (one for block in corpus.read_blocks(files) for one in block.documents):
-        # A further piece of a document that has been counted.
+    documents = (document for block in corpus.read_blocks(files) for document in block.documents)
+    for document in documents:
+        # This is another piece of a document that has been counted.
         if document.split_key is not None and _group(config, document, "") in groups:
             continue
         text, _ = _read_text(config, document)
@@ -364,11 +366,13 @@ def mask_block(
     is_only_writer: bool = True,
     divides_text: bool = False,
 ) -> tuple[Mapping[str, Any], int]:
-    """Masks a block's documents into a spill file; a finished one stays.
+    """Masks a block's documents into a spill file, unless there is a finished one.
 
     Args:
+        config: the settings of the run.
+        block: the block.
+        is_only_writer: whether no other process, even on another node, may mask the block too.
         divides_text: whether the eval split is the end of each text, see `divide_text`.
-        is_only_writer: whether no other process, perhaps on another node, may mask it too.
 
     Returns:
         the spill file's header, and the bytes of the corpus that have been read.
@@ -382,12 +386,12 @@ def mask_block(
     if header is None or header.get("fingerprint") != fingerprint:
         if not is_only_writer:
             _expect_same_tokenizer(config)
-        # Where a job may be repeated, its spill file must not depend on who does it.
+        # If a job may be repeated, its spill file must not depend on the process.
         _masker(config).masked_texts.begin_block(block.index, forget=not is_only_writer)
         header, documents, entries = _mask_documents(config, block, divides_text=divides_text)
         header["fingerprint"] = fingerprint
         labels = [source.label for source in config.corpora]
-        # Before the spill file, which says that the block is done.
+        # The table comes before the spill file, because a spill file means that a block is done.
         table = table_path(config, block.index)
         duplicates.write_table(table, documents, labels, is_only_writer=is_only_writer)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
@@ -395,7 +399,7 @@ def mask_block(
 
 
 def count_block(config: MaskedExamplesConfig, left_out: LeftOut, index: int) -> None:
-    """Counts the tokens of a block's unmasked windows, those of duplicates left out."""
+    """Counts the tokens of a block's unmasked windows, without those of duplicates."""
     path = spill_path(config, index)
     everything = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)
     windows_read = spill.read_sorted(
@@ -406,28 +410,28 @@ def count_block(config: MaskedExamplesConfig, left_out: LeftOut, index: int) -> 
 
 
 def expect_blocks(config: MaskedExamplesConfig, fingerprints: Sequence[str]) -> list[Location]:
-    """Returns the spill files of all blocks, after checking that each is of its block.
+    """Returns the spill files of all blocks, after checking their fingerprints.
 
     Raises:
-        InterruptedRunError: one is missing, or of another text than `fingerprints` say.
+        InterruptedRunError: a spill file is missing, or has another fingerprint.
     """
     paths = [spill_path(config, index) for index in range(len(fingerprints))]
     for path, expected in zip(paths, fingerprints, strict=True):
         header = spill.read_header(path)
         if header is None or header.get("fingerprint") != expected:
             received = "none" if header is None else "that of another text"
-            hint = "re-run the command to make it again"
+            hint = "re-run the command to write it again"
             raise InterruptedRunError(path, "a masked document block", received, hint=hint)
     return paths
 
 
 @functools.lru_cache(maxsize=1)
 def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
-    """Refuses a node that sees another tokenizer than the command."""
+    """Raises InterruptedRunError if a node has another tokenizer than the command."""
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
-            expected = f"each node to see the same under {config.vocab_file}"
+            expected = f"the same {config.vocab_file} on each node"
             received = f"another {name} on {socket.gethostname()}"
             raise InterruptedRunError(Setting("vocab_file"), expected, received)
 
@@ -475,15 +479,17 @@ def _mask_documents(
 
 @dataclasses.dataclass(frozen=True)
 class _DocumentPlan:
-    """A document with text: what is masked of it, and for its row in the table.
+    """A document with text, with its passages and the values for its row in the table.
 
     Attributes:
-        number: within the block.
-        key: see `MaskedDocument`, as of `groups` and `corpus`.
-        copies: masked copies of each window.
-        passages: what is masked; nothing of a duplicate.
-        statistics: of the passages.
-        is_duplicate: whether it has been seen to be one.
+        number: index of the document within the block.
+        key: see `MaskedDocument`.
+        groups: see `MaskedDocument`.
+        corpus: see `MaskedDocument`.
+        copies: number of masked copies of each window.
+        passages: texts to mask; none for a duplicate.
+        statistics: counts of the passages.
+        is_duplicate: whether this process has masked the same text before.
     """
 
     number: int
@@ -496,7 +502,7 @@ class _DocumentPlan:
     is_duplicate: bool
 
     def finished(self, num_bytes: int) -> MaskedDocument:
-        """Returns the row, once all is masked to examples of so many bytes."""
+        """Returns the row after masking; `num_bytes` is the size of the examples."""
         skipped = duplicates.UNMASKABLE if self.copies else duplicates.LEFT_OUT
         return MaskedDocument(
             key=self.key,
@@ -513,10 +519,10 @@ class _DocumentPlan:
 def _groups(
     config: MaskedExamplesConfig, document: RawDocument, text: str, *, divides_text: bool
 ) -> dict[str, int]:
-    """Returns the parts of a text that are masked, mostly one, and what decides their split."""
-    if divides_text and (parts := divide_text(text, config.eval_fraction, config.min_chars)):
-        # The lowest and the highest group: they are on two sides of any threshold.
-        return dict(zip(parts, (spill.KEY_SPACE - 1, 0), strict=True))
+    """Returns the texts of a document to mask (usually one), with the groups that decide splits."""
+    if divides_text and (halves := divide_text(text, config.eval_fraction, config.min_chars)):
+        # The highest and the lowest group are on different sides of any threshold.
+        return dict(zip(halves, (spill.KEY_SPACE - 1, 0), strict=True))
     return {text: _group(config, document, text)}
 
 
@@ -527,10 +533,13 @@ def _plan_document(
     text: str,
     groups: Mapping[str, int],
 ) -> _DocumentPlan:
-    """Returns what is masked of a document.
+    """Returns the plan of a document.
 
     Args:
-        number: the document's within the block.
+        config: the settings of the run.
+        document: the document.
+        number: index of the document within the block.
+        text: its text.
         groups: see `_groups`.
     """
     document_key = _document_key(config, document, text)
@@ -565,13 +574,13 @@ def _plan_document(
 def _read_text(
     config: MaskedExamplesConfig, document: RawDocument
 ) -> tuple[str, None] | tuple[None, str]:
-    """Returns a document's text, or why it has none that is masked."""
+    """Returns a document's text, or the reason why it is skipped."""
     try:
         text = corpus.document_text(document)
     except InputError as error:
         if not config.skip_bad_lines:
             if error.hint is None:
-                error.hint = "set `skip_bad_lines` to leave out and count such documents"
+                error.hint = "set `skip_bad_lines` to skip and count such documents"
             raise
         return None, BAD_ROWS
     if len(text) < config.min_chars:
@@ -580,34 +589,36 @@ def _read_text(
 
 
 def _group(config: MaskedExamplesConfig, document: RawDocument, text: str) -> int:
-    """Returns what decides the split: the content, so that two copies of a text share theirs."""
+    """Returns the group of a text: a hash of its content, so that copies have the same split."""
     content = document.split_key or text.encode("utf-8")
     return seeding.hash64(config.random_seed, "split", content)
 
 
 def _document_key(config: MaskedExamplesConfig, document: RawDocument, text: str) -> bytes:
-    """Returns the key of all random choices of a text: its own, or its place's where each counts.
+    """Returns the key of all random choices of a text.
 
-    So the examples are the same wherever the one copy stands that is kept.
+    It depends only on the text, so that the examples do not depend on which copy is kept. With
+    `keep_duplicates` it also depends on the document's position in the corpus.
     """
-    place = (document.file.key, document.ordinal) if config.keep_duplicates else ()
-    return seeding.digest(*place, text.encode("utf-8"))
+    position = (document.file.key, document.ordinal) if config.keep_duplicates else ()
+    return seeding.digest(*position, text.encode("utf-8"))
 
 
 def divide_text(text: str, fraction: float, min_chars: int) -> tuple[str, str] | None:
-    """Divides a text into a part to train on and an end to evaluate on.
+    """Divides a text into a beginning for training and an end for evaluation.
 
-    The end has at least `fraction` of the characters and `min_chars`, and at most twice as many,
-    as it begins with a line, else with a sentence, else with a word.
+    The end has at least `fraction` of the characters and at least `min_chars`. It has at most
+    twice this minimum. Within these bounds it begins with a line if possible, or else with a
+    sentence, or else with a word.
 
     Returns:
-        both parts, without space around them; None where the text is too short for two.
+        both parts, without surrounding spaces; None if the text is too short for two.
     """
     wanted = max(min_chars, int(fraction * len(text)))
     low, high = max(min_chars, len(text) - 2 * wanted), len(text) - wanted
     if low > high:
         return None
-    places = (list(pattern.finditer(text, low, high)) for pattern in _DIVISIONS)
-    found = next((matches[-1].end() for matches in places if matches), high)
-    parts = text[:found].strip(), text[found:].strip()
-    return parts if min(map(len, parts)) >= min_chars else None
+    candidates = (list(pattern.finditer(text, low, high)) for pattern in _DIVISIONS)
+    end = next((matches[-1].end() for matches in candidates if matches), high)
+    halves = text[:end].strip(), text[end:].strip()
+    return halves if min(map(len, halves)) >= min_chars else None

@@ -1,12 +1,13 @@
-"""Exact duplicates: of documents with the same text one is kept, the others are left out.
+"""Exact duplicates: one of several documents with the same text is kept, the others are left out.
 
-Each document block leaves a table of its documents beside its spill file, sorted by their keys.
-Equal keys meet when the tables are read together, one range of keys after another: memory
-grows by one byte for each document. Kept is the document with the most masked copies, that of
-the corpus with the greatest weight; of several, the first in the order of the corpora, their
-files and the documents there.
+Each document block writes a table of its documents next to its spill file, sorted by key.
+The tables of all blocks are read together, one range of keys at a time, so equal keys stand
+next to each other. Memory grows by one byte for each document.
 
-Most duplicates need not be masked to be left out: a process that has masked the same text in an
+The document with the most masked copies is kept, that is, the one of the corpus with the greatest
+weight. Of several such documents, the first in the order of corpora, files and documents is kept.
+
+Most duplicates are left out without being masked. A process that has masked the same text in an
 earlier document of the corpus knows that the later one is not kept.
 """
 
@@ -24,13 +25,14 @@ from pipeline.storage import spill
 LEFT_OUT = "left out by the weight of their corpus"
 UNMASKABLE = "without a word to mask"
 DUPLICATES = "duplicates of another document"
-# What windows are counted as: without, and with a word to mask.
+# Names under which windows are counted: without and with a word to mask.
 WINDOWS = (f"windows {UNMASKABLE}", "windows")
 _STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
 _SKIPPED = (LEFT_OUT, UNMASKABLE)
 _NUMBERS = ("copies", "corpus", "bytes", *_STATISTICS, *_SKIPPED)
 _GROUPS = ("lowest", "highest")
-# Texts that a process remembers, and the bytes of one: its key, and its masked copies up to 255.
+# Number of texts that a process remembers. Each takes the bytes of its key and one byte for its
+# number of masked copies, up to 255.
 _MEMORY_SLOTS = 2**20
 _KEY_BYTES = 16
 _SLOT_BYTES = _KEY_BYTES + 1
@@ -42,14 +44,15 @@ class MaskedDocument:
     """A document in the table of its block.
 
     Attributes:
-        key: 16 bytes; those of two documents are equal where one is a duplicate.
-        number: within the block.
-        groups: the smallest and the largest that its examples have; they decide the split.
-        corpus: the label of its corpus.
-        copies: masked copies of each of its windows.
-        bytes: of its examples.
+        key: 16 bytes; equal for two documents if one is a duplicate of the other.
+        number: index of the document within the block.
+        groups: the smallest and the largest group of its examples; groups decide the split.
+        corpus: label of its corpus.
+        copies: number of masked copies of each of its windows.
+        bytes: size of its examples.
         statistics: counts of its tokens, windows and so on.
-        skipped: why it has no examples; None where it has, or is a duplicate that was not masked.
+        skipped: why it has no examples. None if it has some, or if it is a duplicate that was
+            not masked.
     """
 
     key: bytes
@@ -64,11 +67,11 @@ class MaskedDocument:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A file of which documents are left out: a byte for each, in their order.
+    """A file that marks the documents that are left out: one byte each, in document order.
 
     Attributes:
         path: the file.
-        firsts: the number of the first document of each block, and of all documents.
+        firsts: index of the first document of each block, followed by the number of documents.
     """
 
     path: Location
@@ -79,20 +82,22 @@ class LeftOut:
         return np.memmap(self.path, bool, "r")[self.firsts[index] : self.firsts[index + 1]]
 
     def of_blocks(self) -> list[np.ndarray]:
-        """Returns the same of every block."""
+        """Returns which documents are left out, for each block: bool [documents] each."""
         return np.split(np.memmap(self.path, bool, "r"), self.firsts[1:-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """The documents of all blocks after their tables have met.
+    """The result of comparing the documents of all blocks.
 
     Attributes:
         left_out: the duplicates.
-        groups: the smallest and the largest group of the others that have examples, or None.
-        header: what to add to the sum of the blocks' headers, so that duplicates do not count.
-        incomplete: blocks of an interrupted run with a text that was not masked as a duplicate,
-            and is none: the other document has changed since.
+        groups: the smallest and the largest group of the other documents that have examples;
+            None if there are no such documents.
+        header: correction to add to the sum of the blocks' headers, so that duplicates do not
+            count.
+        incomplete: blocks of an interrupted run that skipped a text as a duplicate although it
+            is no longer one, because the other document has changed since.
     """
 
     left_out: LeftOut
@@ -102,23 +107,24 @@ class Survey:
 
 
 class MaskedTexts:
-    """The texts that a process has masked lately, in bounded memory."""
+    """The texts that a process has masked recently, in bounded memory."""
 
     def __init__(self) -> None:
         self._slots = bytearray()
         self._last_block = -1
 
     def begin_block(self, index: int, *, forget: bool) -> None:
-        """Goes on with a block; texts are remembered only of blocks before it, in the same run."""
+        """Starts a block; only texts of earlier blocks in the same run are remembered."""
         if forget or index <= self._last_block or not self._slots:
             self._slots = bytearray(_MEMORY_SLOTS * _SLOT_BYTES)
         self._last_block = index
 
     def add(self, key: bytes, copies: int) -> bool:
-        """Adds a text, unless a document before had it and as many masked copies at least.
+        """Adds a text, unless an earlier document had it with at least the same number of copies.
 
         Returns:
-            whether that was so. It may have been forgotten: an older text gives way to a newer one.
+            whether an earlier document had it. A newer text may replace an older one in memory,
+            so some duplicates are not recognized.
         """
         begin = int.from_bytes(key, "little") % _MEMORY_SLOTS * _SLOT_BYTES
         slot = self._slots[begin : begin + _SLOT_BYTES]
@@ -135,7 +141,7 @@ def write_table(
     *,
     is_only_writer: bool = True,
 ) -> None:
-    """Writes the table of a block; `labels` are those of all corpora. See `write_spill`."""
+    """Writes the table of a block, see `write_spill`; `labels` are the labels of all corpora."""
     rows = np.zeros(len(documents), _ROW)
     for row, document in zip(rows, documents, strict=True):
         skipped = {} if document.skipped is None else {document.skipped: 1}
@@ -156,8 +162,8 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
 
     Args:
         paths: the tables.
-        left_out: its file is written.
-        labels: of all corpora.
+        left_out: the file that is written.
+        labels: labels of all corpora.
 
     Raises:
         InputError: a table is damaged.
@@ -193,21 +199,26 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
 def _steps(
     paths: Sequence[Location], num_documents: np.ndarray, num_corpora: int
 ) -> Iterator[tuple[spill.Step, np.ndarray]]:
-    """Yields the entries of the tables, range by range, with their rows."""
+    """Yields the entries of the tables and their rows, one range of keys at a time."""
     size = sum(path.stat().st_size for path in paths)
     for step in spill.read_steps(paths, 0, spill.KEY_SPACE, expected_bytes=size):
         index = step.index
-        wrong = (index["size"] != _ROW.itemsize) | (index["document"] >= num_documents[step.files])
-        if not wrong.any():
+        is_invalid = (index["size"] != _ROW.itemsize) | (
+            index["document"] >= num_documents[step.files]
+        )
+        if not is_invalid.any():
             rows = np.frombuffer(b"".join(step.contents), _ROW)
-            wrong = (rows["corpus"] < 0) | (rows["corpus"] >= num_corpora)
-        if wrong.any():
-            raise InputError(paths[step.files[wrong.argmax()]], received=spill.DAMAGED)
+            is_invalid = (rows["corpus"] < 0) | (rows["corpus"] >= num_corpora)
+        if is_invalid.any():
+            raise InputError(paths[step.files[is_invalid.argmax()]], received=spill.DAMAGED)
         yield step, rows
 
 
 def _correction(removed: np.ndarray, labels: Sequence[str], count: int) -> dict[str, Any]:
-    """Returns the header that takes back what the duplicates counted, int [corpora, numbers]."""
+    """Returns the header that subtracts the counts of the duplicates.
+
+    `removed` are these counts, int64 [corpora, numbers], and `count` is the number of duplicates.
+    """
     total = dict(zip(_NUMBERS, (-removed.sum(axis=0)).tolist(), strict=True))
     examples = -removed[:, _NUMBERS.index("examples")]
     return {

@@ -1,10 +1,10 @@
-"""Prepare: a corpus becomes masked examples, or windows that are masked when they are read.
+"""Prepare: turns a corpus into masked examples, or into windows that are masked when read.
 
     document blocks ─ workers: tokens, windows, masks ─ spill files sorted by key
         └─ workers: each shard takes its range of keys out of every spill file
 
-An example's key is a hash, so that the copies of a window spread over all shards and each shard
-comes out shuffled, in an order that depends on nothing but seed and text.
+An example's key is a hash. The copies of a window therefore spread over all shards, and each
+shard is shuffled, in an order that depends only on the seed and the text.
 """
 
 import dataclasses
@@ -36,23 +36,24 @@ from pipeline.tokenizers.loading import load_tokenizer
 from pipeline.tokenizers.tokens import Tokenizer
 
 _PLAN_FILE = "plan.json"
-# The most for a shard of a teacher cache, of which there is one for each of ours, at the usual k.
+# Upper bound for a shard of a teacher cache at the usual k. A cache has one shard for each shard
+# of masked examples.
 _MAX_SHARD_BYTES = 128 * 2**20
 _USUAL_TRUNCATION_FACTOR = 128
-# The share of unknown tokens from which text and vocabulary hardly fit each other.
+# A larger fraction of unknown tokens suggests that the vocabulary does not fit the text.
 _MANY_UNKNOWN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """The shards of a corpus, and which example goes into which: known once all is masked.
+    """The shards of a corpus and the examples of each; made when all blocks are masked.
 
     Attributes:
-        corpus_digest: of all blocks.
-        fingerprints: of each block, which has a spill file.
+        corpus_digest: digest of all blocks.
+        fingerprints: fingerprint of each block; each block has a spill file.
         eval_below: a document whose hash is below this is in the eval split.
-        num_shards: shards of each split.
-        record_bytes: of all records.
+        num_shards: number of shards of each split.
+        record_bytes: size of all records.
         statistics: for the manifest and the summary.
         left_out: the documents that are left out as duplicates.
     """
@@ -83,10 +84,10 @@ class ShardPlan:
 
 
 def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
-    """Returns the document hash below which a document is in the eval split.
+    """Returns the threshold of the split: documents with a smaller hash are eval documents.
 
-    At least one document is in it where two differ, and never all of them. `lowest` and
-    `highest` are the smallest and the largest hash of any document.
+    If two documents differ, at least one is in the eval split, and never all of them. `lowest`
+    and `highest` are the smallest and the largest hash of any document.
     """
     threshold = int(fraction * spill.KEY_SPACE)
     if not threshold or lowest == highest:
@@ -104,9 +105,9 @@ def make_plan(
     """Returns the plan of a corpus whose blocks are all masked.
 
     Args:
-        headers: of all spill files.
-        survey: of their documents.
-        id_bytes: bytes of a token id in a record.
+        headers: headers of all spill files.
+        survey: survey of their documents.
+        id_bytes: size of a token id in a record.
 
     Raises:
         InputError: no document has an example.
@@ -118,9 +119,9 @@ def make_plan(
     if survey.groups is None:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
         received = f"{statistics['documents']} documents, all skipped: {reasons or 'none'}"
-        hint = f"documents of fewer than `min_chars`={config.min_chars} characters are skipped"
+        hint = f"documents with fewer than `min_chars`={config.min_chars} characters are skipped"
         if list(skipped) == [document_masker.BAD_ROWS]:
-            hint = "without `skip_bad_lines` the first is named"
+            hint = "switch `skip_bad_lines` off to see the first of them"
         raise InputError(Setting("input_dir"), "text to mask", received, hint)
     eval_below = eval_threshold(config.eval_fraction, *survey.groups)
     record_bytes = sum(header["bytes"] for header in (*headers, survey.header))
@@ -158,7 +159,10 @@ def _total(headers: Sequence[Mapping[str, Any]], name: str) -> Counter[str]:
 
 
 def _plan_path(config: MaskedExamplesConfig) -> Location:
-    """In a bucket next to the shards: another machine must not mix two corpora either."""
+    """Returns the path of the plan.
+
+    It is next to the shards even in a bucket, so that no other machine mixes two corpora.
+    """
     return config.output_dir / document_masker.SPILL_FOLDER / _PLAN_FILE
 
 
@@ -174,7 +178,7 @@ def _mask_corpus(
     *,
     divides_text: bool,
 ) -> list[Mapping[str, Any]]:
-    """First half: masks every block into its spill file and returns their headers."""
+    """Masks every block into its spill file and returns their headers: the first half."""
     mask = functools.partial(
         document_masker.mask_block,
         config,
@@ -183,7 +187,7 @@ def _mask_corpus(
     )
     headers = []
     total = sum(file.bytes for file in corpus_files)
-    # Nodes of a cluster may not see the files, and one process need not count what it reads.
+    # Nodes of a cluster may not see the files, and a single process need not split them.
     is_parallel = config.ray is None and config.max_workers > 1
     blocks = corpus.read_blocks(corpus_files, workers.run if is_parallel else None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="masking") as bar:
@@ -200,7 +204,10 @@ def _mask_and_survey(
     *,
     divides_text: bool,
 ) -> tuple[list[Mapping[str, Any]], duplicates.Survey]:
-    """Masks the corpus and finds its duplicates; masks again what relied on a changed text."""
+    """Masks the corpus and finds its duplicates.
+
+    Blocks that relied on a text that has changed since are masked again.
+    """
     while True:
         headers = _mask_corpus(config, corpus_files, workers, divides_text=divides_text)
         survey = _find_duplicates(config, headers)
@@ -235,44 +242,44 @@ def _make_records(
 def _write_shards(
     config: MaskedExamplesConfig, plan: ShardPlan, workers: Workers
 ) -> dict[str, tuple[manifests.ShardInfo, ...]]:
-    """Second half: every shard out of the spill files."""
+    """Writes every shard from the spill files: the second half."""
     jobs = plan.jobs()
     done = {job: manifests.completed_shard(config.output_dir, job.file) for job in jobs}
     missing = [job for job in jobs if done[job] is None]
     _expect_same_corpus(config, plan, is_begun=len(missing) < len(jobs))
     make = functools.partial(_make_records, config, plan)
-    made = runners.make_shards(workers, config.output_dir, make, missing)
+    new_shards = runners.make_shards(workers, config.output_dir, make, missing)
     splits: dict[str, list[manifests.ShardInfo]] = {split: [] for split in plan.num_shards}
     for job in tqdm.tqdm(jobs, unit="shard", desc="writing"):
-        splits[job.split].append(done[job] or next(made))
+        splits[job.split].append(done[job] or next(new_shards))
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
 def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_begun: bool) -> None:
-    """Refuses to mix shards of two corpora: the text may have changed between two runs."""
+    """Raises an error if the text has changed between two runs: shards of two texts never mix."""
     path = _plan_path(config)
     started = path.read_json().get("corpus") if path.is_file() else plan.corpus_digest
     if is_begun and started != plan.corpus_digest:
-        changed = f"the text has changed since {config.output_dir} was begun"
+        changed = f"the text has changed since the first run into {config.output_dir}"
         digests = f"expected digest {started}, received {plan.corpus_digest}"
         raise InputError(Setting("input_dir"), received=f"{changed}: {digests}")
     path.write_json({"corpus": plan.corpus_digest})
 
 
 def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
-    """Makes a directory of masked examples or unmasked windows, or finishes one.
+    """Makes a directory of masked examples or unmasked windows, or resumes an interrupted run.
 
     Returns:
         the manifest of `config.output_dir`.
 
     Raises:
-        InputError: the corpus, the vocabulary or the directory is invalid. A directory that
-            this call began, and in which no shard is complete, is restored.
+        InputError: the corpus, the vocabulary or the directory is invalid. The directory is
+            restored if this call began to write it and no shard is complete.
     """
     corpus.expect_outside(config.output_dir, config.corpora)
     config = config.absolute()
     corpora = corpus.resolve(config.corpora)
-    # A mistaken vocabulary is reported before the corpus is looked at.
+    # An invalid vocabulary is reported before the corpus is read.
     with naming_setting("vocab_file"):
         tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
@@ -286,7 +293,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
         try:
             manifest = _make(config, corpus_files, tokenizer, request)
         except InputError as error:
-            # Complete shards stay, and so does the run configuration that they belong to.
+            # Complete shards stay, together with the run configuration that they belong to.
             is_empty = is_new and not any(config.output_dir.glob("*.tfrecord"))
             if is_empty and not isinstance(error, InterruptedRunError):
                 _withdraw(config, tokenizer)
@@ -355,7 +362,7 @@ def _write_token_counts(
 
 
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
-    """Restores the directory, so that a corrected command can use it."""
+    """Removes the files that were written, so that a corrected command can use the directory."""
     _remove_spill(config)
     for name in (*tokenizer.files(), manifests.REQUEST_FILE):
         (config.output_dir / name).unlink(missing_ok=True)
@@ -368,7 +375,7 @@ def _expect_corpus_size(
     present = len(corpus_files), sum(file.bytes for file in corpus_files)
     if recorded != present:
         text = "{} files and {} bytes".format
-        expected = f"the corpus that it was made from, of {text(*recorded)}"
+        expected = f"the corpus that it was made from ({text(*recorded)})"
         hint = "choose an empty directory"
         raise InputError(config.output_dir, expected, text(*present), hint)
 
@@ -388,7 +395,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
             yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
     if rate > _MANY_UNKNOWN:
-        yield "           many: check the text's language, case and Unicode form (NFC)"
+        yield "           high rate: check the text's language, case and Unicode form (NFC)"
     yield f"windows    {counts['windows']:,}"
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)

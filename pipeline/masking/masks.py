@@ -1,11 +1,12 @@
-"""Masking as in BERT, whole words at a time, many windows at once.
+"""Masking as in BERT, by whole words, for many windows at once.
 
-Devlin et al., 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a
-random token, 10% stay. Whole words as in Cui et al., 2019 (Chinese RoBERTa-wwm).
-Rare tokens preferred as in Sanh et al., 2019 (DistilBERT).
+Devlin et al., 2019, section 3.1: 80% of the chosen tokens become [MASK], 10% become a random
+token and 10% stay. Whole words are masked as in Cui et al., 2019 (Chinese RoBERTa-wwm). Rare
+tokens are preferred as in Sanh et al., 2019 (DistilBERT).
 
-Prepare draws static masks here, and the reader of distill dynamic ones, anew each epoch. Each
-window has its own random generator. All that is not drawn is computed for the whole batch at once.
+Prepare uses this module for static masks. The reader of distill uses it for dynamic masks, which
+are new in each epoch. Each window has its own random generator. Everything except the random
+draws is computed for the whole batch at once.
 """
 
 import dataclasses
@@ -27,10 +28,10 @@ class MaskingPolicy:
     """The settings by which windows are masked.
 
     Attributes:
-        masked_lm_prob: share of the input's tokens to mask.
-        max_predictions_per_seq: at most so many.
-        mask_id: `[MASK]`.
-        replacement_ids: int [n], the ids that a random token is drawn from.
+        masked_lm_prob: fraction of the input's tokens to mask.
+        max_predictions_per_seq: upper bound for the masked tokens of an input.
+        mask_id: id of `[MASK]`.
+        replacement_ids: int [n], the ids from which random tokens are drawn.
     """
 
     masked_lm_prob: float
@@ -39,7 +40,7 @@ class MaskingPolicy:
     replacement_ids: np.ndarray
 
     def num_to_predict(self, input_length: int) -> int:
-        """Returns how many tokens of an input of this length are masked, at most."""
+        """Returns the largest number of masked tokens of an input of this length."""
         wanted = max(1, round(input_length * self.masked_lm_prob))
         return min(self.max_predictions_per_seq, wanted)
 
@@ -47,7 +48,7 @@ class MaskingPolicy:
 def masking_policy(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> MaskingPolicy:
-    """Returns the policy for a tokenizer, whose special tokens never stand in for a masked one."""
+    """Returns the policy for a tokenizer; special tokens never replace a masked token."""
     replacement_ids = np.flatnonzero(~tokenizer.is_special())
     mask_id = tokenizer.special_ids["mask"]
     return MaskingPolicy(masked_lm_prob, max_predictions_per_seq, mask_id, replacement_ids)
@@ -58,8 +59,8 @@ class Words:
     """The words of a window, or of windows one after another, that may be masked.
 
     Attributes:
-        starts: int [n], the first token of each, among those of the window or windows.
-        lengths: int [n], tokens of each.
+        starts: int [n], index of each word's first token among the tokens of all windows.
+        lengths: int [n], number of tokens of each word.
     """
 
     starts: np.ndarray
@@ -71,14 +72,15 @@ def maskable_words(
 ) -> Words:
     """Returns the words of a window, or of windows one after another, that may be masked.
 
-    A word with a special token in it, such as `[UNK]`, may not: there is nothing to learn
-    from predicting one. Nor may a word longer than all that is to be masked.
+    A word that contains a special token, such as `[UNK]`, is left out: a student learns nothing
+    from predicting it. A word with more tokens than may be masked in the window is left out too.
 
     Args:
-        word_starts: bool [n], which of the tokens begin a word; the first always does,
-            and of several windows each window's first token must.
+        word_starts: bool [n], which of the tokens begin a word. The very first token always
+            begins one. With several windows, the first token of each must be marked.
         special: bool [n], which are special.
-        longest: the most tokens of a word; of several windows int [n], for each token's window.
+        longest: largest number of tokens of a word; for several windows int [n], the number for
+            the window of each token.
     """
     begins = word_starts.copy()
     begins[0] = True
@@ -90,10 +92,10 @@ def maskable_words(
 
 
 def token_weights(counts: np.ndarray, smoothing: float) -> np.ndarray:
-    """Returns how much masking prefers each token: `count ** -smoothing`, float64 [V].
+    """Returns the weight with which masking draws each token: `count ** -smoothing`, float64 [V].
 
-    Sanh et al., 2019 (DistilBERT), with a smoothing of 0.7, after the subsampling
-    of Mikolov et al., 2013. A token that was never seen counts as one seen once.
+    Sanh et al., 2019 (DistilBERT), use a smoothing of 0.7, after the subsampling of Mikolov et
+    al., 2013. A token that does not occur counts as if it occurred once.
 
     Args:
         counts: int [V], how often each token is in the corpus.
@@ -108,7 +110,8 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
     `weights` are those of the window's tokens, float64 [n].
     """
     bounds = np.stack([words.starts, words.starts + words.lengths], axis=1).ravel()
-    # Every other sum between bounds is a word's. The 0 is behind a word that ends the window.
+    # Every second sum between bounds belongs to a word. The 0 is a bound after the last token, for
+    # a word that ends the window.
     sums = np.add.reduceat(np.concatenate([weights, [0.0]]), bounds)[::2]
     return sums / words.lengths
 
@@ -116,11 +119,11 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 def word_order(
     count: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order of the numbers below n, int [n]: drawn one by one by weight.
+    """Returns a random order of the numbers below n, int [n], drawn one by one by weight.
 
-    Efraimidis and Spirakis, 2006: the largest u^(1/w) first, or, which is the
-    same, the smallest −log(u)/w, where −log(u) is exponentially distributed.
-    `weights` are float64 [n], above 0; None for all orders alike.
+    Efraimidis and Spirakis, 2006: sort by u^(1/w), largest first. This is the same as sorting by
+    −log(u)/w, smallest first, where −log(u) is exponentially distributed.
+    `weights` are float64 [n], above 0; with None all orders have the same probability.
     """
     if weights is None:
         return rng.permutation(count)
@@ -128,27 +131,28 @@ def word_order(
 
 
 def choose_words(lengths: Sequence[int], order: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Returns the words that fit into a room of tokens, tried in an order, and how many tokens.
+    """Returns the words that fit into `room` tokens, tried in an order, and their tokens' number.
 
-    Example: of words of 2, 3 and 1 tokens in this order, 0 and 2 fit in 4; they have 3.
+    Example: words of 2, 3 and 1 tokens, in this order, and a room of 4 tokens. Words 0 and 2
+    fit, with 3 tokens.
     """
-    chosen, left = [], room
-    # The first words mostly fill the room: the others are rarely needed as Python's numbers.
-    for part in (order[: 2 * room], order[2 * room :]):
-        for index in part.tolist():
+    chosen, free = [], room
+    # The first words usually fill the room, so the others are rarely converted to Python numbers.
+    for indices in (order[: 2 * room], order[2 * room :]):
+        for index in indices.tolist():
             length = lengths[index]
-            if length <= left:
+            if length <= free:
                 chosen.append(index)
-                left -= length
-                if not left:
+                free -= length
+                if not free:
                     return chosen, room
-    return chosen, room - left
+    return chosen, room - free
 
 
 def draw_tokens(
     count: int, policy: MaskingPolicy, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the numbers from which `masked_tokens` makes masks: float64 [count], int [count]."""
+    """Returns the random numbers for `masked_tokens`: draws float64 [count], picks int [count]."""
     return rng.random(count), rng.integers(len(policy.replacement_ids), size=count)
 
 
@@ -159,9 +163,9 @@ def masked_tokens(
 
     Args:
         labels: int [p], the true tokens.
-        policy: the ids.
-        draws: float64 [p], from `draw_tokens`, as are the picks.
-        picks: int [p].
+        policy: the ids that replace them.
+        draws: float64 [p], from `draw_tokens`; decide between the three cases.
+        picks: int [p], from `draw_tokens`; indices of random tokens in `policy.replacement_ids`.
     """
     replacements = policy.replacement_ids[picks]
     is_kept = draws >= 1.0 - _KEEP_PROBABILITY
@@ -178,7 +182,7 @@ class MaskedWindows:
         input_ids: int [n].
         positions: int [p], the masked positions, each within its own window, ascending.
         labels: int [p], the true tokens there.
-        counts: int [R], how many masked positions each window has.
+        counts: int [R], number of masked positions of each window.
     """
 
     input_ids: np.ndarray
@@ -196,16 +200,17 @@ def mask_windows(
     copies: int = 1,
     token_weights: np.ndarray | None = None,
 ) -> MaskedWindows:
-    """Masks windows in one way each, or in several.
+    """Masks windows, each one or several times with different masks.
 
     Args:
         windows: B windows.
-        policy: how they are masked.
-        is_special: bool [V].
-        rngs: one for each masked window; each is used before the next is asked for.
-        copies: C; all windows are masked, then all once more, and so on.
-        token_weights: float64 [V], how much each token is preferred, as
-            `token_weights` returns it; None for words that are all alike.
+        policy: settings of masking.
+        is_special: bool [V], which token ids are special.
+        rngs: a random generator for each masked window. Each is used before the next one is
+            requested.
+        copies: C, masked copies of each window; the first copy of all windows comes first.
+        token_weights: float64 [V], the result of the function `token_weights`; None if all words
+            have the same probability.
 
     Returns:
         R = C · B masked windows.
@@ -228,7 +233,7 @@ def mask_windows(
         num_chosen.append(len(indices))
         counts.append(count)
         draws.append(draw_tokens(count, policy, rng))
-    # The words of a copy are numbered behind those of the copies before it.
+    # The numbers of a copy's words follow those of the previous copy.
     firsts = np.add.outer(np.arange(copies) * len(lengths), starts).ravel()
     numbers = np.array(chosen, np.int64) + np.repeat(firsts, num_chosen)
     numbers.sort()
@@ -253,9 +258,12 @@ def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def masked_features(
     windows: Windows, masked: MaskedWindows, vocab_size: int
 ) -> Iterator[dict[str, bytes]]:
-    """Yields the features of masked examples, without their ids; V decides the dtype of tokens.
+    """Yields the features of masked examples, without their example ids.
 
-    `windows` are those before masking, `masked` those after it, in one copy or several.
+    Args:
+        windows: B windows before masking.
+        masked: C · B windows after masking.
+        vocab_size: V; decides the dtype of token ids.
     """
     id_dtype = records.id_dtype(vocab_size)
     input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)

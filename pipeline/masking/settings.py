@@ -29,28 +29,28 @@ DEFAULT_DUPE_FACTOR = 5
 class MaskedExamplesConfig(Settings):
     """The settings of `create_pretraining_data`; its flags are generated from them.
 
-    `corpora` holds the corpora that the command's flags `input_dir`, `corpus_spec`, `tfds_name`
-    and `corpora` name. `ray` is None for processes of this machine.
+    `corpora` are the corpora that the command's flags `input_dir`, `corpus_spec`, `tfds_name`
+    and `corpora` select. `ray` is None if the jobs run in processes on this machine.
     """
 
     corpora: tuple[CorpusSource, ...]
     output_dir: Location = setting(
         dataclasses.MISSING,
-        "Directory for the masked examples: empty, or of an interrupted run.",
+        "Directory for the masked examples: an empty one, or that of an interrupted run.",
         decides_output=False,
     )
     vocab_file: Location = setting(
         dataclasses.MISSING,
-        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, or its directory, or a "
+        "The teacher's vocab.txt, tokenizer.json or SentencePiece model, its directory, or a "
         "model of the hub (ORG/NAME).",
         decides_output=False,
         hub_files=hub_id.TOKENIZER,
     )
     do_lower_case: bool | None = setting(
         None,
-        "Whether to lower-case text (WordPiece: and strip accents). By default as in the "
-        "tokenizer_config.json next to the vocabulary; without one, yes for a vocab.txt, unless "
-        "its tokens have capital letters, and no for a SentencePiece model.",
+        "Whether to lower-case text; WordPiece also strips accents. By default, the value in the "
+        "tokenizer_config.json next to the vocabulary. Without that file: yes for a vocab.txt "
+        "without capital letters in its tokens, otherwise no.",
     )
     do_whole_word_mask: bool = setting(True, "Whether to mask whole words.")
     segments: str = setting(
@@ -59,9 +59,11 @@ class MaskedExamplesConfig(Settings):
         choices=("pair", "single"),
     )
     max_seq_length: int = setting(
-        512, "Longest input in tokens, special tokens included.", low=1, high=65535
+        512, "Maximum length of an input in tokens, with special tokens.", low=1, high=65535
     )
-    max_predictions_per_seq: int = setting(20, "Most masked tokens of an input.", low=1)
+    max_predictions_per_seq: int = setting(
+        20, "Maximum number of masked tokens of an input.", low=1
+    )
     masked_lm_prob: float = setting(0.15, "Fraction of tokens to mask.", low=0.0, high=1.0)
     short_seq_prob: float = setting(
         0.1, "Probability that a document gets windows of a shorter length.", low=0.0, high=1.0
@@ -90,16 +92,16 @@ class MaskedExamplesConfig(Settings):
     min_chars: int = setting(20, "Documents with fewer characters are skipped.", low=1)
     keep_duplicates: bool = setting(
         False,
-        "Whether to keep documents whose cleaned text equals that of another one. By default one "
-        "of them is kept: of the corpus with the greatest weight, else the first.",
+        "Whether to keep all documents with the same cleaned text. By default, one of them is "
+        "kept: the one of the corpus with the greatest weight, or else the first.",
     )
     eval_fraction: float = setting(
         0.05, "Fraction of documents that go to the eval split.", low=0.0, high=0.5
     )
     num_shards: int | None = setting(
         None,
-        "Number of train shards. By default enough that each shard of a teacher cache stays "
-        "below 128 MB.",
+        "Number of train shards. By default, it is chosen so that each shard of a teacher cache "
+        "stays below 128 MB.",
         low=1,
         high=99999,
     )
@@ -134,33 +136,38 @@ class MaskedExamplesConfig(Settings):
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether windows are stored as they are, and masked when they are read."""
+        """Whether windows are stored unmasked, and masked when they are read."""
         return self.masking == DYNAMIC
 
     @property
     def kind(self) -> str:
-        """What the directory will hold, as its manifest calls it."""
+        """The kind of records in the output directory, as in its manifest."""
         return records.UNMASKED_WINDOWS if self.is_dynamic else records.MASKED_EXAMPLES
 
     @property
     def copies(self) -> int:
-        """Copies of each window that are stored, for a corpus of weight 1."""
+        """Number of stored copies of each window, for a corpus of weight 1."""
         if self.is_dynamic:
             return 1
         return DEFAULT_DUPE_FACTOR if self.dupe_factor is None else self.dupe_factor
 
     @property
     def num_special(self) -> int:
-        """Special tokens of an input: [CLS], and a [SEP] for each segment."""
+        """Number of special tokens of an input: [CLS], and a [SEP] for each segment."""
         return 3 if self.segments == "pair" else 2
 
     @property
     def window_length(self) -> int:
-        """The longest window, in tokens of the document."""
+        """Maximum length of a window, in tokens of the document."""
         return self.max_seq_length - self.num_special
 
     def request(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
-        """Returns the settings that decide the data, as JSON values; `corpora` are resolved."""
+        """Returns the run configuration: the settings that decide the output, as JSON values.
+
+        Args:
+            tokenizer: the tokenizer of the run.
+            corpora: the resolved corpora.
+        """
         settings = self.decisive() | {
             "kind": self.kind,
             "vocab": msgspec.to_builtins(tokenizer.info),
@@ -170,10 +177,10 @@ class MaskedExamplesConfig(Settings):
             "corpora": [corpus.reading() for corpus in corpora],
         }
         if not self.is_dynamic:
-            # It has no effect, and is not in the run configurations of older directories.
+            # It has no effect, and run configurations of older directories do not contain it.
             del settings["mask_smoothing"]
         if self.keep_duplicates:
-            # As in directories from before there was a choice.
+            # Run configurations of older directories do not contain it.
             del settings["keep_duplicates"]
-        # Tuples become lists, as in the file that this is compared with.
+        # Tuples become lists, as in the JSON file to which this is compared.
         return json.loads(json.dumps(settings))

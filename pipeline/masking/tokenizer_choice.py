@@ -1,4 +1,4 @@
-"""The tokenizer of a run, where a model directory has two, and what a user must know of it."""
+"""The choice of a run's tokenizer if a model directory has two, and notes for the user."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from pipeline.tokenizers import loading
 from pipeline.tokenizers.tokens import TOKENIZER_FILE, Tokenizer
 from pipeline.tokenizers.wordpiece import VOCAB_FILE
 
-# Documents that two tokenizers are compared on: the first of some files, cut.
+# Two tokenizers are compared on the beginnings of the first documents of some files.
 _SAMPLE_FILES = 16
 _SAMPLE_DOCUMENTS = 16
 _SAMPLE_CHARS = 10_000
@@ -24,19 +24,20 @@ _SAMPLE_CHARS = 10_000
 def choose_tokenizer(
     config: MaskedExamplesConfig, tokenizer: Tokenizer, corpus_files: Sequence[CorpusFile]
 ) -> tuple[MaskedExamplesConfig, Tokenizer]:
-    """Returns the tokenizer that the corpus is made with, and the settings that name it.
+    """Returns the settings with the tokenizer's path, and the tokenizer for the corpus.
 
-    Where a directory has a `tokenizer.json` besides its `vocab.txt`, and the two give other
-    tokens for a sample of the corpus, the first is taken unless `do_lower_case` is set: its
-    users meet it first. What was found is printed, a line each.
+    A directory may have both a `tokenizer.json` and a `vocab.txt`. If the two give different
+    tokens for a sample of the corpus, `tokenizer.json` is used unless `do_lower_case` is set,
+    because other programs use it first. The findings are printed, one line each.
 
     Args:
-        tokenizer: the one that `config.vocab_file` names.
-        corpus_files: of all corpora.
+        config: the settings of the run.
+        tokenizer: the tokenizer that `config.vocab_file` names.
+        corpus_files: files of all corpora.
 
     Raises:
-        InputError: the model of the tokenizer's directory has fewer rows than it has tokens,
-            or the `tokenizer.json` cannot be read.
+        InputError: the model in the tokenizer's directory has fewer rows than the tokenizer has
+            tokens, or the `tokenizer.json` cannot be read.
     """
     directory, notes = config.vocab_file, []
     if all((directory / name).is_file() for name in (VOCAB_FILE, TOKENIZER_FILE)):
@@ -46,7 +47,7 @@ def choose_tokenizer(
         is_set = config.do_lower_case is not None
         if difference is not None:
             chosen = f"{VOCAB_FILE}, as `do_lower_case` is set" if is_set else TOKENIZER_FILE
-            notes.append(f"{directory}: {difference}; the run takes {chosen}")
+            notes.append(f"{directory}: {difference}; the run uses {chosen}")
         if difference is not None and not is_set:
             config, tokenizer = dataclasses.replace(config, vocab_file=path), other
     notes += [*tokenizer.notes, *_describe_model(directory, tokenizer)]
@@ -58,20 +59,20 @@ def choose_tokenizer(
 def _difference(
     tokenizer: Tokenizer, other: Tokenizer, corpus_files: Sequence[CorpusFile]
 ) -> str | None:
-    """Returns how the tokenizers of `vocab.txt` and `tokenizer.json` differ; None if they agree."""
+    """Returns the difference of `vocab.txt` and `tokenizer.json` in words; None if they agree."""
     names = f"{VOCAB_FILE} and {TOKENIZER_FILE}"
-    # A tokenizer.json has a token that stands twice in a vocab.txt only once.
+    # If a token stands twice in a vocab.txt, the tokenizer.json has it only once.
     pairs = itertools.zip_longest(tokenizer.vocab, other.vocab)
     if any(fast not in ("", token) for token, fast in pairs):
         sizes = f"{tokenizer.info.size} and {other.info.size} tokens"
-        return f"{names} have other tokens or another order of them ({sizes})"
+        return f"{names} have different tokens or a different order of tokens ({sizes})"
     if tokenizer.special_ids != other.special_ids:
-        return f"{names} have other special tokens"
+        return f"{names} have different special tokens"
     texts = corpus.sample_texts(corpus_files, _SAMPLE_FILES, _SAMPLE_DOCUMENTS)
     same = [_same_tokens(tokenizer, other, text[:_SAMPLE_CHARS]) for text in texts]
     if all(same):
         return None
-    return f"{names} give other tokens for {same.count(False)} of {len(same)} documents"
+    return f"{names} give different tokens for {same.count(False)} of {len(same)} documents"
 
 
 def _same_tokens(tokenizer: Tokenizer, other: Tokenizer, text: str) -> bool:
@@ -79,14 +80,15 @@ def _same_tokens(tokenizer: Tokenizer, other: Tokenizer, text: str) -> bool:
 
 
 def _describe_model(vocab_file: Location, tokenizer: Tokenizer) -> Iterator[str]:
-    """Compares the tokens with the rows of the model in their directory."""
+    """Yields notes on the model in the tokenizer's directory: unused rows and padding."""
     unused = loading.count_unused_rows(vocab_file, tokenizer.info.size)
     if unused:
-        yield f"{unused} rows of the model's tables stand for no token: they are never predicted"
+        yield f"{unused} rows of the model's tables belong to no token; they are never predicted"
     padding = loading.find_other_padding(vocab_file, tokenizer)
     if padding is not None:
-        token, own = tokenizer.vocab[tokenizer.special_ids["pad"]], tokenizer.special_ids["pad"]
+        pad_id = tokenizer.special_ids["pad"]
+        pad_token = tokenizer.vocab[pad_id]
         yield (
-            f"pad_token_id of the model is {padding}, but the tokenizer pads with {token} ({own}): "
-            "positions follow the model, and no token of the text counts as padding"
+            f"the model's pad_token_id is {padding}, but the tokenizer pads with {pad_token} "
+            f"({pad_id}). Positions follow the model, and no token of the text counts as padding"
         )

@@ -1,6 +1,6 @@
-"""Windows: the spans of a document that fit the model, as inputs and as records, not masked.
+"""Windows: the spans of a document that fit the model, as unmasked inputs and records.
 
-Many windows are stored and decoded together, one after another in flat arrays.
+Many windows are stored and decoded together, concatenated in flat arrays.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class WindowInput:
     Attributes:
         input_ids: int [L], with `[CLS]` and `[SEP]`.
         segment_lengths: int [1 or 2], with `[CLS]` and `[SEP]`.
-        positions: int [n], the position in the input of each token of the window.
-        word_starts: bool [n], which tokens of the window begin a word.
+        positions: int [n], position in the input of each token of the document.
+        word_starts: bool [n], which of these tokens begin a word.
     """
 
     input_ids: np.ndarray
@@ -31,21 +31,21 @@ class WindowInput:
 
     @property
     def token_ids(self) -> np.ndarray:
-        """The window's own tokens, int [n]."""
+        """The tokens of the document, without special tokens, int [n]."""
         return self.input_ids[self.positions]
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """B windows with their special tokens, not masked, one after another.
+    """B unmasked windows with their special tokens, concatenated.
 
     Attributes:
         input_ids: int [n], with `[CLS]` and `[SEP]`.
-        lengths: int [B], how many of these each window has.
-        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 where there is no second segment.
-        positions: int [m], the indices in `input_ids` of the windows' own tokens.
-        counts: int [B], how many of these each window has.
-        word_starts: bool [m], which of them begin a word; a window's first one does.
+        lengths: int [B], number of input ids of each window.
+        segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 if there is no second segment.
+        positions: int [m], indices in `input_ids` of the tokens of the document.
+        counts: int [B], number of such tokens of each window.
+        word_starts: bool [m], which of them begin a word; the first of each window does.
     """
 
     input_ids: np.ndarray
@@ -59,12 +59,13 @@ class Windows:
 def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
     """Yields (begin, end) of windows that cover a document.
 
-    Each begins `stride` tokens after the one before; the first to reach the end is the last.
+    Each window begins `stride` tokens after the previous one. The first window that reaches the
+    end of the document is the last.
 
     Args:
-        num_tokens: the document's tokens.
-        length: the longest window, in tokens without special ones.
-        stride: tokens between the beginnings; at most `length` is used.
+        num_tokens: number of tokens of the document.
+        length: maximum length of a window in tokens, without special tokens.
+        stride: tokens between the beginnings of windows; a larger value counts as `length`.
 
     Example:
         `list(window_spans(10, 4, 3)) == [(0, 4), (3, 7), (6, 10)]`
@@ -80,18 +81,19 @@ def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[in
 
 
 def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random.Generator) -> int:
-    """Chooses where a window is cut into two segments.
+    """Chooses the point at which a window is cut into two segments.
 
-    At the beginning of one of its lines if it has several, else of one of its
-    words: never inside a word.
+    The second segment begins with a line if the window has several lines, and otherwise with a
+    word. No word is cut.
 
     Args:
         word_starts: bool [n], which of the window's tokens begin a word.
         line_starts: bool [n], which begin a line.
-        rng: decides.
+        rng: chooses between the possible points.
 
     Returns:
-        the first token of the second segment, from 1 to n − 1; n where there is only one word.
+        index of the first token of the second segment, from 1 to n − 1; n if there is only one
+        word.
     """
     draw = rng.random()
     for starts in (line_starts, word_starts):
@@ -104,17 +106,17 @@ def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random
 def build_input(
     ids: np.ndarray, split: int | None, cls_id: int, sep_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Adds the special tokens.
+    """Returns an input: a window with special tokens.
 
     Args:
         ids: int [n], the window's tokens.
-        split: the first token of the second segment; None or n for one segment.
-        cls_id: `[CLS]`.
-        sep_id: `[SEP]`.
+        split: index of the first token of the second segment; None or n for one segment.
+        cls_id: id of `[CLS]`.
+        sep_id: id of `[SEP]`.
 
     Returns:
-        input ids int [L], segment lengths int [1 or 2] with the special tokens
-        counted, and for each token of the window its position in the input, int [n].
+        input ids, int [L]; segment lengths with special tokens, int [1 or 2]; position in the
+        input of each token of the window, int [n].
 
     Example:
         `build_input([7, 8, 9], 2, cls, sep)` gives `[cls, 7, 8, sep, 9, sep]`,
@@ -130,7 +132,10 @@ def build_input(
 
 
 def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
-    """Returns the features of an unmasked window, without its id; V decides the ids' dtype."""
+    """Returns the features of an unmasked window, without its example id.
+
+    `vocab_size` decides the dtype of token ids.
+    """
     values = (window.input_ids, window.segment_lengths, window.positions[window.word_starts])
     return {
         feature.name: arrays.encode(feature, numbers, vocab_size)
@@ -139,15 +144,15 @@ def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
 
 
 def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windows:
-    """Reads back B windows.
+    """Decodes B windows.
 
     Args:
-        columns: for each of `records.UNMASKED_WINDOW_FEATURES` its bytes in each window.
+        columns: for each of `records.UNMASKED_WINDOW_FEATURES`, its bytes in each window.
         vocab_size: V; decides the dtype of token ids.
 
     Example:
-        segments of 4 and 2 tokens hold the window's tokens at 1, 2 and 4: what is
-        left without `[CLS]` at 0 and each segment's `[SEP]` at 3 and 5.
+        An input with segments of 4 and 2 tokens has `[CLS]` at 0, and the segments' `[SEP]` at 3
+        and 5. The tokens of the document are at 1, 2 and 4.
     """
     _, inputs, segments, starts = (
         Column.decode(feature, contents, vocab_size)
@@ -158,31 +163,39 @@ def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windo
     firsts = ends - lengths
     begins_word = np.zeros(len(ids), bool)
     begins_word[np.repeat(firsts, starts.counts) + starts.values] = True
-    both = pad_rows(segments.values, num_segments, 2)
+    segment_lengths = pad_rows(segments.values, num_segments, 2)
     pairs = num_segments == 2
-    own = np.ones(len(ids), bool)
-    own[firsts] = own[ends - 1] = own[(firsts + both[:, 0] - 1)[pairs]] = False
-    positions = np.flatnonzero(own)
+    is_text = np.ones(len(ids), bool)
+    is_text[firsts] = is_text[ends - 1] = is_text[(firsts + segment_lengths[:, 0] - 1)[pairs]] = (
+        False
+    )
+    positions = np.flatnonzero(is_text)
     counts = lengths - num_segments - 1
     begins_word = begins_word[positions]
     begins_word[np.cumsum(counts) - counts] = True
-    return Windows(ids, lengths, both, positions, counts, begins_word)
+    return Windows(ids, lengths, segment_lengths, positions, counts, begins_word)
 
 
 def join_windows(windows: Sequence[WindowInput]) -> Windows:
-    """Puts windows one after another."""
+    """Concatenates windows."""
     fields = [field.name for field in dataclasses.fields(WindowInput)]
     columns = [[getattr(window, name) for window in windows] for name in fields]
     lengths, num_segments, counts, _ = (np.array([*map(len, column)]) for column in columns)
     input_ids, segments, positions, word_starts = map(np.concatenate, columns)
     word_starts[np.cumsum(counts) - counts] = True
     positions = positions + np.repeat(np.cumsum(lengths) - lengths, counts)
-    both = pad_rows(segments, num_segments, 2)
-    return Windows(input_ids, lengths, both, positions, counts, word_starts)
+    segment_lengths = pad_rows(segments, num_segments, 2)
+    return Windows(input_ids, lengths, segment_lengths, positions, counts, word_starts)
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
-    """Cuts numbers [n] into rows of as many as `counts` (int [B]), 0 behind: int32 [B, width]."""
+    """Returns numbers as rows that are padded with 0, int32 [B, width].
+
+    Args:
+        flat: [n], the numbers of all rows, concatenated.
+        counts: int [B], how many numbers each row has.
+        width: length of a row with its padding.
+    """
     rows = np.zeros((len(counts), width), np.int32)
     rows[np.arange(width) < counts[:, np.newaxis]] = flat
     return rows

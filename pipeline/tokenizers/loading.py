@@ -1,4 +1,4 @@
-"""The tokenizer that a file or a model directory names."""
+"""Loading of a tokenizer from a file or a model directory."""
 
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
@@ -8,7 +8,7 @@ from pipeline.tokenizers.tokens import TOKENIZER_FILE, Tokenizer
 from pipeline.tokenizers.vocabulary import VocabInfo, read_tokens, vocab_info
 
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
-# The names of tokenizer files in a model directory, the best first.
+# Names of tokenizer files in a model directory, in order of preference.
 FILE_NAMES = (
     wordpiece.VOCAB_FILE,
     TOKENIZER_FILE,
@@ -17,21 +17,21 @@ FILE_NAMES = (
     "tokenizer.model",
     "spm.model",
 )
-# All files of a model directory that a tokenizer is read from.
+# All files of a model directory from which a tokenizer is read.
 READ_FILES = (*FILE_NAMES, *SETTINGS_FILES)
 
 
 def tokenizer_files(directory: Location) -> tuple[Location, ...]:
-    """Returns the files of a model directory that describe its tokenizer, the best first."""
+    """Returns the tokenizer files of a model directory, in order of preference."""
     paths = (directory / name for name in FILE_NAMES)
     return tuple(path for path in paths if path.is_file())
 
 
 def find_vocab_file(path: Location) -> Location:
-    """Returns a tokenizer's file: of a model directory, the best in it.
+    """Returns a tokenizer file: the path itself, or the preferred file of a model directory.
 
     Raises:
-        InputError: the directory has none.
+        InputError: the directory has no tokenizer file.
     """
     if not path.is_dir():
         return path
@@ -45,15 +45,16 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     """Loads a tokenizer.
 
     Args:
-        vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`,
-            a `vocab.txt`, or a model directory that has one of them. Next to an
-            XLM-RoBERTa's `config.json` a SentencePiece model is numbered as its.
-        do_lower_case: whether to lower-case text; None for the setting in the files next
-            to it, without which only WordPiece lower-cases, and not with a cased vocabulary.
+        vocab_file: a SentencePiece model (`.model`, `.spm`), a `tokenizer.json`, a `vocab.txt`,
+            or a model directory with one of them. Next to the `config.json` of an XLM-RoBERTa,
+            a SentencePiece model gets the token ids of XLM-RoBERTa.
+        do_lower_case: whether to lower-case text; None for the setting in the files next to
+            `vocab_file`. Without such a setting, only WordPiece with an uncased vocabulary
+            lower-cases.
 
     Raises:
-        InputError: it cannot be read, lacks a token that it or its settings name, has
-            settings that are not supported, or a normaliser that `do_lower_case` contradicts.
+        InputError: the file cannot be read, lacks a token that is required, has settings that
+            are not supported, or has a normalizer that `do_lower_case` contradicts.
     """
     path = find_vocab_file(vocab_file)
     settings = read_settings(path)
@@ -62,16 +63,16 @@ def load_tokenizer(vocab_file: Location, *, do_lower_case: bool | None) -> Token
     if path.suffix != ".json":
         return wordpiece.load_wordpiece(path, settings, do_lower_case=do_lower_case)
     if do_lower_case is not None:
-        expected = f"unset, as {path} has a normaliser of its own"
+        expected = f"unset, because {path} has its own normalizer"
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     return tokenizer_json.load_tokenizer_json(path, settings)
 
 
 def read_vocab(path: Location) -> tuple[str, ...]:
-    """Returns the tokens of a tokenizer's file in the order of their ids.
+    """Returns the tokens of a tokenizer file in the order of their ids.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     if path.suffix == ".json":
         return tokenizer_json.read_vocab(path)[0]
@@ -83,38 +84,38 @@ def read_vocab(path: Location) -> tuple[str, ...]:
 
 
 def read_vocab_info(path: Location) -> VocabInfo:
-    """Returns the identity of the vocabulary in a tokenizer's file.
+    """Returns the identity of the vocabulary in a tokenizer file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     return vocab_info(read_vocab(path))
 
 
 def _model_setting(vocab_file: Location, name: str) -> int | None:
-    """Returns a whole number of the configuration of the model in a directory; None for none."""
+    """Returns an integer from the `config.json` of a model directory; None if it has none."""
     path = vocab_file / MODEL_CONFIG_FILE
     value = path.read_json().get(name) if path.is_file() else None
     return value if isinstance(value, int) else None
 
 
 def find_other_padding(vocab_file: Location, tokenizer: Tokenizer) -> int | None:
-    """Returns the model's `pad_token_id` in a directory where the tokenizer has another."""
-    found = _model_setting(vocab_file, "pad_token_id")
-    return None if found == tokenizer.special_ids.get("pad", found) else found
+    """Returns the `pad_token_id` of the model in a directory; None if the tokenizer agrees."""
+    model_id = _model_setting(vocab_file, "pad_token_id")
+    return None if model_id == tokenizer.special_ids.get("pad", model_id) else model_id
 
 
 def count_unused_rows(vocab_file: Location, vocab_size: int) -> int:
-    """Returns how many rows more than `vocab_size` the model in a directory has; 0 for no model.
+    """Returns the number of rows of a directory's model beyond `vocab_size`; 0 without a model.
 
     Raises:
-        InputError: it has fewer.
+        InputError: the model has fewer rows than `vocab_size`.
     """
     path = vocab_file / MODEL_CONFIG_FILE
     rows = _model_setting(vocab_file, "vocab_size")
     if rows is None:
         return 0
     if rows < vocab_size:
-        expected = f"at least {vocab_size}, the tokens of {find_vocab_file(vocab_file)}"
+        expected = f"at least {vocab_size}, the number of tokens in {find_vocab_file(vocab_file)}"
         raise InputError(f"{path}: vocab_size", expected, rows)
     return rows - vocab_size

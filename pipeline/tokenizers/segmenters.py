@@ -1,11 +1,12 @@
-"""Where words begin: what whole-word masking keeps together.
+"""Word boundaries for whole-word masking.
 
-A Chinese word is what the segmenter says; any other word is what the tokenizer marks as one (`##`
-of WordPiece, `▁` of SentencePiece, `Ġ` of byte-level BPE), without punctuation at it.
+The segmenter decides the boundaries of Chinese words. All other words are those that the
+tokenizer marks (`##` of WordPiece, `▁` of SentencePiece, `Ġ` of byte-level BPE), without adjacent
+punctuation.
 
-Example: in `使用BERT模型`, with jieba's 使用 | BERT | 模型 and the tokens
-使, 用, be, ##rt, 模, 型, words begin at tokens 0, 2 and 4. In `Hello, world`, with
-the tokens ▁Hel, lo, `,`, ▁world, they begin at tokens 0, 2 and 3.
+Examples: for `使用BERT模型`, jieba gives 使用 | BERT | 模型. With the tokens 使, 用, be, ##rt, 模
+and 型, words begin at tokens 0, 2 and 4. In `Hello, world`, with the tokens ▁Hel, lo, `,` and
+▁world, words begin at tokens 0, 2 and 3.
 """
 
 import functools
@@ -36,7 +37,7 @@ _CHINESE_BLOCKS = np.array(
 
 
 def _jieba(text: str) -> np.ndarray:
-    # Its dictionary is read on import: only processes that segment pay for it.
+    # The import reads a dictionary, so only processes that segment import it.
     import rjieba
 
     words = rjieba.cut(text)
@@ -51,8 +52,8 @@ def _none(text: str) -> np.ndarray:
     return np.arange(1, len(text))
 
 
-# The names that `--segmenter` takes. Each is a function from a text to the characters at which
-# its words begin, the first word's left out.
+# The segmenters by their names in `segmenter`. Each is a function from a text to the indices of
+# the characters at which its words begin, without that of the first word.
 SEGMENTERS: dict[str, Segmenter] = {"jieba": _jieba, "whitespace": _whitespace, "none": _none}
 
 
@@ -65,19 +66,20 @@ def is_chinese(code_points: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _chinese() -> np.ndarray:
-    """Returns bool [65,536]: the Chinese characters among those of 16 bits."""
+    """Returns which 16-bit code points are Chinese characters, bool [65,536]."""
     return _in_chinese_blocks(np.arange(2**16, dtype=np.uint32))
 
 
 def _in_chinese_blocks(code_points: np.ndarray) -> np.ndarray:
     block = np.searchsorted(_CHINESE_BLOCKS[:, 0], code_points, side="right")
-    # Blocks are ascending: a character can only be in the last that begins before it.
+    # Blocks are in ascending order: a character can only be in the last block that begins at or
+    # before it.
     return (block > 0) & (code_points <= _CHINESE_BLOCKS[block - 1, 1])
 
 
 @functools.cache
 def _punctuation() -> np.ndarray:
-    """Returns bool [65,536]: what BERT's tokenizer splits off as punctuation."""
+    """Returns which code points BERT's tokenizer splits off as punctuation, bool [65,536]."""
     characters = map(chr, range(2**16))
     return np.array([unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~" for c in characters])
 
@@ -88,7 +90,7 @@ def is_punctuation(code_points: np.ndarray) -> np.ndarray:
 
 
 def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
-    """Returns which of a text's n tokens begin a word, bool [n]; the first does.
+    """Returns which of a text's n tokens begin a word, bool [n]; the first one always does.
 
     `segment` is one of `SEGMENTERS`.
     """
@@ -99,15 +101,15 @@ def word_starts(text: str, tokens: Tokens, segment: Segmenter) -> np.ndarray:
     left = code_points[np.maximum(left_ends - 1, 0)]
     right = code_points[np.minimum(right_starts, len(code_points) - 1)]
     chinese_left, chinese_right = is_chinese(left), is_chinese(right)
-    # Two tokens are of one Chinese word when no word begins between them.
+    # Two tokens belong to one Chinese word if no word begins between them.
     begins = np.zeros(len(code_points) + 1, np.int32)
     begins[segment(text)] = 1
     words = np.cumsum(begins, out=begins)
     is_within_word = words[right_starts] <= words[np.maximum(left_ends - 1, 0)]
     same_chinese_word = chinese_left & chinese_right & is_within_word
-    # A token of spaces only, such as a lone ▁, goes with what follows.
+    # A token of spaces only, such as a lone ▁, belongs to the word that follows.
     visible = tokens.ends[:-1] > tokens.starts[:-1]
-    # Tokens that share a character are parts of it.
+    # Two tokens that share a character are parts of this character, and are never split.
     apart = (right_starts >= left_ends) & visible
     other_kind = chinese_left | chinese_right | is_punctuation(left) | is_punctuation(right)
     same_pieces = (tokens.word_ids[1:] == tokens.word_ids[:-1]) & ~(other_kind & apart)

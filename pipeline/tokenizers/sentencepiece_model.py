@@ -1,7 +1,8 @@
-"""SentencePiece models as tokenizers, and as a `tokenizer.json` that `transformers` reads.
+"""SentencePiece models as tokenizers, and their conversion to a `tokenizer.json`.
 
-The conversion keeps pieces, scores and algorithm, so that both give the same tokens (Kudo,
-2018), except where two ways of cutting a text have exactly the same score.
+`transformers` reads the `tokenizer.json`. The conversion keeps pieces, scores and algorithm
+(Kudo, 2018), so both give the same tokens. The only exception is a text that two sequences of
+pieces give with exactly the same score.
 """
 
 import dataclasses
@@ -34,30 +35,30 @@ from pipeline.tokenizers.vocabulary import read_tokenizer_file
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
-# The first pieces of a model whose tokens fairseq numbers, and what it adds to them.
+# The first pieces of a model with fairseq's token ids, and the tokens that fairseq adds.
 _PIECES_FIRST = ("<unk>", "<s>", "</s>")
 _FAIRSEQ_PADDING, _FAIRSEQ_MASK = "<pad>", "<mask>"
-# Tokenizers that split words before the model splits these.
+# Tokenizers that split a text into words before they apply the SentencePiece model.
 _WORD_CLASSES = ("BertJapaneseTokenizer",)
-# Keys of tokenizers that change a text before the model reads it, and what they must be for
-# its own tokens.
+# Keys of tokenizers that change a text before the model reads it, with the values that leave the
+# text unchanged.
 _PLAIN_TEXT = {"keep_accents": True, "remove_space": True, "split_by_punct": False}
-# SentencePiece prefers a symbol that its user defined to any other way to cut: it
-# scores as many times the best piece as it has characters, less this.
+# SentencePiece always prefers user-defined symbols. The score of such a symbol is the score of the
+# best piece times the number of the symbol's characters, minus this penalty.
 _SYMBOL_PENALTY = 0.1
-# What stands around a pair of texts: BERT's way, and RoBERTa's, which has no segments.
+# Special tokens around a pair of texts, as in BERT and as in RoBERTa, which has no segments.
 _BERT_PAIR = "{cls} $A {sep} $B:1 {sep}:1"
 _ROBERTA_PAIR = "{cls} $A {sep} {sep} $B {sep}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
-    """How fairseq numbers tokens: some of its own, then a model's pieces, then the mask.
+    """A numbering of tokens as in fairseq: its own tokens, then a model's pieces, then the mask.
 
     Attributes:
         first: the tokens with the first ids.
-        num_replaced: the model's first pieces whose ids are among those.
-        tokenizer_class: of `transformers`, which numbers alike.
+        num_replaced: number of the model's first pieces that are replaced by tokens in `first`.
+        tokenizer_class: class of `transformers` with the same numbering.
     """
 
     first: tuple[str, ...]
@@ -65,7 +66,7 @@ class Numbering:
     tokenizer_class: str
 
 
-# By `model_type` in the `config.json` next to a model.
+# Numberings by the `model_type` in the `config.json` next to a model.
 _NUMBERINGS = {
     # Conneau et al. (2020).
     "xlm-roberta": Numbering(("<s>", "<pad>", "</s>", "<unk>"), 3, "XLMRobertaTokenizer"),
@@ -81,9 +82,9 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model.
 
     Attributes:
-        vocab: as in `Tokenizer`: the model's pieces, as `numbering` has them.
+        vocab: as in `Tokenizer`: the model's pieces, in the order of `numbering`.
         model: the model file's bytes.
-        numbering: fairseq's, see `number_tokens`; None for the model's own.
+        numbering: fairseq's numbering, see `number_tokens`; None for the order in the model file.
     """
 
     continuation = ""
@@ -107,9 +108,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _further_special_ids(self) -> list[int]:
         sp = self._processor
-        own = () if self.numbering is None else range(len(self.numbering.first))
+        fairseq_ids = () if self.numbering is None else range(len(self.numbering.first))
         return [
-            *own,
+            *fairseq_ids,
             *(
                 index
                 for piece, index in enumerate(self._token_ids.tolist())
@@ -130,21 +131,22 @@ class SentencePieceTokenizer(Tokenizer):
         lowered = _lower_in_place(text) if self.do_lower_case else text
         encoding = self._processor.encode(lowered, return_type="offset_mapping")
         ids = self._token_ids[np.array(encoding["ids"], np.int32)]
-        # Some models have their special tokens as symbols that a text may spell out.
+        # In some models, special tokens are symbols that a text may contain literally.
         ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding["offsets"], np.int32).reshape(-1, 2)
         starts, ends = visible_spans(text.replace(WORD_MARK, " "), offsets)
-        # Of the pieces of one character, such as 3, ⁄, 4 of ¾, only the last has it.
-        without = (starts == ends) & self._has_text[ids]
-        ends = np.where(without, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
+        # If one character has several pieces, such as 3, ⁄, 4 for ¾, only the last piece has a
+        # span. The others get the same character.
+        is_empty = (starts == ends) & self._has_text[ids]
+        ends = np.where(is_empty, np.minimum(starts + 1, len(text)), ends).astype(np.int32)
         word_ids = np.cumsum(self._begins_word[ids], dtype=np.int32)
         return Tokens(ids=ids, starts=starts, ends=ends, word_ids=word_ids)
 
     def files(self) -> dict[str, bytes]:
-        """See `Tokenizer`; of a unigram model also the `tokenizer.json` of `transformers`."""
+        """See `Tokenizer`; a unigram model also gets the `tokenizer.json` of `transformers`."""
         converted = self._tokenizer_json() if _is_unigram(self.model) else None
         kind = "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"
-        # Its class splits and numbers alike, but does not lower-case.
+        # The class of the numbering gives the same tokens, but does not lower-case.
         if self.numbering is not None and not self.do_lower_case:
             kind = self.numbering.tokenizer_class
         files = {
@@ -163,13 +165,14 @@ class SentencePieceTokenizer(Tokenizer):
         tokenizer.normalizer = _normalizer(proto, do_lower_case=self.do_lower_case)
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_MARK, "always")
         tokenizer.decoder = decoders.Metaspace(WORD_MARK, "always")
-        own = () if self.numbering is None else self.numbering.first
-        special = dict.fromkeys((*map(self.vocab.__getitem__, self.special_ids.values()), *own))
+        fairseq_tokens = () if self.numbering is None else self.numbering.first
+        named = map(self.vocab.__getitem__, self.special_ids.values())
+        special = dict.fromkeys((*named, *fairseq_tokens))
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
         cls, sep = (self.vocab[self.special_ids[name]] for name in ("cls", "sep"))
         tokenizer.post_processor = TemplateProcessing(
             single=f"{cls} $A {sep}",
-            pair=(_ROBERTA_PAIR if own else _BERT_PAIR).format(cls=cls, sep=sep),
+            pair=(_ROBERTA_PAIR if fairseq_tokens else _BERT_PAIR).format(cls=cls, sep=sep),
             special_tokens=[(cls, self.special_ids["cls"]), (sep, self.special_ids["sep"])],
         )
         return tokenizer.to_str(pretty=False).encode("utf-8")
@@ -187,7 +190,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _lower_in_place(text: str) -> str:
-    """Lower-cases the characters whose lower case is one character, so that positions stay."""
+    """Lower-cases only characters whose lower case is one character, so that positions stay."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
@@ -200,20 +203,21 @@ def number_tokens(
     """Returns the tokens of a model's pieces in the order of their ids.
 
     Args:
-        pieces: in the model file's order.
-        model_type: of the language model next to the file; None for none.
+        pieces: pieces in the order of the model file.
+        model_type: `model_type` of the language model next to the file; None if there is none.
 
     Returns:
-        the tokens, and fairseq's numbering: XLM-RoBERTa's or CamemBERT's, of a model without a
-        padding or mask of its own.
+        the tokens, and the numbering of XLM-RoBERTa or CamemBERT. The numbering is None for
+        another model type, and for a model that has its own padding or mask token.
 
     Example:
-        `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>` for an XLM-RoBERTa:
-        a piece after the third has the id that follows its place.
+        For an XLM-RoBERTa, `<unk> <s> </s> ▁a b` becomes `<s> <pad> </s> <unk> ▁a b <mask>`.
+        The id of each piece after the third is its index in the file plus 1.
     """
     numbering = _NUMBERINGS.get(str(model_type))
-    own = {_FAIRSEQ_PADDING, _FAIRSEQ_MASK} & set(pieces)
-    if numbering is None or tuple(pieces[: len(_PIECES_FIRST)]) != _PIECES_FIRST or own:
+    has_own_tokens = bool({_FAIRSEQ_PADDING, _FAIRSEQ_MASK} & set(pieces))
+    is_fairseq = numbering is not None and tuple(pieces[: len(_PIECES_FIRST)]) == _PIECES_FIRST
+    if not is_fairseq or has_own_tokens:
         return tuple(pieces), None
     return (*numbering.first, *pieces[numbering.num_replaced :], _FAIRSEQ_MASK), numbering
 
@@ -228,11 +232,11 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
     with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
         processor = SentencePieceProcessor(model_proto=model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-        # Other programs must be able to read its own text and its tables, too.
+        # Other programs must be able to read the model's normalizer and its tables, too.
         proto = ModelProto.FromString(model)
         _normalizer(proto, do_lower_case=False)
         if not all(math.isfinite(piece.score) for piece in proto.pieces):
-            raise ValueError("expected scores that are numbers, received others")
+            raise ValueError("expected finite scores, received NaN or infinity")
     return pieces, model
 
 
@@ -242,15 +246,17 @@ def load_sentencepiece(
     """Loads a SentencePiece model as a tokenizer.
 
     Args:
-        settings: those next to it.
-        do_lower_case: None for what they say, or else no: a cased model must keep capitals.
+        path: the model file.
+        settings: the settings next to it.
+        do_lower_case: whether to lower-case text; None for the value in `settings`. The default
+            is no, because a cased model must keep capital letters.
 
     Raises:
-        InputError: it cannot be read, lacks a special or an added token, or is no unigram
-            model of fairseq's.
+        InputError: the file cannot be read, lacks a special or an added token, or has fairseq's
+            numbering but is not a unigram model.
     """
     if settings.tokenizer_class in _WORD_CLASSES:
-        hint = "its words come from a dictionary that is not read here"
+        hint = "this class needs a dictionary of words, which is not supported"
         raise settings.refusal("tokenizer_class", "one of SentencePiece", hint)
     if do_lower_case is None:
         do_lower_case = bool(settings.switch(LOWER_CASE))
@@ -258,23 +264,23 @@ def load_sentencepiece(
     model_type = settings.model.get("model_type")
     vocab, numbering = number_tokens(pieces, model_type)
     if numbering is not None and not _is_unigram(model):
-        expected = f"a SentencePiece model of the unigram type, as {model_type}'s"
+        expected = f"a SentencePiece model of the unigram type, as for {model_type}"
         raise InputError(path, expected, "another type")
     settings.expect_listed(vocab)
     special_ids = find_special_ids(vocab, path, settings)
     if numbering is None:
-        # A model always has one, under any name.
+        # A model always has an unknown piece, whatever its name.
         special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
     notes = tuple(_describe_ignored(settings))
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, numbering, notes=notes)
 
 
 def _describe_ignored(settings: TokenizerSettings) -> Iterator[str]:
-    """Yields a line for each setting that would change a text before the model reads it."""
+    """Yields a line for each setting that is ignored because the model alone reads the text."""
     for key, plain in _PLAIN_TEXT.items():
         value = settings.switch(key)
         if value not in (None, plain):
-            hint = "the tokenizer.json that transformers writes has it"
+            hint = "use the tokenizer.json that transformers writes to apply it"
             yield f"{settings.path}: {key}: {value} has no effect on a SentencePiece model; {hint}"
 
 

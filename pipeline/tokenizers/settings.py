@@ -1,9 +1,9 @@
 """The settings next to a vocabulary, in the files of Hugging Face's tokenizers.
 
-`tokenizer_config.json` has most of them; older models keep the names of special tokens in
-`special_tokens_map.json`, tokens that follow the vocabulary's in `added_tokens.json`, and
-the tokenizer's class in the model's `config.json`. A key that changes tokens is obeyed by
-the kind of tokenizer that it belongs to, or refused there.
+`tokenizer_config.json` has most of them. Older models keep the names of special tokens in
+`special_tokens_map.json`, tokens after those of the vocabulary in `added_tokens.json`, and the
+tokenizer's class in the model's `config.json`. If a key changes tokens, the tokenizer that the
+key belongs to either applies it or raises an error.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ ADDED_TOKENS_KEY = "added_tokens_decoder"
 LOWER_CASE = "do_lower_case"
 STRIP_ACCENTS = "strip_accents"
 SPLIT_CHINESE = "tokenize_chinese_chars"
-# Keys of further special tokens, in older and in newer files.
+# Keys of additional special tokens, in older and in newer files.
 _FURTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
-# The class of a tokenizer whose files name none, by the `model_type` of the model.
+# Tokenizer classes by the `model_type` of the model, for files that name no class.
 MPNET_CLASS = "MPNetTokenizer"
 _MODEL_CLASSES = {"mpnet": MPNET_CLASS}
-# MPNet's vocabulary has BERT's special tokens, too, which its model was not trained with.
+# MPNet's vocabulary also has BERT's special tokens, but its model was not trained with them.
 _MPNET_TOKENS = {
     "pad": "<pad>",
     "unk": "[UNK]",
@@ -47,7 +47,7 @@ _MPNET_TOKENS = {
     "sep": "</s>",
     "mask": "<mask>",
 }
-# Classes, without the ending of fast ones, that split text as BERT's does.
+# Classes that split text as BERT's tokenizer does; without the suffix "Fast".
 BERT_CLASSES = (
     *("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer"),
     *("ErnieTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "SqueezeBertTokenizer"),
@@ -57,14 +57,14 @@ BERT_CLASSES = (
 
 
 class WholeToken(msgspec.Struct, frozen=True):
-    """A token that stays whole wherever a text spells it, as `tokenizers.AddedToken` has it.
+    """A token that is never split in a text, with the fields of `tokenizers.AddedToken`.
 
     Attributes:
-        content: the text.
+        content: the text of the token.
         single_word: whether it must not be part of a word.
         lstrip: whether spaces before it belong to it.
-        rstrip: whether spaces after it do.
-        normalized: whether it is looked for in the normalised text.
+        rstrip: whether spaces after it belong to it.
+        normalized: whether it is searched in the normalized text.
         special: whether it is a special token, which is never masked.
     """
 
@@ -77,7 +77,7 @@ class WholeToken(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.content:
-            raise ValueError("a token without text")
+            raise ValueError("content must not be empty")
         self.content.encode("utf-8")
 
 
@@ -87,12 +87,12 @@ class TokenizerSettings:
 
     Attributes:
         vocab_file: the vocabulary.
-        path: `tokenizer_config.json`; it need not exist.
-        values: its keys.
-        special_tokens: how special tokens are spelled, by `pad`, `unk`, `cls`, `sep`, `mask`;
+        path: the `tokenizer_config.json`; it need not exist.
+        values: content of that file.
+        special_tokens: spellings of special tokens by `pad`, `unk`, `cls`, `sep` and `mask`; only
             those that a file names.
-        added: tokens that are listed with their ids.
-        model: keys of the model's `config.json`.
+        added: tokens that a file lists with their ids.
+        model: content of the model's `config.json`.
     """
 
     vocab_file: Location
@@ -104,7 +104,7 @@ class TokenizerSettings:
 
     @property
     def tokenizer_class(self) -> str | None:
-        """The name of the tokenizer's class, without the ending of fast ones."""
+        """The name of the tokenizer's class, without the suffix "Fast"."""
         name = self.values.get("tokenizer_class") or self.model.get("tokenizer_class")
         if name is None:
             return _MODEL_CLASSES.get(str(self.model.get("model_type")))
@@ -112,7 +112,7 @@ class TokenizerSettings:
 
     @property
     def class_tokens(self) -> Mapping[str, str]:
-        """How the tokenizer's class spells special tokens, where it is not as others do."""
+        """Spellings of special tokens that are particular to the tokenizer's class."""
         return _MPNET_TOKENS if self.tokenizer_class == MPNET_CLASS else {}
 
     def refusal(self, key: str, expected: str, hint: str | None = None) -> InputError:
@@ -123,10 +123,10 @@ class TokenizerSettings:
         return InputError(f"{where}: {key}", expected, shown(value), hint)
 
     def switch(self, key: str) -> bool | None:
-        """Returns a value that is true or false, also as a string; None where it is not set.
+        """Returns a value that is true or false, also as a string; None if it is not set.
 
         Raises:
-            InputError: it is something else.
+            InputError: the value is neither true nor false.
         """
         value = self.values.get(key)
         if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -136,13 +136,13 @@ class TokenizerSettings:
         raise self.refusal(key, "true or false")
 
     def expect_values(self, supported: Mapping[str, Any]) -> None:
-        """Raises InputError where a key is set to anything but its one supported value."""
+        """Raises InputError if a key has another value than the one that is supported."""
         for key, value in supported.items():
             if self.values.get(key, value) not in (value, None):
                 raise self.refusal(key, f"{json_text.shown(value)}, or none")
 
     def expect_listed(self, vocab: Sequence[str]) -> None:
-        """Raises InputError unless a vocabulary has every added token under its id."""
+        """Raises InputError unless a vocabulary has every added token at its id."""
         for index, token in sorted(self.added.items()):
             if not (index < len(vocab) and vocab[index] == token.content):
                 received = f"another of {len(vocab)} tokens"
@@ -156,22 +156,23 @@ class TokenizerSettings:
                 raise InputError(self.vocab_file, expected, received, hint)
 
     def extend(self, tokens: Sequence[str]) -> tuple[str, ...]:
-        """Returns the tokens of a `vocab.txt` with those that were added behind them.
+        """Returns the tokens of a `vocab.txt`, followed by the added tokens.
 
         Raises:
-            InputError: ids leave a gap, or one of a token is not its own.
+            InputError: the ids have a gap, or a token occurs twice.
         """
         added = {index: token for index, token in self.added.items() if index >= len(tokens)}
         expected = range(len(tokens), len(tokens) + len(added))
         if sorted(added) != list(expected):
             ids = f"ids of added tokens from {expected.start} to {expected.stop - 1}"
             missing = next(index for index in expected if index not in added)
-            raise InputError(self.vocab_file, ids, f"none for {missing}, and {max(added)}")
+            received = f"no token with id {missing}, but one with id {max(added)}"
+            raise InputError(self.vocab_file, ids, received)
         vocab = (*tokens, *(added[index].content for index in expected))
-        places = {token: index for index, token in enumerate(vocab)}
+        last_ids = {token: index for index, token in enumerate(vocab)}
         for index in expected:
             token = vocab[index]
-            if places[token] != index or token in tokens:
+            if last_ids[token] != index or token in tokens:
                 received = f"{shown(token)} (id {index}) twice"
                 raise InputError(self.vocab_file, "each added token once", received)
         self.expect_listed(vocab)
@@ -182,7 +183,7 @@ def read_settings(vocab_file: Location) -> TokenizerSettings:
     """Reads the files next to a vocabulary.
 
     Raises:
-        InputError: one is malformed, or names a token twice.
+        InputError: a file is malformed, or two tokens have the same id.
     """
     path = vocab_file.with_name(TOKENIZER_CONFIG_FILE)
     values, spelled, model = (
@@ -218,7 +219,7 @@ def _special_tokens(path: Location, values: Mapping[str, Any]) -> Iterator[tuple
 def _added_tokens(
     path: Location, values: Mapping[str, Any], special: set[str]
 ) -> dict[int, WholeToken]:
-    """Returns the tokens of `added_tokens_decoder`, and of `added_tokens.json`, by their ids."""
+    """Returns the tokens of `added_tokens_decoder` and `added_tokens.json`, by their ids."""
     listed = values.get(ADDED_TOKENS_KEY) or {}
     if not isinstance(listed, dict):
         raise InputError(f"{path}: {ADDED_TOKENS_KEY}", "an object", shown(listed))
@@ -244,8 +245,8 @@ def _added_tokens(
 
 
 def _index(where: object, value: Any) -> int:
-    """Returns an id, which is a number or, as a key, its digits."""
+    """Returns an id; a file has it as a number or, in a key, as digits."""
     text = str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InputError(where, "ids of tokens", shown(value))
+        raise InputError(where, "token ids", shown(value))
     return int(text)

@@ -1,8 +1,8 @@
-"""Tokenises a text by its characters that are tokens of their own, and the runs between them.
+"""Tokenization of a text by single characters and by the runs between them.
 
-A Chinese character and a punctuation mark are a token whatever stands next to them. All other
-characters form runs between these and spaces, such as a Latin word or a number. The tokens of a
-run do not depend on what is around it, and most runs recur, so that each is tokenised once.
+A Chinese character or a punctuation mark is always one token, whatever is next to it. Between
+these and spaces, all other characters form runs, such as a Latin word or a number. The tokens of a
+run do not depend on its context. Most runs recur, so each run is tokenized only once.
 """
 
 import array
@@ -13,16 +13,17 @@ import numpy as np
 from pipeline.tokenizers.segmenters import is_chinese, is_punctuation
 from pipeline.tokenizers.tokens import Tokens
 
-# In the table of characters: those that are no token of their own, and those that may be one.
+# Values in the table of characters that are not token ids: a space, a character of a run, and a
+# character that was not tried yet.
 _SPACE, _OF_A_RUN, _UNTRIED = -1, -2, -3
-# Characters beyond the table are of runs.
+# Characters beyond the table belong to runs.
 _TABLE_SIZE = 2**16
-# Runs that are remembered; where there are more, all are forgotten.
+# Maximum number of runs that are remembered. If there are more, all are forgotten.
 _MAX_RUNS = 2**17
 
 
 class TextRuns:
-    """A tokenizer of texts, made from one that splits at Chinese characters and punctuation.
+    """A tokenizer made from another one that splits at Chinese characters and punctuation.
 
     Args:
         encode: tokenises a text.
@@ -35,13 +36,13 @@ class TextRuns:
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
-        # Of each run: its first token and how many it has.
+        # For each run, its first token and its number of tokens.
         self._firsts, self._counts = array.array("q"), array.array("q")
-        # Of each token: its id, span within the run, and whether it begins a word there.
+        # For each token, its id, its span within the run, and whether it begins a word.
         self._ids, self._starts, self._ends, self._begins = (array.array("i") for _ in range(4))
 
     def tokenize(self, text: str) -> Tokens:
-        """Returns a text's tokens."""
+        """Returns the tokens of a text."""
         code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kinds = self._table[np.minimum(code_points, _TABLE_SIZE - 1)]
         if kinds.min(initial=0) == _UNTRIED:
@@ -55,7 +56,7 @@ class TextRuns:
         counts[bounds[::2]] = run_counts
         starts = np.repeat(np.arange(len(kinds), dtype=np.int32), counts)
         ids, ends, begins = kinds[starts], starts + 1, np.ones(len(starts), np.int32)
-        # Of the tokens of runs there is only the beginning of the run so far.
+        # Until here, tokens of runs have only the beginning of their run.
         of_run = ids == _OF_A_RUN
         tokens = _ranges(_view(self._firsts)[numbers], run_counts)
         ids[of_run] = _view(self._ids)[tokens]
@@ -65,7 +66,7 @@ class TextRuns:
         return Tokens(ids, starts, ends, np.cumsum(begins, dtype=np.int32) - 1)
 
     def _try_characters(self, candidates: np.ndarray) -> None:
-        """Fills the table at some characters: each is tried between letters."""
+        """Fills the table for some characters: each is tokenized between two letters."""
         tokens = self._encode("a" + "".join(f"{chr(index)}a" for index in candidates.tolist()))
         positions = 2 * np.arange(len(candidates)) + 1
         # The first token at each candidate or behind it; the last letter is behind the last one.
@@ -82,7 +83,7 @@ class TextRuns:
         self._table[candidates[is_lone]] = tokens.ids[first[is_lone]]
 
     def _look_up(self, runs: Sequence[str]) -> np.ndarray:
-        """Returns the numbers of runs, int [n]; those that are not known are tokenised."""
+        """Returns the numbers of runs, int [n]; unknown runs are tokenized."""
         numbers = [*map(self._numbers.get, runs)]
         if None in numbers:
             if len(self._numbers) > _MAX_RUNS:
@@ -92,7 +93,7 @@ class TextRuns:
         return np.array(numbers, np.int64)
 
     def _add(self, runs: Sequence[str]) -> None:
-        """Tokenises runs, a line each, and remembers their tokens."""
+        """Tokenizes runs as the lines of one text, and remembers their tokens."""
         lengths = np.array([*map(len, runs)]) + 1
         offsets = np.cumsum(lengths) - lengths
         tokens = self._encode("\n".join(runs))
@@ -112,8 +113,8 @@ class TextRuns:
 def _untried_table() -> np.ndarray:
     """Returns an empty table of characters, int32 [65,536].
 
-    It will hold the id of each character that is always a token of its own. These are among
-    Chinese characters, punctuation and spaces, which are tried when a text has them.
+    It will have the id of each character that is always one token. Only Chinese characters,
+    punctuation and spaces are candidates, and these are tried when a text contains them.
     """
     every = np.arange(_TABLE_SIZE, dtype=np.uint32)
     spaces = np.array([chr(index).isspace() for index in range(_TABLE_SIZE)])
@@ -123,7 +124,7 @@ def _untried_table() -> np.ndarray:
 
 
 def _ranges(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Returns `counts` numbers from each of `firsts` on, one range after another."""
+    """Returns concatenated ranges of numbers; range i has `counts[i]` numbers from `firsts[i]`."""
     shifts = firsts - (np.cumsum(counts) - counts)
     return np.repeat(shifts, counts) + np.arange(counts.sum())
 

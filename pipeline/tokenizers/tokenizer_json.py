@@ -1,4 +1,4 @@
-"""Tokenizers of the `tokenizers` library, from a `tokenizer.json`: byte-level BPE and any other."""
+"""Tokenizers of the `tokenizers` library from a `tokenizer.json`, such as byte-level BPE."""
 
 import dataclasses
 import functools
@@ -33,12 +33,12 @@ from pipeline.tokenizers.tokens import (
 from pipeline.tokenizers.vocabulary import MAX_VOCAB_SIZE, read_tokenizer_file
 
 _CONVERT_HINT = (
-    "a vocab.json with merges.txt becomes one by transformers' "
+    "to convert a vocab.json with merges.txt, use transformers' "
     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
 )
 _BYTE_LEVEL_MARK = "Ġ"
 _BERT_NORMALIZER = "BertNormalizer"
-# The fields of BERT's normaliser, and the keys by which its tokenizer's settings change them.
+# Fields of BERT's normalizer, and the keys of the tokenizer's settings that change them.
 _NORMALIZER_KEYS = {
     "lowercase": LOWER_CASE,
     "strip_accents": STRIP_ACCENTS,
@@ -49,10 +49,10 @@ _WORDPIECE = re.compile(rb'"type":\s*"WordPiece"')
 
 @dataclasses.dataclass(frozen=True)
 class JsonTokenizer(Tokenizer):
-    """A tokenizer that brings its own normaliser, splitting and vocabulary.
+    """A tokenizer whose file defines normalizer, splitting and vocabulary.
 
     Attributes:
-        vocab: as in `Tokenizer`; an id that no token has is an empty string.
+        vocab: as in `Tokenizer`; an empty string for an id without a token.
         content: the file's bytes.
     """
 
@@ -63,20 +63,23 @@ class JsonTokenizer(Tokenizer):
         tokenizer = FastTokenizer.from_buffer(self.content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        # Else a literal "<mask>" in a text becomes the special token.
+        # Otherwise a literal "<mask>" in a text becomes the special token.
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     @functools.cached_property
     def _mark(self) -> str | None:
-        """What tokens have for the space before them; None for WordPiece."""
+        """The character that stands for a space before a token; None for WordPiece."""
         if _WORDPIECE.search(self.content):
             return None
         return _BYTE_LEVEL_MARK if b'"ByteLevel"' in self.content else WORD_MARK
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:
-        """Which tokens have the mark of a word's beginning; Ġ is a letter, too."""
+        """A mask of the tokens that begin with the mark of a word, bool [V].
+
+        Without a mark this is False everywhere: Ġ may be an ordinary letter.
+        """
         mark = self._mark
         return np.array([mark is not None and token.startswith(mark) for token in self.vocab])
 
@@ -87,11 +90,11 @@ class JsonTokenizer(Tokenizer):
 
     def tokenize(self, text: str) -> Tokens:
         text = one_line(text)
-        with refusing(TOKENIZER_FILE, "one that tokenises any text", "another"):
+        with refusing(TOKENIZER_FILE, "a tokenizer that accepts any text", "one that fails"):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if "unk" in self.special_ids:
-            # A unigram model has them among its pieces, which a text may spell out.
+            # A unigram model has special tokens as pieces, which a text may contain literally.
             ids[self._is_special[ids]] = self.special_ids["unk"]
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         spaced = text.replace(WORD_MARK, " ") if self._mark == WORD_MARK else text
@@ -128,10 +131,10 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
 
 
 def load_tokenizer_json(path: Location, settings: TokenizerSettings) -> JsonTokenizer:
-    """Loads a `tokenizer.json`, beside which `settings` lie.
+    """Loads a `tokenizer.json`; `settings` are those next to it.
 
     Raises:
-        InputError: it cannot be read, or lacks a special or an added token.
+        InputError: the file cannot be read, or lacks a special or an added token.
     """
     tokens, content = read_vocab(path)
     settings.expect_listed(tokens)
@@ -140,7 +143,7 @@ def load_tokenizer_json(path: Location, settings: TokenizerSettings) -> JsonToke
 
 
 def _with_settings(content: bytes, settings: TokenizerSettings) -> bytes:
-    """Returns a `tokenizer.json` with the settings of BERT's tokenizer, which change the file's."""
+    """Returns a `tokenizer.json` in which the settings of BERT's tokenizer replace its own."""
     is_bert = settings.tokenizer_class in (None, *BERT_CLASSES)
     if not is_bert or _BERT_NORMALIZER.encode() not in content:
         return content

@@ -1,4 +1,4 @@
-"""The interface of tokenizers: token ids, their spans of the text, and words."""
+"""The interface of tokenizers: token ids, their spans in the text, and words."""
 
 import abc
 import contextlib
@@ -15,20 +15,20 @@ from pipeline.base.location import Location
 from pipeline.tokenizers.settings import TokenizerSettings
 from pipeline.tokenizers.vocabulary import VocabInfo, vocab_info
 
-# How BERT's five special tokens are spelled, the first that a vocabulary has
-# taken: BERT's own way, then XLNet's, Gemma's and RoBERTa's.
+# Spellings of BERT's five special tokens, as in BERT, XLNet, Gemma and RoBERTa. The first spelling
+# that a vocabulary has is used.
 SPECIAL_TOKENS: Mapping[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    # Of Gemma's tokens <s> and </s> are HTML.
+    # In Gemma's vocabulary, <s> and </s> are HTML tags, so <bos> and <eos> come first.
     "cls": ("[CLS]", "<cls>", "<bos>", "<s>"),
     "sep": ("[SEP]", "<sep>", "<eos>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
 TOKENIZER_FILE = "tokenizer.json"
-# SentencePiece's space: one in a text is a space to it, too.
+# SentencePiece's character for a space. It also treats this character in a text as a space.
 WORD_MARK = "▁"
-# The name of Rust's panics in Python.
+# Name of the Python exception for a panic in Rust code.
 _PANIC = "PanicException"
 _MAX_REASON = 200
 _LINE_BREAKS = str.maketrans("\n\r\t", "   ")
@@ -39,10 +39,10 @@ class Tokens:
     """The tokens of a text.
 
     Attributes:
-        ids: int32 [n].
-        starts: int32 [n], the character at which each begins; spaces before it do not count.
-        ends: int32 [n], the character after its last.
-        word_ids: int32 [n], equal for the pieces of one word as the tokenizer marks it.
+        ids: int32 [n], token ids.
+        starts: int32 [n], index of each token's first character; leading spaces do not count.
+        ends: int32 [n], index after each token's last character.
+        word_ids: int32 [n], equal for the tokens of one word as the tokenizer marks it.
     """
 
     ids: np.ndarray
@@ -53,15 +53,15 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer(abc.ABC):
-    """A tokenizer that masked examples can be made with.
+    """A tokenizer for masked examples.
 
     Attributes:
         vocab: the tokens in the order of their ids.
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
-        do_lower_case: whether text is lower-cased; None where the tokenizer's file says it.
-        notes: what a user must know of how it was chosen, a line each.
-        continuation: what begins a token within a word; None where tokens are not cut by their
-            letters.
+        do_lower_case: whether text is lower-cased; None if the tokenizer's file decides.
+        notes: notes for the user on the choice of the tokenizer, one line each.
+        continuation: prefix of a token that continues a word; None if tokens are not made of the
+            letters of words.
     """
 
     continuation: ClassVar[str | None] = None
@@ -78,16 +78,16 @@ class Tokenizer(abc.ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Further settings that change tokens, by their keys; those that are not the default."""
+        """Other settings that change tokens and differ from the default, by their keys."""
         return {}
 
     def with_options_of(self, other: "Tokenizer") -> "Tokenizer":
-        """Returns this vocabulary with the settings of another tokenizer of its kind."""
+        """Returns this tokenizer with the settings of another tokenizer of the same class."""
         return dataclasses.replace(self, do_lower_case=other.do_lower_case)
 
     @property
     def splits_at_lines(self) -> bool:
-        """Whether a line's tokens are the same whatever lines are before and after it."""
+        """Whether the tokens of a line do not depend on the lines before and after it."""
         return False
 
     @functools.cached_property
@@ -100,19 +100,19 @@ class Tokenizer(abc.ABC):
         return []
 
     def is_special(self) -> np.ndarray:
-        """Returns which tokens are never masked, nor stand in for a masked one: bool [V]."""
+        """Returns which tokens are never masked and never replace a masked token, bool [V]."""
         return self._is_special
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> Tokens:
-        """Tokenises a text, without special tokens."""
+        """Returns the tokens of a text, without special tokens."""
 
     @abc.abstractmethod
     def files(self) -> dict[str, bytes]:
-        """Returns the files that make a directory self-contained, by name."""
+        """Returns the contents of the tokenizer's files, by name."""
 
     def _config_file(self, tokenizer_class: str, **settings: Any) -> bytes:
-        """Returns a `tokenizer_config.json` that `transformers` understands."""
+        """Returns a `tokenizer_config.json` for `transformers`."""
         tokens = {f"{name}_token": self.vocab[index] for name, index in self.special_ids.items()}
         return json_text.dump({"tokenizer_class": tokenizer_class, **tokens, **settings})
 
@@ -120,12 +120,13 @@ class Tokenizer(abc.ABC):
 def find_special_ids(
     vocab: Sequence[str], path: Location, settings: TokenizerSettings
 ) -> dict[str, int]:
-    """Returns the ids of the special tokens of a vocabulary, which was read from `path`.
+    """Returns the ids of the special tokens of a vocabulary that was read from `path`.
 
-    They are spelled as `settings` say, as the tokenizer's class does, or as in `SPECIAL_TOKENS`.
+    Their spellings come from `settings`, the tokenizer's class or `SPECIAL_TOKENS`, in this order.
 
     Raises:
-        InputError: one that is named or needed is missing; `unk` is not needed.
+        InputError: the vocabulary lacks a special token that `settings` name, or one of those in
+            `SPECIAL_TOKENS` except `unk`.
     """
     indices = {token: index for index, token in enumerate(vocab)}
     ids, missing = {}, []
@@ -134,7 +135,7 @@ def find_special_ids(
         candidates = (named, settings.class_tokens.get(name), *spellings)
         known = [indices[token] for token in candidates if token in indices]
         if named is not None and named not in indices:
-            where, hint = f"{path}: {name}_token", "the files next to it name the token"
+            where, hint = f"{path}: {name}_token", "correct the token in the files next to it"
             raise InputError(where, "a token of the vocabulary", json_text.shown(named), hint)
         if known:
             ids[name] = known[0]
@@ -147,8 +148,8 @@ def find_special_ids(
 
 
 def word_numbers(word_ids: Sequence[int | None]) -> np.ndarray:
-    """Returns the word of each token, int32 [n]; a token of no word is one of its own."""
-    words = [-1 - at if word is None else word for at, word in enumerate(word_ids)]
+    """Returns the word of each token, int32 [n]; a token without a word gets its own number."""
+    words = [-1 - index if word is None else word for index, word in enumerate(word_ids)]
     return np.array(words, np.int32)
 
 
@@ -156,10 +157,11 @@ def word_numbers(word_ids: Sequence[int | None]) -> np.ndarray:
 def refusing(
     subject: object, expected: str, received: str, hint: str | None = None
 ) -> Iterator[None]:
-    """Turns whatever a tokenizer's library raises in the block into an InputError.
+    """Turns any error of a tokenizer library in the block into an InputError.
 
-    Its own exceptions come from files that it does not understand. Rust's panics are no Exceptions.
-    Arguments are those of `InputError`; the library's own message is added to `received`.
+    The libraries raise various exceptions for invalid files. Panics in Rust code are not
+    subclasses of `Exception`. The arguments are those of `InputError`; the library's message is
+    added to `received`.
     """
     try:
         yield
@@ -173,23 +175,23 @@ def refusing(
 
 
 def one_line(text: str) -> str:
-    """Returns a text with a space for each line break, so that all positions stay.
+    """Returns a text with a space in place of each line break or tab; positions stay the same.
 
-    WordPiece takes a line break for a space anyway; byte-level tokenizers would
-    have a token for it, which their models hardly saw.
+    WordPiece treats a line break as a space anyway. Byte-level tokenizers have a token for it that
+    their models rarely saw in training.
     """
     return text.translate(_LINE_BREAKS)
 
 
 def visible_spans(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the leading spaces out of the spans of tokens.
+    """Removes leading spaces from the spans of tokens.
 
     Args:
-        text: of n characters.
+        text: the text.
         offsets: int [tokens, 2], begin and end of each token.
 
     Returns:
-        starts and ends, int32 [tokens]; a token of spaces only is empty.
+        starts and ends, int32 [tokens]; the span of a token of spaces only is empty.
 
     Example:
         in `"a  bc"` the span (1, 5) of a token `▁bc` becomes (3, 5).

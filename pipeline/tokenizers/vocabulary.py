@@ -1,4 +1,4 @@
-"""The vocabulary: the list of tokens, and its identity."""
+"""Vocabularies: lists of tokens and their identities."""
 
 import hashlib
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def vocab_info(tokens: Sequence[str]) -> VocabInfo:
 
 
 def read_tokenizer_file(path: Location, *, what: str) -> bytes:
-    """Reads a whole tokenizer file; `what` is the kind that it should be, for messages.
+    """Returns the content of a tokenizer file; `what` is its expected kind, for messages.
 
     Raises:
         InputError: the file does not exist, or is larger than any tokenizer.
@@ -45,13 +45,13 @@ def read_tokenizer_file(path: Location, *, what: str) -> bytes:
 
 
 def read_tokens(path: Location) -> tuple[str, ...]:
-    """Reads a `vocab.txt`: one token a line, its line number its id.
+    """Returns the tokens of a `vocab.txt`, which has one token on each line, in order of ids.
 
     Raises:
         InputError: the file does not exist, is not UTF-8, or has too many lines.
     """
     content = read_tokenizer_file(path, what="a vocab.txt")
-    # Checked before splitting: short lines take many times their bytes as strings.
+    # This is checked before splitting, because short lines take much more memory as strings.
     if (num_lines := content.count(b"\n")) > MAX_VOCAB_SIZE:
         raise InputError(path, f"at most {MAX_VOCAB_SIZE} tokens", num_lines)
     try:

@@ -43,13 +43,14 @@ from pipeline.tokenizers.vocabulary import read_tokens
 
 VOCAB_FILE = "vocab.txt"
 _CLASS = "BertTokenizer"
-# Those that the tokenizer's file describes, or else the vocabulary.
+# Classes that do not decide the tokens: the tokenizer's file or the vocabulary does.
 _GENERAL_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
-# Ideographs of BERT's own range from U+2B820, which begins at U+2B920 in `BertNormalizer`.
+# In BERT's own tokenizer, a range of ideographs begins at U+2B820. In `BertNormalizer` it begins
+# at U+2B920, which misses these characters.
 _MISSED_IDEOGRAPHS = "[\U0002b820-\U0002b91f]"
-# The longest word that WordPiece splits, as in BERT's own tokenizer.
+# Maximum length of a word that WordPiece splits, as in BERT's own tokenizer.
 _MAX_WORD_CHARS = 100
-# Keys that would change tokens, and the values that BERT's tokenizer has.
+# Keys that change tokens, with the only values that are supported: those of BERT's tokenizer.
 _FIXED = {
     "clean_text": True,
     "do_subword_tokenize": True,
@@ -62,21 +63,24 @@ _FIXED = {
     "word_tokenizer_type": "basic",
     "wordpieces_prefix": "##",
 }
-# The share of a vocabulary's tokens that tells what its text was like. The public cased
-# vocabularies have more than a sixth with capital letters, the others none.
+# A vocabulary is cased if a larger fraction of its tokens has capital letters; the same fraction
+# decides on accents. In public cased vocabularies, more than a sixth of the tokens have capital
+# letters; in uncased ones, none.
 _MIN_SHARE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
 class WordPieceTokenizer(Tokenizer):
-    """Clean, split at spaces, punctuation and Chinese characters, then WordPiece.
+    """BERT's tokenizer: cleans and splits a text, then applies WordPiece.
+
+    A text is split at spaces, punctuation and Chinese characters.
 
     Attributes:
-        strip_accents: whether letters lose their accents; None for as `do_lower_case`.
+        strip_accents: whether letters lose their accents; None for the value of `do_lower_case`.
         tokenize_chinese_chars: whether each Chinese character is a word.
-        whole_tokens: tokens that are not split; one that `vocab` lacks is left out.
-        added_tokens: those of `vocab` that are not in `vocab.txt`; they are its last.
-        tokenizer_class: of `transformers`, which puts special tokens around texts.
+        whole_tokens: tokens that are not split; those that `vocab` lacks have no effect.
+        added_tokens: tokens of `vocab` that are not in `vocab.txt`; they have the last ids.
+        tokenizer_class: class of `transformers`; it decides the special tokens around texts.
     """
 
     continuation = "##"
@@ -106,7 +110,7 @@ class WordPieceTokenizer(Tokenizer):
         return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
 
     def _listed_tokens(self) -> dict[int, WholeToken]:
-        """Returns the tokens that are not split by their ids, in the order of these."""
+        """Returns the tokens that are not split by their ids, in the order of ids."""
         ids = {token: index for index, token in enumerate(self.vocab)}
         known = {ids[token.content]: token for token in self.whole_tokens if token.content in ids}
         return dict(sorted(known.items()))
@@ -119,8 +123,8 @@ class WordPieceTokenizer(Tokenizer):
         tokenizer = FastTokenizer(
             _wordpiece(self._file_tokens, self.vocab[self.special_ids["unk"]])
         )
-        # No special token is registered, so that a literal "[MASK]" in a text
-        # is five ordinary characters and never the special token.
+        # No special token is registered. A literal "[MASK]" in a text is therefore ordinary
+        # text and never the special token.
         tokenizer.normalizer = BertNormalizer(
             lowercase=self.do_lower_case,
             strip_accents=self.strip_accents,
@@ -141,7 +145,7 @@ class WordPieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _text_runs(self) -> TextRuns | None:
-        """The same tokenizer by characters and runs; None where a token may span several."""
+        """The tokenizer by characters and runs; None if a token may span several of them."""
         if self.tokenize_chinese_chars and not self._listed_tokens():
             return TextRuns(self._encode)
         return None
@@ -156,11 +160,11 @@ class WordPieceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> Tokens:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # A list of pairs becomes an array in half the time when it is flat.
+        # Converting a flat iterable to an array takes half the time of a list of pairs.
         flat = itertools.chain.from_iterable(encoding.offsets)
         offsets = np.fromiter(flat, np.int32, 2 * len(encoding)).reshape(-1, 2)
         ids, words = np.array(encoding.ids, np.int32), encoding.word_ids
-        # Only tokens that are not split belong to no word.
+        # Only tokens that are never split have no word.
         word_ids = word_numbers(words) if self.whole_tokens else np.array(words, np.int32)
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
@@ -182,8 +186,10 @@ def load_wordpiece(
     """Loads the tokenizer of a `vocab.txt`.
 
     Args:
-        settings: those next to it.
-        do_lower_case: None for what they say, or else what the vocabulary's tokens tell.
+        path: the `vocab.txt`.
+        settings: the settings next to it.
+        do_lower_case: whether to lower-case text; None for the value in `settings`. Without such a
+            value, the tokens of the vocabulary decide.
 
     Raises:
         InputError: the file does not exist, is not UTF-8, or lacks a token; or a setting is
@@ -191,14 +197,14 @@ def load_wordpiece(
     """
     classes = (*BERT_CLASSES, *_GENERAL_CLASSES)
     if settings.tokenizer_class not in (None, *classes):
-        hint = "its tokens would not be those that the model was trained with"
+        hint = "WordPiece gives other tokens than those that the model was trained with"
         raise settings.refusal("tokenizer_class", f"one of {', '.join(classes)}", hint)
     settings.expect_values(_FIXED)
     tokens = read_tokens(path)
     vocab = settings.extend(tokens)
     special_ids = find_special_ids(vocab, path, settings)
     if "unk" not in special_ids:
-        raise InputError(path, "a vocabulary with [UNK]", "one without")
+        raise InputError(path, "a vocabulary with [UNK]", "one without [UNK]")
     if settings.switch("do_basic_tokenize") is False:
         return _without_basic(vocab, special_ids, do_lower_case, settings)
     case = _choose_case(path, tokens, settings, do_lower_case)
@@ -219,22 +225,22 @@ def load_wordpiece(
 
 
 def _expect_ids(tokenizer: WordPieceTokenizer, path: Location) -> None:
-    """Refuses added tokens whose ids the `tokenizers` library would not give."""
-    with refusing(path, "tokens that can be told apart", "others"):
+    """Raises an error if the `tokenizers` library gives an added token another id."""
+    with refusing(path, "distinct tokens", "tokens that the tokenizers library rejects"):
         for index, token in tokenizer._listed_tokens().items():
             if tokenizer._tokenizer.token_to_id(token.content) != index:
-                expected = "each token once, as other tokens are added behind them"
-                raise InputError(path, expected, "one twice")
+                expected = "each token once, because tokens are added to the vocabulary"
+                raise InputError(path, expected, "a token that occurs twice")
 
 
 def _whole_tokens(
     vocab: Sequence[str], special_ids: dict[str, int], settings: TokenizerSettings
 ) -> tuple[WholeToken, ...]:
-    """Returns the tokens that are not split, without those that have a role of their own."""
+    """Returns the tokens that are not split, except pad, unk, cls, sep and mask."""
     never_split = settings.values.get("never_split") or []
     if not (isinstance(never_split, list) and all(isinstance(t, str) for t in never_split)):
         raise settings.refusal("never_split", "a list of tokens")
-    own = {vocab[index] for index in special_ids.values()}
+    special_tokens = {vocab[index] for index in special_ids.values()}
     known = set(vocab)
     for token in never_split:
         if token not in known:
@@ -242,7 +248,7 @@ def _whole_tokens(
             raise InputError(f"{settings.path}: never_split", expected, shown(token))
     whole = {token: _unsplit(token) for token in never_split}
     whole |= {token.content: token for token in settings.added.values()}
-    return tuple(token for content, token in sorted(whole.items()) if content not in own)
+    return tuple(token for content, token in sorted(whole.items()) if content not in special_tokens)
 
 
 def _unsplit(content: str) -> WholeToken:
@@ -257,14 +263,15 @@ def _without_basic(
     do_lower_case: bool | None,
     settings: TokenizerSettings,
 ) -> JsonTokenizer:
-    """Returns WordPiece alone, which splits at spaces and changes no letter."""
+    """Returns a tokenizer that splits only at spaces, changes no letter, and applies WordPiece."""
     if do_lower_case:
-        expected = f"unset, as {settings.path} has do_basic_tokenize: false"
+        expected = f"unset, because {settings.path} has do_basic_tokenize: false"
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     if settings.added:
         raise settings.refusal("do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}")
     if len(set(vocab)) < len(vocab):
-        raise settings.refusal("do_basic_tokenize", "true for a vocabulary with a token twice")
+        expected = "true for a vocabulary in which a token occurs twice"
+        raise settings.refusal("do_basic_tokenize", expected)
     tokenizer = FastTokenizer(_wordpiece(vocab, vocab[special_ids["unk"]]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()
@@ -277,7 +284,7 @@ def _without_basic(
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """What becomes of capital letters and accents, and what a user must know of it."""
+    """The treatment of capital letters and accents, and notes on it for the user."""
 
     lower: bool
     strip_accents: bool | None
@@ -290,29 +297,32 @@ def _choose_case(
     settings: TokenizerSettings,
     do_lower_case: bool | None,
 ) -> _Case:
-    """Decides by the user's choice, the settings, or tokens that lower-casing never yields."""
+    """Chooses lower-casing by the user's setting, the files' settings or the vocabulary.
+
+    A vocabulary is cased if it has tokens that lower-casing never gives.
+    """
     strip_accents, configured = settings.switch(STRIP_ACCENTS), settings.switch(LOWER_CASE)
     has_capitals, has_accents = _has_capitals(tokens), _has_accents(tokens)
     lower = configured if do_lower_case is None else do_lower_case
     if lower is None:
         lower = not has_capitals
         if has_capitals:
-            note = f"{path} has tokens with capital letters: text is not lower-cased"
-            return _Case(lower, strip_accents, (f"{note} (`do_lower_case` decides otherwise)",))
+            note = f"{path} has tokens with capital letters, so text is not lower-cased"
+            return _Case(lower, strip_accents, (f"{note}; set `do_lower_case` to change this",))
     if lower and has_capitals:
         note = "is lower-cased, so that its tokens with capital letters are never used"
         return _Case(lower, strip_accents, (f"{path}: text {note}",))
     if not lower or strip_accents is not None or not has_accents:
         return _Case(lower, strip_accents)
     if configured is None:
-        note = f"{path} has letters with accents: text is lower-cased but keeps them"
+        note = f"{path} has letters with accents: text is lower-cased but keeps accents"
         return _Case(lower, False, (note,))
     note = "loses accents, so that its letters with accents are never used"
     return _Case(lower, None, (f"{path}: text {note} ({TOKENIZER_CONFIG_FILE})",))
 
 
 def _ordinary(tokens: Sequence[str]) -> list[str]:
-    """Returns tokens that stand for text: not such as [UNK], [unused1] or <s>."""
+    """Returns the tokens that stand for text, without tokens such as [UNK], [unused1] or <s>."""
     return [token for token in tokens if token and token[0] + token[-1] not in ("[]", "<>")]
 
 
@@ -327,6 +337,6 @@ def _has_accents(tokens: Sequence[str]) -> bool:
 
 
 def _stripped(token: str) -> str:
-    """Returns a token without accents, as BERT's tokenizer strips them: й is и."""
+    """Returns a token without accents, as BERT's tokenizer strips them: й becomes и."""
     letters = unicodedata.normalize("NFD", token)
     return "".join(char for char in letters if unicodedata.category(char) != "Mn")

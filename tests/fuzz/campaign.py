@@ -1,11 +1,11 @@
-"""Fuzzes the readers of files from outside for as long as one likes.
+"""Fuzzes the readers of external files for a given time.
 
 python -m tests.fuzz.campaign --seconds=60 --reader=manifest --output=/tmp/fuzz
 python -m tests.fuzz.campaign --engine=atheris --seconds=60 --reader=corpus
 
-Each reader runs in a process of its own, with little memory. The bytes of each finding and a
-description are in the output folder. Engine `random` draws bytes for hypothesis at random;
-`atheris` (github.com/google/atheris) looks for bytes that reach new lines of ours.
+Each reader runs in a separate process with limited memory. The output folder has the bytes and a
+description of each finding. The engine `random` draws random bytes for hypothesis. The engine
+`atheris` (github.com/google/atheris) searches for bytes that reach new lines of the project.
 """
 
 import argparse
@@ -22,16 +22,16 @@ import traceback
 
 from tests.fuzz.checking import Finding, Reader, fuzz_target
 
-# Bytes beyond those that the process has when the reader is imported.
+# Bytes of memory that a reader may use in addition to those of the process after the imports.
 _MEMORY = 2**30
-# Seconds after which a process hangs outside Python.
+# Seconds beyond its time after which a process counts as hanging outside Python code.
 _PATIENCE = 600.0
 _MAX_DEATHS = 20
 _INPUT_BYTES = 1024
 
 
 def _save(output: pathlib.Path, reader: Reader, place: str, text: str, wrong: pathlib.Path) -> None:
-    """Keeps a finding: its bytes, and a description."""
+    """Saves a finding: its bytes, and a description."""
     digest = hashlib.sha256(place.encode()).hexdigest()[:8]
     path = output / f"{reader.name.replace(' ', '_')}-{digest}"
     if not path.with_suffix(".txt").exists():
@@ -78,21 +78,21 @@ def _run_child(reader_name: str, arguments: argparse.Namespace) -> None:
 
 
 def _fuzz(reader: Reader, arguments: argparse.Namespace, output: pathlib.Path) -> None:
-    """Fuzzes one reader in other processes, another one for each that dies."""
+    """Fuzzes one reader in a new process; if this dies, another one continues."""
     end = time.monotonic() + arguments.seconds
     for seed in range(arguments.seed, arguments.seed + _MAX_DEATHS):
-        left = end - time.monotonic()
-        if left <= 0:
+        seconds_left = end - time.monotonic()
+        if seconds_left <= 0:
             return
         with tempfile.TemporaryDirectory(dir=output) as folder:
             command = [sys.executable, "-m", "tests.fuzz.campaign", f"--folder={folder}"]
-            command += [f"--reader={reader.name}", f"--seconds={left}", f"--seed={seed}"]
+            command += [f"--reader={reader.name}", f"--seconds={seconds_left}", f"--seed={seed}"]
             try:
                 result = subprocess.run(
                     [*command, f"--engine={arguments.engine}"],
                     stderr=subprocess.PIPE,
                     text=True,
-                    timeout=left + _PATIENCE,
+                    timeout=seconds_left + _PATIENCE,
                     check=False,
                 )
                 status, text = result.returncode, result.stderr[-3000:]
@@ -104,13 +104,13 @@ def _fuzz(reader: Reader, arguments: argparse.Namespace, output: pathlib.Path) -
 
 
 def main() -> int:
-    """Runs the campaign; 1 if there is a finding."""
+    """Runs the campaign; returns 1 if there is a finding, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each reader")
-    parser.add_argument("--reader", default="", help="beginnings of names, separated by ;")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds for each reader")
+    parser.add_argument("--reader", default="", help="prefixes of readers' names, separated by ;")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["random", "atheris"], default="random")
-    parser.add_argument("--output", help="a folder for findings; a new one by default")
+    parser.add_argument("--output", help="folder for findings; by default a new one")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder:

@@ -1,4 +1,4 @@
-"""What holds of every reader, whatever the bytes: a good value, or an error for people."""
+"""The property of every reader that is fuzzed: it gives a valid value or a readable error."""
 
 import contextlib
 import dataclasses
@@ -15,24 +15,24 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import LocalLocation
 from tests.fuzz.mutation import Mutate
 
-# Of processor time, on machines that are shared.
+# Seconds of CPU time, because wall time is unreliable on shared machines.
 TIME_LIMIT = 5.0
-# An error is for people to read.
+# Maximum length of a message in characters, so that people can read it.
 _MAX_MESSAGE = 4_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A reader of files from outside.
+    """A reader of external files.
 
     Attributes:
-        name: what the campaign calls it.
-        file: the file that is made wrong, in a folder that `prepare` fills.
-        mutate: makes it wrong.
-        read: reads the folder and uses what it read, as the library would; InputError
-            where it refuses.
-        prepare: fills the folder with what is right.
-        others: what a refusal may name instead of the file: others, or flags.
+        name: name of the reader in the campaign.
+        file: the file that is corrupted, in a folder that `prepare` fills.
+        mutate: corrupts the content of the file.
+        read: reads the folder and uses the result as the library would; raises InputError if the
+            content is invalid.
+        prepare: fills the folder with valid files.
+        others: other files or flags that an error may name instead of the file.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Reader:
 
 
 class Hang(BaseException):
-    """A reader took longer than it may."""
+    """A reader took longer than the time limit."""
 
 
 class Finding(AssertionError):
-    """A reader did what it must not.
+    """A reader violated the property.
 
     Attributes:
-        place: tells findings apart.
+        place: identifies the finding.
     """
 
     def __init__(self, text: str, place: str) -> None:
@@ -61,7 +61,7 @@ class Finding(AssertionError):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `Hang` in the block after so much processor time."""
+    """Raises `Hang` in the block after a number of seconds of CPU time."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang
@@ -76,30 +76,30 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Returns the type of an error and the last line of ours that it went through."""
-    found, trace = "?", error.__traceback__
+    """Returns the type of an error and the last function of the project in its traceback."""
+    function, trace = "?", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if "/tests/" not in name and ("/pipeline/" in name or "/tools/" in name or "specs" in name):
-            found = f"{pathlib.Path(name).name}:{trace.tb_frame.f_code.co_name}"
+            function = f"{pathlib.Path(name).name}:{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
-    return f"{type(error).__name__} in {found}"
+    return f"{type(error).__name__} in {function}"
 
 
 def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
-    """Reads wrong bytes.
+    """Checks a reader on corrupted bytes.
 
     Args:
-        reader: what reads.
-        folder: prepared; the reader's file in it is overwritten.
-        content: of that file.
+        reader: the reader.
+        folder: a prepared folder; the reader's file in it is overwritten.
+        content: the new content of that file.
 
     Returns:
-        whether a value came out; else they were refused as they must be.
+        whether the reader gave a value; otherwise it raised a valid error.
 
     Raises:
-        Finding: another error, one of several lines or without the file's name, or
-            no end.
+        Finding: the reader exceeded the time limit, or raised an error of another type, of several
+            lines, or without the file's name.
     """
     (folder / reader.file).write_bytes(content)
     try:
@@ -111,9 +111,10 @@ def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
         if len(message.splitlines()) != 1:
             raise Finding(f"not one line: {message!r}", f"lines, {place}") from error
         if len(message) > _MAX_MESSAGE:
-            raise Finding(f"{len(message)} letters: {message[:200]}", f"long, {place}") from error
+            text = f"{len(message)} characters: {message[:200]}"
+            raise Finding(text, f"long, {place}") from error
         names = (pathlib.Path(reader.file).name, *reader.others)
-        # An error names a setting without the dashes of its flag.
+        # The message of an error has the name of a setting without dashes.
         if not any(name.removeprefix("--") in message for name in names):
             raise Finding(f"names no file: {message}", f"nameless, {place}") from error
         return False
@@ -121,7 +122,7 @@ def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
         raise Finding(f"no end after {TIME_LIMIT} s", _place(error)) from error
     except (KeyboardInterrupt, SystemExit):
         raise
-    # Also what Rust's panics become, which are no Exception.
+    # Panics in Rust code are not subclasses of Exception.
     except BaseException as error:
         text = " ".join(repr(error).split())[:300]
         raise Finding(f"another error: {text}", _place(error)) from error
@@ -129,26 +130,26 @@ def check(reader: Reader, folder: pathlib.Path, content: bytes) -> bool:
 
 
 def fuzz_target(reader: Reader, folder: pathlib.Path) -> Any:
-    """Returns a test of a reader on wrong files, after checking that it accepts the right one.
+    """Returns a test of a reader on corrupted files, after checking that it accepts a valid one.
 
-    Its `hypothesis.fuzz_one_input` takes the bytes of a fuzzer.
+    The test's `hypothesis.fuzz_one_input` takes the bytes of a fuzzer.
 
     Args:
         reader: the reader.
-        folder: empty.
+        folder: an empty folder.
     """
     folder = LocalLocation(folder)
     reader.prepare(folder)
-    right = (folder / reader.file).read_bytes()
-    if not check(reader, folder, right):
-        raise Finding("refuses the right file", "the right file")
+    valid = (folder / reader.file).read_bytes()
+    if not check(reader, folder, valid):
+        raise Finding("rejects the valid file", "the valid file")
 
     @settings(max_examples=15)
     @given(st.data())
-    def read_wrong(data: st.DataObject) -> None:
+    def read_corrupted(data: st.DataObject) -> None:
         def below(limit: int) -> int:
             return data.draw(st.integers(0, limit - 1))
 
-        check(reader, folder, reader.mutate(below, right))
+        check(reader, folder, reader.mutate(below, valid))
 
-    return read_wrong
+    return read_corrupted

@@ -1,4 +1,4 @@
-"""Readers of models and of tasks."""
+"""Readers of models and of tasks that are fuzzed."""
 
 import functools
 import io
@@ -45,7 +45,7 @@ def _weights() -> dict[str, np.ndarray]:
 
 
 def write_model(folder: pathlib.Path) -> None:
-    """Writes a model directory of two tiny layers."""
+    """Writes the directory of a model with two tiny layers."""
     model_directory.save_hf_weights(folder, _CONFIG, _weights())
     path = folder / "config.json"
     labels = {"id2label": {"0": "a", "1": "b"}, "architectures": ["BertForSequenceClassification"]}
@@ -100,7 +100,7 @@ def _read_model(folder: pathlib.Path) -> object:
 
 
 def mutate_safetensors(below: Below, content: bytes) -> bytes:
-    """Changes the header, whose length is then right, or any bytes."""
+    """Changes the header and corrects its length, or changes any bytes."""
     length = int.from_bytes(content[:8], "little")
     if below(3) == 0:
         return mutate_bytes(below, content)
@@ -109,7 +109,7 @@ def mutate_safetensors(below: Below, content: bytes) -> bytes:
 
 
 def mutate_torch(below: Below, content: bytes) -> bytes:
-    """Changes the pickle of an archive, another entry or an entry's name, or any bytes."""
+    """Changes the pickle of an archive, another entry, the name of an entry, or any bytes."""
     if below(3) == 0:
         return mutate_bytes(below, content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -131,7 +131,7 @@ def mutate_torch(below: Below, content: bytes) -> bytes:
 
 @functools.cache
 def _distiller() -> Any:
-    """What a checkpoint of a run is read into, without a run."""
+    """Returns an object into which a checkpoint can be restored."""
     import types
 
     import keras
@@ -153,7 +153,7 @@ def _write_checkpoint(folder: pathlib.Path) -> None:
     from pipeline.distill.checkpoints import CheckpointFiles
 
     CheckpointFiles(folder, keep=1).save(7, checkpoints.to_arrays(_distiller()))
-    # Its checksum would refuse every other byte.
+    # With the checksum in this file, every change would be an error.
     (folder / "checkpoints" / "step-00000007.json").unlink()
 
 
@@ -161,8 +161,8 @@ def _read_checkpoint(folder: pathlib.Path) -> object:
     from pipeline.distill import checkpoints
     from pipeline.distill.checkpoints import CheckpointFiles
 
-    found = CheckpointFiles(folder, keep=1).find_newest()
-    return checkpoints.restore(folder, _distiller(), found.step)
+    newest = CheckpointFiles(folder, keep=1).find_newest()
+    return checkpoints.restore(folder, _distiller(), newest.step)
 
 
 _QUESTION = {"question": "去哪里？", "answers": [{"text": "咖啡馆", "answer_start": 2}]}
@@ -252,7 +252,7 @@ def _read_declared_task(folder: pathlib.Path) -> object:
     try:
         spec = load_task(str(folder / "task.yaml"))
     except ValueError as error:
-        # As the command that has the flag says it.
+        # The command that has the flag raises the same error.
         raise InputError(f"--task: {error}") from error
     for split in spec.files:
         for path in task_files.find_files(spec, folder, split):
@@ -305,15 +305,15 @@ def _model_readers() -> list[Reader]:
 
 
 def _task_readers() -> list[Reader]:
-    found = []
+    readers = []
     for task, (given_name, given_content, mutate) in _TASKS.items():
         name, content = (given_name, given_content) if given_name else _rusentiment()
         write = functools.partial(_write_text, name=name, content=content)
         read = functools.partial(_read_task, task=task)
-        found.append(Reader(f"task, {task}", name, mutate, read, write))
+        readers.append(Reader(f"task, {task}", name, mutate, read, write))
     others = (".csv", "--data_dir", "task: files")
     return [
-        *found,
+        *readers,
         Reader(
             "declaration, task",
             "task.yaml",
@@ -326,5 +326,5 @@ def _task_readers() -> list[Reader]:
 
 
 def readers_of_models() -> list[Reader]:
-    """Returns all of them."""
+    """Returns all readers of models and tasks."""
     return [*_model_readers(), *_task_readers()]

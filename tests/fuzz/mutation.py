@@ -1,7 +1,7 @@
-"""Wrong bytes and wrong JSON, as a reader of files from outside may meet them.
+"""Corruption of bytes and of JSON, as it may occur in external files.
 
-Every choice is a call of `below`, a function from n to a number from 0 to n − 1, so that
-hypothesis draws it, in tests and from the bytes of a fuzzer.
+Every choice is a call of `below`, a function from n to a number from 0 to n − 1. Hypothesis draws
+these numbers, in tests and from the bytes of a fuzzer.
 """
 
 import gzip
@@ -23,7 +23,7 @@ _PIECES = [b"\x00" * 64, b"\xff\xfe", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r\n\n
 _PIECES += [b'"', b'"\\ud800"', b"{", b"}", b"]" * 20, b"[" * 30, b"[" * 3000, b'{"a":' * 400]
 _PIECES += [b"(" * 600, b"- " * 600, b"-" * 4000, b" " * 3000, b"\n" * 3000, b"../../../"]
 _PIECES += [b"&a [*a]", b"!!python/object/apply:os.getcwd []"]
-# Values of JSON, as text, because `json.dumps` would not write all of them.
+# JSON values as text, because `json.dumps` cannot write all of them.
 _TEXTS = ("", "x", "two\nlines", "\ud800", "\0", "../up", "/etc/passwd", "n" * 400)
 _VALUES = ["null", "true", *map(json.dumps, _TEXTS)]
 _VALUES += ["[]", "{}", "[[]]", "[null]", "[{}]", '["x",1]', "0", "-1", "1", "2.5", "255", "65536"]
@@ -32,7 +32,7 @@ _VALUES += ["NaN", "Infinity", "1e-320", "1e308", "1e999"]
 _VALUES += ["[" * depth + "1" + "]" * depth for depth in (60, 300, 900, 5000)]
 _VALUES += ['{"a":' * 250 + "1" + "}" * 250]
 _PLACEHOLDER = re.compile(r'"@(\d+)@"')
-# Bytes of a short piece that is repeated.
+# Maximum number of bytes of a short piece that is repeated.
 _MOST = 2**20
 
 
@@ -55,12 +55,12 @@ def _change(below: Below, content: bytes) -> bytes:
             width = (2, 4, 8)[below(3)]
             number = _INTEGERS[below(len(_INTEGERS))] % 2 ** (8 * width)
             return before + number.to_bytes(width, "little") + after[width:]
-        case 6 if found := list(_NUMBER.finditer(content)):
-            number = found[below(len(found))]
+        case 6 if numbers := list(_NUMBER.finditer(content)):
+            number = numbers[below(len(numbers))]
             value = _NUMBERS[below(len(_NUMBERS))]
             return content[: number.start()] + value + content[number.end() :]
         case 7:
-            # Many repeats of a short piece need more memory or time than the file is long.
+            # A file with many copies of a short piece may need much more memory or time to read.
             piece = after[: 1 + below(8)]
             return before + piece * (_MOST // max(1, len(piece)) >> 2 * below(8)) + after
     lines = content.split(b"\n")
@@ -69,27 +69,27 @@ def _change(below: Below, content: bytes) -> bytes:
 
 
 def mutate_bytes(below: Below, content: bytes) -> bytes:
-    """Makes one to four changes."""
+    """Makes one to four changes in the bytes."""
     for _ in range(1 + below(4)):
         content = _change(below, content)
     return content
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Returns every (container, key) of a JSON value."""
-    found: list[tuple[Any, Any]] = []
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """Returns every pair of a container and a key in a JSON value, at any depth."""
+    items: list[tuple[Any, Any]] = []
     if isinstance(value, dict | list):
         keys = list(value) if isinstance(value, dict) else range(len(value))
         for key in keys:
-            found += [(value, key), *_places(value[key])]
-    return found
+            items += [(value, key), *_items(value[key])]
+    return items
 
 
 def _change_value(below: Below, root: list[Any]) -> None:
-    """Changes one place of a JSON value, which is the only item of `root`."""
-    places = _places(root)
-    container, key = places[below(len(places))]
-    other, other_key = places[below(len(places))]
+    """Changes one item in a JSON value, which is the only element of `root`."""
+    items = _items(root)
+    container, key = items[below(len(items))]
+    other, other_key = items[below(len(items))]
     kind = below(8)
     if kind == 0 and container is not root:
         del container[key]
@@ -121,24 +121,24 @@ def _wrong_value(match: re.Match[str]) -> str:
 
 
 def mutate_json_lines(below: Below, content: bytes) -> bytes:
-    """Changes a line of JSON lines, or their bytes."""
+    """Changes a line of a JSON lines file, or its bytes."""
     if below(4) == 0:
         return mutate_bytes(below, content)
     lines = content.splitlines()
-    place = below(len(lines))
-    lines[place] = mutate_json(below, lines[place])
+    index = below(len(lines))
+    lines[index] = mutate_json(below, lines[index])
     return b"\n".join(lines) + b"\n"
 
 
 def mutate_gzip(below: Below, content: bytes) -> bytes:
-    """Changes the text that is compressed, or the compressed bytes."""
+    """Changes the text before compression, or the compressed bytes."""
     if below(2):
         return mutate_bytes(below, content)
     return gzip.compress(mutate_json_lines(below, gzip.decompress(content)), mtime=0)
 
 
 def mutate_records(below: Below, content: bytes) -> bytes:
-    """Changes a record of a shard and frames it anew, or the file's bytes."""
+    """Changes a record of a shard and writes a valid frame for it, or changes the file's bytes."""
     kind = below(4)
     if kind == 0:
         return mutate_bytes(below, content)
@@ -147,9 +147,9 @@ def mutate_records(below: Below, content: bytes) -> bytes:
         length = int.from_bytes(content[position : position + 8], "little")
         rows.append(content[position + 12 : position + 12 + length])
         position += 16 + length
-    place = below(len(rows))
+    index = below(len(rows))
     change = _change_features if kind > 1 else mutate_bytes
-    rows[place] = change(below, rows[place])
+    rows[index] = change(below, rows[index])
     return b"".join(map(serialization.frame_record, rows))
 
 

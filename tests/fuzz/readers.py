@@ -1,15 +1,15 @@
-"""All readers of files from outside that are fuzzed."""
+"""The list of all readers of external files that are fuzzed."""
 
 from tests.fuzz import model_readers, run_readers, storage_readers, text_readers
 from tests.fuzz.checking import Reader
 
 
 def all_readers() -> dict[str, Reader]:
-    """Returns them by name."""
-    found = [
+    """Returns all readers by name."""
+    readers = [
         *storage_readers.readers(),
         *text_readers.readers_of_text(),
         *model_readers.readers_of_models(),
         *run_readers.readers_of_runs(),
     ]
-    return {reader.name: reader for reader in found}
+    return {reader.name: reader for reader in readers}

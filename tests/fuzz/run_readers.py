@@ -1,4 +1,4 @@
-"""Readers of what runs and reports leave behind."""
+"""Readers of the files of runs and reports that are fuzzed."""
 
 import functools
 import json
@@ -183,7 +183,7 @@ def _read_finetuned(folder: pathlib.Path) -> object:
 
 
 def readers_of_runs() -> list[Reader]:
-    """Returns all of them."""
+    """Returns all readers of runs."""
     metrics, request = "run/metrics.jsonl", "run/request.json"
     run = ("--runs", "request.json", "config.json", "metrics.jsonl")
     return [

@@ -1,4 +1,4 @@
-"""Readers of cache directories: records, codecs, manifests, sidecars, counts, spill files."""
+"""Readers of shard directories that are fuzzed: records, manifests, counts and spill files."""
 
 import collections
 import contextlib
@@ -118,11 +118,11 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
             for features in rows:
                 added = {name: part for name, part in features.items() if "input" not in name}
                 manifests.measure_record(measured, added, _K)
-        is_told = info is not None and manifests.varies_in_size(info)
-        told = functools.partial(dict, measured=dict(measured) if is_told else None)
+        varies = info is not None and manifests.varies_in_size(info)
+        shard_fields = functools.partial(dict, measured=dict(measured) if varies else None)
         serialized = map(serialization.encode_example, rows)
         file = manifests.shard_file(split, 0, 1)
-        splits[split] = (serialization.write_shard(folder, file, serialized, told),)
+        splits[split] = (serialization.write_shard(folder, file, serialized, shard_fields),)
     needs_counts = info is not None and ENCODINGS[info.logit_encoding].needs_token_counts
     if needs_counts or values["kind"] == records.UNMASKED_WINDOWS:
         path = folder / token_counts.TOKEN_COUNTS_FILE
@@ -182,12 +182,12 @@ def _open(folder: pathlib.Path) -> CacheInput:
 
 
 def read_framing(folder: pathlib.Path) -> object:
-    """Reads records without what is in them."""
+    """Reads the records without decoding them."""
     return list(serialization.read_records(folder / SHARD))
 
 
 def read_examples(folder: pathlib.Path) -> object:
-    """Counts tokens, as two stages do."""
+    """Counts tokens in the two ways of the project."""
     cache = _open(folder)
     (folder / token_counts.TOKEN_COUNTS_FILE).unlink(missing_ok=True)
     counted = token_counts.ensure_counts(folder, [folder / SHARD], cache.manifest.vocab.size)
@@ -195,7 +195,7 @@ def read_examples(folder: pathlib.Path) -> object:
 
 
 def read_teacher_examples(folder: pathlib.Path) -> object:
-    """Makes the teacher's batches, with a teacher that says the same of everything."""
+    """Captures the targets of a teacher whose output is constant."""
     from pipeline.teacher import capture
     from pipeline.teacher.forward import CompiledForward
     from pipeline.teacher.judgement import ENTROPIES
@@ -212,7 +212,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
             ENTROPIES: np.zeros(shape, np.float32),
         }
 
-    made = capture.Capture(
+    pipeline = capture.Capture(
         manifest=cache.manifest,
         batch_size=2,
         codec=CODECS["float16"](_SIZE, _K),
@@ -221,7 +221,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
         on_examples=lambda count: None,
     )
     examples = read_masked_examples(folder / SHARD, cache.manifest)
-    return list(made.records(examples, capture.ShardTotals(_SIZE)))
+    return list(pipeline.records(examples, capture.ShardTotals(_SIZE)))
 
 
 def read_sample(folder: pathlib.Path) -> object:
@@ -247,10 +247,10 @@ def read_report(folder: pathlib.Path) -> object:
 
 
 def read_shown(folder: pathlib.Path) -> object:
-    """Puts examples into words, as `tools.inspect_cache` does."""
+    """Describes examples as `tools.inspect_cache` does."""
     from tools.inspect_cache import InspectConfig, inspect_cache
 
-    # Sizes are compared first; a file that was made wrong on purpose has the right one.
+    # The tool compares sizes first, so the manifest gets the size of the corrupted file.
     path = folder / manifests.MANIFEST_FILE
     value = json.loads(path.read_bytes())
     value["splits"]["train"][0]["bytes"] = (folder / SHARD).stat().st_size
@@ -309,7 +309,7 @@ def read_manifest(folder: pathlib.Path) -> object:
 
 
 def read_verified(folder: pathlib.Path) -> object:
-    """Checks a directory as `tools.verify_cache` does; what is wrong with it is no refusal."""
+    """Checks a directory as `tools.verify_cache` does, which prints errors instead of raising."""
     from tools import verify_cache
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
@@ -321,23 +321,23 @@ def read_verified(folder: pathlib.Path) -> object:
 
 
 def read_sidecar(folder: pathlib.Path) -> object:
-    """Asks whether a shard is whole."""
+    """Checks whether a shard is complete."""
     return manifests.completed_shard(folder, SHARD)
 
 
 def read_request(folder: pathlib.Path) -> object:
-    """Asks whether a directory is that of a request."""
+    """Checks whether a directory belongs to a run configuration."""
     return manifests.check_output_dir(folder, {"kind": records.MASKED_EXAMPLES, "seed": 0})
 
 
 def read_counts(folder: pathlib.Path) -> object:
-    """Reads token counts, unverified."""
+    """Reads token counts without verifying the directory."""
     loaded = manifests.load(folder)
     return token_counts.load_counts(folder, loaded)
 
 
 def read_table(folder: pathlib.Path) -> object:
-    """Reads an output table, unverified."""
+    """Reads an output table without verifying the directory."""
     return output_table.read_table(folder, _SIZE, _STATE_SIZE)
 
 
@@ -368,8 +368,8 @@ def _mutate_spill(below: Below, content: bytes) -> bytes:
 
 
 def _cache_readers() -> list[Reader]:
-    """The readers of records: the same bytes, read by all who read them."""
-    found = [
+    """Returns the readers of records."""
+    readers = [
         Reader("framing", SHARD, mutate_bytes, read_framing, write_examples),
         Reader("masked examples", SHARD, mutate_records, read_examples, write_examples),
         Reader("capture", SHARD, mutate_records, read_teacher_examples, write_examples),
@@ -382,44 +382,44 @@ def _cache_readers() -> list[Reader]:
             name = f"{encoding}{', variable' * variable}"
             write = functools.partial(write_teacher_cache, encoding=encoding, variable=variable)
             eval_shard = SHARD.replace("train", "eval")
-            found += [
+            readers += [
                 Reader(f"report, {name}", eval_shard, mutate_records, read_report, write),
                 Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             ]
     for bits in STATE_PACKINGS:
         name, write = f"states, {bits} bits", functools.partial(write_states_cache, bits=bits)
-        found += [
+        readers += [
             Reader(f"shown cache, {name}", SHARD, mutate_records, read_shown, write),
             Reader(f"sample, {name}", SHARD, mutate_records, read_cached_report, write, ("/work",)),
             Reader(f"verify, {name}", SHARD, mutate_records, read_verified, write),
         ]
     compact = functools.partial(write_teacher_cache, encoding="compact")
-    found.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
+    readers.append(Reader("merge", SHARD, mutate_records, read_merged, compact))
     for hidden in HIDDEN_CODECS:
         write = functools.partial(write_teacher_cache, encoding="compact", hidden=hidden)
         name = f"hidden {hidden}"
-        found.append(Reader(name, SHARD, mutate_records, read_cached_report, write, ("/work",)))
-    return found
+        readers.append(Reader(name, SHARD, mutate_records, read_cached_report, write, ("/work",)))
+    return readers
 
 
 def _other_readers() -> list[Reader]:
     compact = functools.partial(write_teacher_cache, encoding="compact", hidden="int8")
     manifest = manifests.MANIFEST_FILE
-    # What a wrong manifest says of files is refused by their names.
+    # An error about a file in the manifest names this file.
     files = (token_counts.TOKEN_COUNTS_FILE, manifests.OUTPUT_TABLE_FILE)
     others = ("vocab.txt", ".tfrecord", *files, "--input", "/work/")
-    made = {"masked examples": write_examples, "windows": write_windows, "compact": compact}
-    made["states"] = write_states_cache
+    writers = {"masked examples": write_examples, "windows": write_windows, "compact": compact}
+    writers["states"] = write_states_cache
     counts, sidecar = token_counts.TOKEN_COUNTS_FILE, f".{SHARD}.json"
     return [
         Reader("verify, shard", SHARD, mutate_records, read_verified, compact),
         *(
             Reader(f"verify, manifest of {name}", manifest, mutate_json, read_verified, write)
-            for name, write in made.items()
+            for name, write in writers.items()
         ),
         *(
             Reader(f"manifest, {name}", manifest, mutate_json, read_manifest, write, others)
-            for name, write in made.items()
+            for name, write in writers.items()
         ),
         Reader("sidecar", sidecar, mutate_json, read_sidecar, write_examples),
         Reader(
@@ -438,5 +438,5 @@ def _other_readers() -> list[Reader]:
 
 
 def readers() -> list[Reader]:
-    """Returns all of them."""
+    """Returns all readers of shard directories."""
     return [*_cache_readers(), *_other_readers()]

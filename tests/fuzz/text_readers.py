@@ -1,4 +1,4 @@
-"""Readers of corpora, of tokenizers' files and of declarations."""
+"""Readers of corpora, of tokenizer files and of declarations that are fuzzed."""
 
 import functools
 import gzip
@@ -51,10 +51,10 @@ def _rows(*, lines: bool) -> str:
 
 def _read_corpus(folder: pathlib.Path, file: str, spec: CorpusSpec) -> object:
     path = Location.parse(str(folder / file), "input_dir")
-    found = FILES.select(find_files(path, corpus=Corpus(spec=spec)))
+    files = FILES.select(find_files(path, corpus=Corpus(spec=spec)))
     return [
         corpus.document_text(document)
-        for block in corpus.read_blocks(found)
+        for block in corpus.read_blocks(files)
         for document in block.documents
     ]
 
@@ -141,7 +141,7 @@ def _unigram(**settings: Any) -> bytes:
 
 
 def _plain_unigram() -> bytes:
-    # Without a table of letters, which else is nearly all of the file.
+    # Otherwise most of the file would be the normalizer's table.
     return _unigram(normalization_rule_name="identity")
 
 
@@ -162,7 +162,7 @@ def _byte_level() -> bytes:
 
 
 def _converted() -> bytes:
-    """A unigram `tokenizer.json` with a normaliser's table."""
+    """Returns a unigram `tokenizer.json` with the table of a normalizer."""
     from pipeline.tokenizers import sentencepiece_model
 
     model = _unigram()
@@ -170,31 +170,31 @@ def _converted() -> bytes:
     vocab = tuple(pieces.id_to_piece(i) for i in range(pieces.get_piece_size()))
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     special = {name: vocab.index(f"[{name.upper()}]") for name in special}
-    found = sentencepiece_model.SentencePieceTokenizer(vocab, special, True, model)
-    return found.files()["tokenizer.json"]
+    tokenizer = sentencepiece_model.SentencePieceTokenizer(vocab, special, True, model)
+    return tokenizer.files()["tokenizer.json"]
 
 
 def _read_tokenizer(folder: pathlib.Path) -> object:
-    found = loading.load_tokenizer(folder, do_lower_case=None)
-    tokens = found.tokenize(_SAMPLE)
-    if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(found.vocab):
+    tokenizer = loading.load_tokenizer(folder, do_lower_case=None)
+    tokens = tokenizer.tokenize(_SAMPLE)
+    if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < len(tokenizer.vocab):
         raise RuntimeError("an id outside the vocabulary")
-    if len(found.is_special()) != len(found.vocab):
-        raise RuntimeError("not as many tokens as ids")
-    return found.info, found.files(), np.diff(tokens.word_ids)
+    if len(tokenizer.is_special()) != len(tokenizer.vocab):
+        raise RuntimeError("the numbers of tokens and of ids differ")
+    return tokenizer.info, tokenizer.files(), np.diff(tokens.word_ids)
 
 
 def _read_json_tokenizer(folder: pathlib.Path) -> object:
     from tools.report.token_text import TokenText
 
     result = _read_tokenizer(folder)
-    found = loading.load_tokenizer(folder, do_lower_case=None)
-    text = TokenText(found)
-    text.spaced(list(range(len(found.vocab))))
+    tokenizer = loading.load_tokenizer(folder, do_lower_case=None)
+    text = TokenText(tokenizer)
+    text.spaced(list(range(len(tokenizer.vocab))))
     return result
 
 
-# Beside a vocab.txt, with a token behind its own.
+# Settings next to a vocab.txt; they add a token to the vocabulary.
 _SETTINGS: dict[str, Any] = {
     "tokenizer_config.json": {
         "do_lower_case": False,
@@ -225,7 +225,7 @@ def _vocab() -> str:
 
 _XLM_ROBERTA = "sentencepiece.bpe.model"
 _TOKENIZERS: tuple[tuple[str, str, str, Mutate, Any, Any], ...] = (
-    # Its name, the file made wrong, the right one, how, what reads and what makes it.
+    # Name, corrupted file, tokenizer file, mutation, reader, and the function for the content.
     ("vocab", "vocab.txt", "vocab.txt", mutate_bytes, _read_tokenizer, _vocab),
     *((file, file, "vocab.txt", mutate_json, _read_tokenizer, _vocab) for file in _SETTINGS),
     ("byte-level", *["tokenizer.json"] * 2, mutate_json, _read_json_tokenizer, _byte_level),
@@ -280,14 +280,14 @@ _YAML_LINE = re.compile(rb"^( *[\w-]+:).*$", re.MULTILINE)
 
 
 def mutate_yaml(below: Below, content: bytes) -> bytes:
-    """Gives keys other values, or changes bytes."""
+    """Replaces the values of keys, or changes bytes."""
     if below(3) == 0:
         return mutate_bytes(below, content)
     for _ in range(1 + below(2)):
-        found = list(_YAML_LINE.finditer(content))
-        if not found:
+        lines = list(_YAML_LINE.finditer(content))
+        if not lines:
             break
-        match = found[below(len(found))]
+        match = lines[below(len(lines))]
         value = _YAML_VALUES[below(len(_YAML_VALUES))].encode()
         content = content[: match.start()] + match[1] + b" " + value + content[match.end() :]
     return content
@@ -327,12 +327,12 @@ def _read_spec(folder: pathlib.Path) -> object:
 
 
 def _use_sources(sources: tuple[CorpusSource, ...]) -> object:
-    found = corpus.resolve(sources)
+    corpora = corpus.resolve(sources)
     texts = []
-    for file in corpus.open_corpora(sources, found):
+    for file in corpus.open_corpora(sources, corpora):
         documents = READERS[file.corpus.reader].read(file)
         texts += [corpus.document_text(document) for document, _ in documents]
-    return texts, [json.dumps(one.spec.reading()) for one in found]
+    return texts, [json.dumps(resolved.spec.reading()) for resolved in corpora]
 
 
 def _read_mixture(folder: pathlib.Path) -> object:
@@ -340,15 +340,15 @@ def _read_mixture(folder: pathlib.Path) -> object:
     try:
         sources = corpus_specs.load_mixture(path)
     except ValueError as error:
-        # As the command that has the flag says it.
+        # The command that has the flag raises the same error.
         raise InputError(f"--corpora: {error}") from error
-    # Whatever lies where a mixture says is the user's to say.
-    sources = tuple(one for one in sources if one.tfds_name is None)
+    # A TFDS data set is not among the fuzzed files.
+    sources = tuple(source for source in sources if source.tfds_name is None)
     return _use_sources(sources)
 
 
 def readers_of_text() -> list[Reader]:
-    """Returns all of them."""
+    """Returns all readers of text."""
     flags = ("--corpus_spec", "--input_dir", "--corpora")
     return [
         *_corpus_readers(),

@@ -1,4 +1,4 @@
-"""One window masked by itself, step by step: what `masks` does for many at once."""
+"""Reference implementation of masking for a single window; `masks` handles many at once."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def mask_window(
     *,
     token_weights: np.ndarray | None = None,
 ) -> MaskedWindow:
-    """Masks a window in one way, words being drawn alike or by `masks.token_weights`."""
+    """Masks a window once, with words drawn uniformly or by `masks.token_weights`."""
     tokens = window.token_ids
     weights = None
     if token_weights is not None:
@@ -59,10 +59,10 @@ def choose_positions(
     *,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Chooses whole words at random, alike or in proportion to weights, until no more fit.
+    """Chooses whole words at random, uniformly or in proportion to weights, until no more fit.
 
-    Returns the chosen tokens, within the window, ascending: int [p], 0 < p ≤ `num_to_predict`
-    where there is any word.
+    Returns the indices of the chosen tokens within the window, ascending: int [p]. If there is any
+    word, 0 < p ≤ `num_to_predict`.
     """
     starts, lengths = words.starts.tolist(), words.lengths.tolist()
     order = masks.word_order(len(starts), random, weights)
@@ -74,5 +74,5 @@ def choose_positions(
 def mask_tokens(
     labels: np.ndarray, policy: MaskingPolicy, random: np.random.Generator
 ) -> np.ndarray:
-    """Draws what stands at the masked positions of a window; see `masked_tokens`."""
+    """Draws the input tokens at the masked positions of a window; see `masked_tokens`."""
     return masks.masked_tokens(labels, policy, *masks.draw_tokens(len(labels), policy, random))

@@ -1,4 +1,4 @@
-"""Directories of masked examples and of unmasked windows, made and read back."""
+"""Helpers that make and read directories of masked examples and of unmasked windows."""
 
 import dataclasses
 import pathlib
@@ -11,13 +11,13 @@ from pipeline.storage import manifest, serialization
 
 
 def make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
-    """Makes a directory as a configuration with some changes says, and returns it."""
+    """Makes a directory with some changes of a configuration, and returns it."""
     create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
     return folder
 
 
 def read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:
-    """Returns the features of a split, which are those declared, as arrays."""
+    """Returns the features of a split as arrays, after checking that they are as declared."""
     loaded = manifest.load(folder)
     types = {
         feature.name: feature.numpy_dtype(loaded.vocab.size)

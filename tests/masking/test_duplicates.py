@@ -1,4 +1,4 @@
-"""Prepare of a corpus with documents of equal text: one of them has examples."""
+"""Tests of prepare on a corpus with duplicates: only one document of each text has examples."""
 
 import dataclasses
 import hashlib
@@ -26,12 +26,12 @@ from tests.conftest import SENTENCES, make_text, read_folder
 from tests.masking.running import make, read, restored
 
 DOCUMENTS = make_text(seed=5, num_documents=12)
-# What the text decides, and its copies do not.
+# Statistics that change with the number of duplicates.
 COPIED = ("documents", "skipped", "corpus_files", "corpus_bytes")
 
 
 def _write(folder: pathlib.Path, files: list[list[str]]) -> CorpusSource:
-    """Writes documents as files of text and of JSON lines in turn."""
+    """Writes documents to files, alternately as text and as JSON lines."""
     folder.mkdir()
     for number, documents in enumerate(files):
         path = folder / f"{number}.{('txt', 'jsonl')[number % 2]}"
@@ -42,12 +42,12 @@ def _write(folder: pathlib.Path, files: list[list[str]]) -> CorpusSource:
 
 
 def _shards(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns the files of a directory that hold data."""
+    """Returns the data files of a directory."""
     return {name: content for name, content in read_folder(folder).items() if "json" not in name}
 
 
 def _statistics(folder: pathlib.Path) -> tuple[dict, int]:
-    """Returns the statistics that the text decides, and the number of duplicates."""
+    """Returns the statistics that do not depend on duplicates, and the number of duplicates."""
     statistics = manifest.load(folder).statistics
     skipped = dict(statistics["skipped"])
     number = skipped.pop(duplicates.DUPLICATES, 0)
@@ -57,7 +57,7 @@ def _statistics(folder: pathlib.Path) -> tuple[dict, int]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, examples_config, windows_config) -> dict[str, pathlib.Path]:
-    """Directories of the documents, each once, by the kind of masking."""
+    """Directories made from the documents without duplicates, by the kind of masking."""
     folder = tmp_path_factory.mktemp("plain")
     source = _write(folder / "corpus", [DOCUMENTS])
     configs = {"static": examples_config, "dynamic": windows_config}
@@ -118,10 +118,8 @@ def test_the_command_leaves_out_planted_duplicates(
     assert f"             30 {duplicates.DUPLICATES}" in lines
 
 
-def test_a_piece_of_a_long_document_is_no_eval_text_in_train(
-    tmp_path, examples_config, monkeypatch
-) -> None:
-    """The split of such a piece goes by the document that it is a piece of."""
+def test_the_text_of_a_piece_is_not_in_both_splits(tmp_path, examples_config, monkeypatch) -> None:
+    """The split of a piece is that of the long document to which it belongs."""
     # Pieces of two lines of 41 characters, each of 3 bytes, and their ends.
     monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 250)
     characters = [c for c in 2 * "".join(SENTENCES) if len(c.encode("utf-8")) == 3]
@@ -162,7 +160,7 @@ def test_the_corpus_of_the_greatest_weight_keeps_the_document(tmp_path, examples
         assert made.statistics["skipped"] == {duplicates.DUPLICATES: len(DOCUMENTS)}
 
 
-def test_documents_that_differ_after_cleaning_only_in_spaces_around_them_are_equal(
+def test_documents_that_differ_only_in_surrounding_spaces_are_duplicates(
     tmp_path, examples_config
 ) -> None:
     source = _write(tmp_path / "corpus", [DOCUMENTS, [f" {DOCUMENTS[3]}\n", f"{DOCUMENTS[4]}。"]])
@@ -170,7 +168,7 @@ def test_documents_that_differ_after_cleaning_only_in_spaces_around_them_are_equ
     assert _statistics(made)[1] == 1
 
 
-def test_kept_duplicates_have_masks_of_their_own(tmp_path, examples_config) -> None:
+def test_kept_duplicates_have_different_masks(tmp_path, examples_config) -> None:
     source = _write(tmp_path / "corpus", [DOCUMENTS, DOCUMENTS[:4]])
     folder = make(examples_config, tmp_path / "made", corpora=(source,), keep_duplicates=True)
     loaded = manifest.load(folder)
@@ -181,12 +179,12 @@ def test_kept_duplicates_have_masks_of_their_own(tmp_path, examples_config) -> N
         for example in read(folder, split)
     )
     assert len(inputs) > 0.9 * loaded.statistics["examples"]
-    # As in the run configurations of directories from before there was a choice.
+    # Run configurations of older directories do not contain this setting either.
     assert "keep_duplicates" not in loaded.flags
 
 
-def test_golden_shards(tmp_path, examples_config) -> None:
-    """Of documents by their place in files, as ever, and by their text."""
+def test_shards_have_the_golden_digests(tmp_path, examples_config) -> None:
+    """Random choices depend on a document's position in its file, or only on its text."""
     documents = ["\n".join(SENTENCES[start : start + 6]) for start in range(0, 12, 2)]
     source = _write(tmp_path / "corpus", [documents])
     digests = {}
@@ -203,7 +201,9 @@ GOLDEN = {True: "17511ca1d0f046ef", False: "dcef192b7e25d38f"}
 
 
 @pytest.mark.parametrize("damage", ["end", "number", "corpus", "size"])
-def test_a_damaged_table_is_named(tmp_path, examples_config, monkeypatch, damage: str) -> None:
+def test_a_damaged_table_is_named_in_the_error(
+    tmp_path, examples_config, monkeypatch, damage: str
+) -> None:
     config = dataclasses.replace(examples_config, output_dir=str(tmp_path / "made"))
     find = duplicates.find_duplicates
 
@@ -249,7 +249,7 @@ def test_a_duplicate_is_not_masked(tmp_path, examples_config, masked, plain, mon
     made = make(examples_config, tmp_path / "made", corpora=(source,))
     assert masked == DOCUMENTS
     assert _shards(made) == _shards(plain["static"])
-    # Another directory, and this one anew, remember nothing of it.
+    # A run into another directory, or into the emptied one, remembers nothing.
     for folder in (tmp_path / "other", made):
         for path in folder.iterdir() if folder.exists() else ():
             path.unlink()
@@ -258,7 +258,7 @@ def test_a_duplicate_is_not_masked(tmp_path, examples_config, masked, plain, mon
         assert masked == DOCUMENTS
 
 
-def test_a_text_is_masked_again_where_it_has_more_copies(tmp_path, examples_config, masked) -> None:
+def test_a_text_is_masked_again_if_it_has_more_copies(tmp_path, examples_config, masked) -> None:
     sources = tuple(
         msgspec.structs.replace(_write(tmp_path / name, [DOCUMENTS]), name=name, weight=weight)
         for name, weight in (("once", 1.0), ("twice", 2.0), ("again", 1.0))

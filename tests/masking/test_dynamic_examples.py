@@ -1,4 +1,4 @@
-"""Prepare with masking=dynamic: unmasked windows, and the counts of their tokens."""
+"""Tests of prepare with masking=dynamic: unmasked windows, and the counts of their tokens."""
 
 import dataclasses
 from collections import Counter
@@ -39,7 +39,7 @@ def test_windows_are_the_static_examples_with_labels_put_back(
     assert windows == {key: originals[key] for key in windows}
 
 
-def test_words_begin_where_the_text_says(windows_dir, vocab) -> None:
+def test_stored_word_starts_are_those_of_the_text(windows_dir, vocab) -> None:
     for window in read(windows_dir, "train"):
         tokens = [vocab[index] for index in window[records.INPUT_IDS]]
         starts = set(window[records.WORD_STARTS].tolist())
@@ -49,14 +49,14 @@ def test_words_begin_where_the_text_says(windows_dir, vocab) -> None:
             if token.startswith("##") and position > 1:
                 assert position not in starts
         for position in range(1, len(tokens) - 1):
-            # 院子 is one of jieba's words; a sign stands alone.
+            # 院子 is one of jieba's words. A punctuation mark is always a word.
             if tokens[position : position + 2] == ["院", "子"]:
                 assert position in starts and position + 1 not in starts
             if tokens[position] in "，。":
                 assert position in starts
 
 
-def test_the_manifest_and_the_counts(windows_dir) -> None:
+def test_manifest_and_token_counts_describe_the_windows(windows_dir) -> None:
     loaded = manifest.load(windows_dir)
     assert (loaded.kind, loaded.dupe_factor) == (records.UNMASKED_WINDOWS, 1)
     assert loaded.flags["masking"] == "dynamic" and loaded.flags["mask_smoothing"] == 0.7
@@ -72,7 +72,7 @@ def test_the_manifest_and_the_counts(windows_dir) -> None:
 def test_a_killed_run_resumes_to_the_same_bytes(
     windows_dir, windows_config, tmp_path, monkeypatch
 ) -> None:
-    wanted = read_folder(windows_dir)
+    expected = read_folder(windows_dir)
     moments = {
         "before its block is done": (masked_examples.spill, "write_spill"),
         "among the shards": (serialization, "write_shard"),
@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
                 make(windows_config, folder)
         assert not (folder / "manifest.json").exists(), moment
         make(windows_config, folder)
-        assert read_folder(folder) == wanted, moment
+        assert read_folder(folder) == expected, moment
 
 
 def test_weights_of_corpora_count_windows(windows_config, corpus_dir, tmp_path) -> None:
@@ -107,7 +107,7 @@ def test_weights_of_corpora_count_windows(windows_config, corpus_dir, tmp_path) 
     assert 0.3 < totals[0.5][0] / totals[1.0][0] < 0.7
 
 
-def test_another_smoothing_is_another_request(windows_config, windows_dir) -> None:
+def test_another_smoothing_is_another_run_configuration(windows_config, windows_dir) -> None:
     with pytest.raises(InputError, match="mask_smoothing is 0.7 there and 0.5 here"):
         make(windows_config, windows_dir, mask_smoothing=0.5)
 
@@ -116,7 +116,7 @@ def test_another_smoothing_is_another_request(windows_config, windows_dir) -> No
     ("changes", "setting"),
     [({"dupe_factor": 1}, "dupe_factor"), ({"masking": "static"}, "mask_smoothing")],
 )
-def test_settings_of_the_other_masking_are_refused(windows_config, changes, setting: str) -> None:
+def test_settings_of_the_other_masking_are_errors(windows_config, changes, setting: str) -> None:
     with pytest.raises(InputError) as error:
         dataclasses.replace(windows_config, **changes)
     assert error.value.subject == setting

@@ -1,4 +1,4 @@
-"""Prepare, from files to files."""
+"""Tests of prepare, from corpus files to shards."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) 
             assert 1 <= len(lengths) <= 2
             assert 0 < len(positions) == len(labels) <= 8
             assert (np.diff(positions.astype(int)) > 0).all()
-            # Never a special token, nor in the place of one.
+            # No label is a special token, and no special token was masked.
             assert not special & set(labels.tolist())
             original = restored(example)
             ends = [0, *(np.cumsum(lengths) - 1)]
@@ -83,7 +83,7 @@ def test_masks_keep_whole_words_and_copies_differ(examples_dir, vocab) -> None:
 
 @pytest.mark.parametrize("kind", ["examples", "windows"])
 @pytest.mark.parametrize("workers", [2, 3])
-def test_two_and_three_workers_make_the_bytes_of_one(
+def test_the_number_of_workers_does_not_change_the_bytes(
     request, tmp_path, kind: str, workers: int
 ) -> None:
     config = request.getfixturevalue(f"{kind}_config")
@@ -91,16 +91,18 @@ def test_two_and_three_workers_make_the_bytes_of_one(
     assert read_folder(folder) == read_folder(request.getfixturevalue(f"{kind}_dir"))
 
 
-def test_another_seed_gives_other_masks(examples_dir, examples_config, tmp_path) -> None:
+def test_another_seed_gives_another_eval_split(examples_dir, examples_config, tmp_path) -> None:
     other = make(examples_config, tmp_path / "other", random_seed=1)
     assert read_folder(other).keys() == read_folder(examples_dir).keys()
-    one, two = ([restored(e) for e in read(d, "eval")] for d in (other, examples_dir))
-    assert set(one) != set(two)
+    restored_windows = [
+        {restored(example) for example in read(folder, "eval")} for folder in (other, examples_dir)
+    ]
+    assert restored_windows[0] != restored_windows[1]
 
 
-def test_no_document_is_on_both_sides(tmp_path, examples_config) -> None:
+def test_no_document_is_in_both_splits(tmp_path, examples_config) -> None:
     corpus = tmp_path / "corpus.txt"
-    # Each document twice, each of characters of its own.
+    # Each document occurs twice, and no two different documents share their characters.
     documents = [chr(0x4E00 + 10 * n) + "一" + chr(0x4E01 + 10 * n) * 25 for n in range(50)]
     corpus.write_text("\n\n".join(documents + documents), encoding="utf-8")
     vocabulary = tmp_path / "vocab.txt"
@@ -121,7 +123,7 @@ def test_no_document_is_on_both_sides(tmp_path, examples_config) -> None:
 
 
 @pytest.mark.parametrize(("documents", "splits"), [(1, ["train"]), (2, ["eval", "train"])])
-def test_an_eval_document_where_there_are_two(
+def test_two_documents_give_an_eval_split(
     tmp_path, examples_config, documents: int, splits: list[str]
 ) -> None:
     corpus = tmp_path / "corpus.txt"
@@ -166,12 +168,12 @@ def test_the_end_of_the_only_document_is_the_eval_split(
         for split in ("train", "eval")
     )
     special = set(loaded.special_ids.values())
-    # Each line has tokens of its own: none of them is on both sides.
+    # No two lines share a token, so no token is in both splits.
     assert train & evaluation <= special
     assert len(train | evaluation) > 110 and 12 <= len(evaluation - special) <= 40
 
 
-def test_documents_of_a_line_need_no_division(tmp_path, examples_config) -> None:
+def test_a_corpus_of_line_documents_is_not_divided(tmp_path, examples_config) -> None:
     changes = _one_document(tmp_path, examples_config, documents="lines")
     loaded = manifest.load(make(examples_config, tmp_path / "out", **changes))
     assert loaded.statistics["documents"] == 60
@@ -179,7 +181,7 @@ def test_documents_of_a_line_need_no_division(tmp_path, examples_config) -> None
     assert not list(loaded.evaluation_notes())
 
 
-def test_a_summary_says_where_an_eval_split_is_unusual(tmp_path, examples_config) -> None:
+def test_the_summary_notes_an_unusual_eval_split(tmp_path, examples_config) -> None:
     changes = _one_document(tmp_path, examples_config)
     for name, fraction, word in (("a", 0.1, "10.0%"), ("b", 0.0, "no eval split")):
         folder = make(examples_config, tmp_path / name, **{**changes, "eval_fraction": fraction})
@@ -191,7 +193,7 @@ def test_a_summary_says_where_an_eval_split_is_unusual(tmp_path, examples_config
 
 @pytest.mark.parametrize("fraction", [0.1, 0.0])
 @pytest.mark.parametrize("name", ["parquet", "jsonl"])
-def test_a_row_is_not_offered_to_be_cut_at_its_lines(
+def test_documents_lines_is_not_suggested_for_rows(
     tmp_path, examples_config, name: str, fraction: float
 ) -> None:
     changes = _one_document(tmp_path, examples_config, text_fields=("text",))
@@ -206,8 +208,10 @@ def test_a_row_is_not_offered_to_be_cut_at_its_lines(
     assert not any("documents=lines" in line for line in notes)
 
 
-def test_a_second_document_ends_the_division(tmp_path, examples_config, monkeypatch) -> None:
-    """A killed run whose corpus has grown makes its blocks again."""
+def test_a_text_is_not_divided_once_there_is_a_second_document(
+    tmp_path, examples_config, monkeypatch
+) -> None:
+    """A resumed run masks its blocks again if the corpus has grown."""
     changes = _one_document(tmp_path, examples_config)
     whole = manifest.load(make(examples_config, tmp_path / "whole", **changes))
     with monkeypatch.context() as patch:
@@ -227,12 +231,12 @@ def test_a_second_document_ends_the_division(tmp_path, examples_config, monkeypa
 )
 def test_texts_are_divided_into_two_parts(text: str, fraction: float, min_chars: int) -> None:
     text = text.strip()
-    parts = divide_text(text, fraction, min_chars)
-    if parts is None:
+    halves = divide_text(text, fraction, min_chars)
+    if halves is None:
         # Two parts, or the space between them, do not fit.
         assert len(text) < 2 * min_chars or re.search(r"\s", text)
         return
-    begin, end = parts
+    begin, end = halves
     assert text.startswith(begin) and text.endswith(end)
     assert not text[len(begin) : len(text) - len(end)].strip()
     assert min(len(begin), len(end)) >= min_chars
@@ -255,7 +259,7 @@ def test_texts_are_divided_at_lines_then_sentences_then_words(
     assert divide_text(text, fraction, 1)[1] == end
 
 
-def test_eval_threshold_leaves_documents_on_both_sides() -> None:
+def test_eval_threshold_leaves_documents_in_both_splits() -> None:
     half = 2**63
     assert masked_examples.eval_threshold(0.5, 10, 2**64 - 1) == half
     assert masked_examples.eval_threshold(0.0, 10, 20) == 0
@@ -276,7 +280,7 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
     folder = tmp_path / "out"
     with pytest.raises(InputError, match="line 3: not JSON"):
         make(examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),))
-    # A directory that the failed command began is as it was before.
+    # The failed command leaves the directory as it was before.
     assert not list(folder.iterdir())
     make(
         examples_config, folder, corpora=(CorpusSource(input_dir=str(corpus)),), skip_bad_lines=True
@@ -288,7 +292,7 @@ def test_skipped_documents_are_counted(tmp_path, examples_config) -> None:
         "shorter than --min_chars": 1,
         "without a word to mask": 1,
     }
-    # 螺 is in no vocabulary: once in the good row, thirty times in the last.
+    # 螺 is not in the vocabulary. It is once in the good row, and thirty times in the last row.
     assert statistics["unknown_tokens"] == 31
 
 
@@ -320,7 +324,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 def test_an_error_leaves_complete_shards(
     examples_dir, examples_config, tmp_path, monkeypatch
 ) -> None:
-    """Also one for which a new directory would be left as it was found."""
+    """Even an error for which a new directory would be restored."""
     folder, real = tmp_path / "made", serialization.write_shard
     number = 0
 
@@ -344,7 +348,7 @@ def test_an_error_leaves_complete_shards(
 
 
 def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, monkeypatch) -> None:
-    """As a node might have it whose folder is not the one that the others share."""
+    """A node may have such a file if its folder is not shared with the other nodes."""
     real = masked_examples.make_plan
 
     def spoil(config, headers, *arguments):
@@ -371,8 +375,8 @@ def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, m
         make(examples_config, examples_dir, dupe_factor=3)
 
 
-def test_golden_masks(examples_config, vocab) -> None:
-    """The format's promise: these bytes do not change without a new format version."""
+def test_masks_have_the_golden_values(examples_config, vocab) -> None:
+    """These bytes must not change without a new format version."""
     masker = document_masker.DocumentMasker(examples_config)
     key = seeding.digest("golden")
     text = "春天来了，院子里的桃树开满了花。"
@@ -405,16 +409,18 @@ def test_passages_together_have_the_examples_of_each_alone(
         ]
 
     together, alone = passages(), passages()
-    made = {
-        example_id: (one.group, record) for one, example_id, record in masker.examples(together)
+    received = {
+        example_id: (passage.group, record)
+        for passage, example_id, record in masker.examples(together)
     }
     expected = {
-        example_id: (one.group, record)
-        for passage in alone
-        for one, example_id, record in masker.examples([passage])
+        example_id: (passage.group, record)
+        for single in alone
+        for passage, example_id, record in masker.examples([single])
     }
-    assert made == expected and len(made) > len(texts)
-    assert [one.statistics for one in together] == [one.statistics for one in alone]
+    assert received == expected and len(received) > len(texts)
+    statistics = [[passage.statistics for passage in passages] for passages in (together, alone)]
+    assert statistics[0] == statistics[1]
 
 
 GOLDEN_IDS = ["70e88b33e8dceb1aa89b1967b0533ce0", "0f132b32840da00523ffafacc4619f6b"]

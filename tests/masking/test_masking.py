@@ -1,4 +1,4 @@
-"""Windows, words and masks: properties and values worked out by hand."""
+"""Tests of windows, words and masks: properties, and values computed by hand."""
 
 import itertools
 
@@ -23,7 +23,7 @@ POLICY = masks.MaskingPolicy(
 
 @st.composite
 def windows_with_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ids, some of them special, and where words begin."""
+    """Draws ids, some of them special, and the tokens that begin words."""
     count = draw(st.integers(1, 120))
     seed = draw(st.integers(0, 10**6))
     random = np.random.default_rng(seed)
@@ -59,18 +59,18 @@ def test_no_word_is_left_that_would_fit() -> None:
 
 
 def test_token_weights_are_powers_of_counts() -> None:
-    # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that is nowhere counts as one seen once.
+    # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that does not occur counts as occurring once.
     weights = masks.token_weights(np.array([0, 1, 16, 100]), 0.5)
     np.testing.assert_allclose(weights, [1.0, 1.0, 0.25, 0.1])
     assert masks.token_weights(np.array([0, 9]), 0.0).tolist() == [1.0, 1.0]
-    # Words of the tokens 0-1, 3 and 4-6; token 2 is in none.
+    # The words have the tokens 0-1, 3 and 4-6. Token 2 belongs to no word.
     words = masks.Words(np.array([0, 3, 4]), np.array([2, 1, 3]))
     of_tokens = np.array([1.0, 2.0, 100.0, 7.0, 1.0, 2.0, 6.0])
     assert masks.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
 
 
 def _shares(weights: list[float], num_to_predict: int, draws: int) -> np.ndarray:
-    """Returns how often each of several words of one token is chosen."""
+    """Returns the fraction of draws in which each of several one-token words is chosen."""
     words = masks.Words(np.arange(len(weights)), np.ones(len(weights), int))
     random = np.random.default_rng(5)
     chosen = [
@@ -90,7 +90,7 @@ def test_one_of_two_words_is_drawn_in_proportion() -> None:
 
 
 def test_rare_words_are_preferred_by_the_formula() -> None:
-    """Against the sum over every order in which three of six words can be drawn."""
+    """The expected values sum over all orders in which three of six words can be drawn."""
     draws = 20_000
     weights = masks.token_weights(np.array([1, 2, 5, 30, 400, 9000]), 0.7).tolist()
     expected = np.zeros(6)
@@ -122,20 +122,20 @@ def test_weighted_words_are_whole_and_within_the_cap(window, cap: int, seed: int
     assert all(len(span) > room for span in spans if span not in whole)
 
 
-def test_eighty_ten_ten() -> None:
+def test_masked_tokens_are_80_percent_mask_10_random_10_kept() -> None:
     count = 200_000
     labels = np.full(count, 777)
     masked = plain_masking.mask_tokens(labels, POLICY, np.random.default_rng(0))
     shares = [(masked == 4).mean(), (masked == 777).mean()]
-    # Four standard deviations of a binomial share are below 0.004 here.
+    # Four standard deviations of a binomial fraction are below 0.004.
     np.testing.assert_allclose(shares, [0.8, 0.1 + 0.1 / 995], atol=0.004)
     other = masked[(masked != 4) & (masked != 777)]
     assert not np.isin(other, SPECIAL_IDS).any()
     assert len(np.unique(other)) > 900
 
 
-def test_how_many_are_masked() -> None:
-    # BERT's rule: at least one, a share of the input's length, at most the cap.
+def test_the_number_of_masked_tokens_follows_berts_rule() -> None:
+    # BERT's rule: a fraction of the input's length, at least one, and at most the cap.
     assert [POLICY.num_to_predict(length) for length in (3, 10, 100, 512)] == [1, 2, 15, 20]
 
 
@@ -162,7 +162,7 @@ def test_inputs_have_special_tokens_around_segments() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 1000))
-def test_segments_begin_at_lines_else_at_words(starts: list[bool], seed: int) -> None:
+def test_segments_begin_with_lines_or_else_with_words(starts: list[bool], seed: int) -> None:
     word_starts = np.array(starts)
     word_starts[0] = True
     line_starts = word_starts & (np.arange(len(starts)) % 3 == 0)
@@ -207,7 +207,7 @@ def test_jieba_cuts_any_text_inside_it(text: str) -> None:
     assert not len(starts) or (starts[0] > 0 and starts[-1] < len(text))
 
 
-def test_chinese_characters_are_berts() -> None:
+def test_chinese_characters_are_those_of_bert() -> None:
     points = [0x33FF, 0x3400, 0x4DBF, 0x4DC0, 0x4E00, 0x9FFF, 0xA000, 0x20000, 0x2CEAF, 0x2FA20]
     expected = [False, True, True, False, True, True, False, True, True, False]
     assert segmenters.is_chinese(np.array(points, np.uint32)).tolist() == expected

@@ -1,4 +1,4 @@
-"""Prepare with a model directory that has two tokenizers, and what it says of its choice."""
+"""Tests of prepare with a model directory that has two tokenizers, and of its notes."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from tests.conftest import read_folder
 
 
 def _write_two(folder: pathlib.Path, vocab: list[str], tokens: list[str], lowercase: bool) -> None:
-    """Writes a `vocab.txt`, and a `tokenizer.json` of perhaps other tokens."""
+    """Writes a `vocab.txt` and a `tokenizer.json`, whose tokens may differ."""
     folder.mkdir()
     (folder / "vocab.txt").write_bytes(("\n".join(vocab) + "\n").encode())
     ids = {token: index for index, token in enumerate(tokens)}
@@ -24,15 +24,15 @@ def _write_two(folder: pathlib.Path, vocab: list[str], tokens: list[str], lowerc
     fast.save(str(folder / "tokenizer.json"))
 
 
-def test_of_two_tokenizers_that_differ_the_fast_one_is_taken(
+def test_tokenizer_json_is_used_if_two_tokenizers_differ(
     examples_config, vocab, examples_dir, tmp_path, capsys
 ) -> None:
-    """Of two that agree vocab.txt, with the same bytes."""
+    """If the two agree, vocab.txt is used, and the output has the same bytes."""
 
     def prepared(name: str, tokens: list[str] = vocab, *, lowercase: bool = True, **changes):
         _write_two(tmp_path / name, vocab, tokens, lowercase)
-        places = {"vocab_file": tmp_path / name, "output_dir": tmp_path / f"{name}-examples"}
-        made = create_masked_examples(dataclasses.replace(examples_config, **places, **changes))
+        paths = {"vocab_file": tmp_path / name, "output_dir": tmp_path / f"{name}-examples"}
+        made = create_masked_examples(dataclasses.replace(examples_config, **paths, **changes))
         return made, capsys.readouterr().err
 
     same, notes = prepared("same")
@@ -45,16 +45,16 @@ def test_of_two_tokenizers_that_differ_the_fast_one_is_taken(
     assert other.vocab.size == same.vocab.size
     other, notes = prepared("numbers", [*vocab[:5], *vocab[:4:-1]])
     assert notes.count("note:") == 1 and other.vocab != same.vocab
-    # What the user says of case holds.
+    # The user's `do_lower_case` decides.
     chosen, notes = prepared("chosen", lowercase=False, do_lower_case=True)
     assert notes.count("note:") == 1
     assert (chosen.tokenizer_files, chosen.splits) == (same.tokenizer_files, same.splits)
 
 
-def test_a_document_that_cannot_be_read_is_no_difference(
+def test_an_unreadable_document_does_not_count_as_a_difference(
     examples_config, vocab, tmp_path, capsys
 ) -> None:
-    """It is reported where documents are masked."""
+    """The document is reported later, when documents are masked."""
     _write_two(tmp_path / "model", vocab, vocab, lowercase=True)
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -72,7 +72,7 @@ def test_a_document_that_cannot_be_read_is_no_difference(
 def test_settings_that_change_tokens_are_in_the_manifest(
     examples_config, vocab_file, tmp_path
 ) -> None:
-    """And only those: other run configurations stay as they were."""
+    """Other settings are not, so that other run configurations do not change."""
     (tmp_path / "vocab.txt").write_bytes(vocab_file.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"strip_accents": false}')
     changes = {"vocab_file": tmp_path / "vocab.txt", "output_dir": tmp_path / "examples"}
@@ -85,7 +85,7 @@ def test_settings_that_change_tokens_are_in_the_manifest(
 
 
 @pytest.mark.parametrize(("padding", "count"), [(0, 0), (1, 1)])
-def test_another_padding_of_the_model_is_told(
+def test_a_note_names_another_padding_of_the_model(
     examples_config, vocab, tmp_path, capsys, padding: int, count: int
 ) -> None:
     (tmp_path / "vocab.txt").write_bytes(("\n".join(vocab) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Windows as inputs and records, and a batch of them, masked as each alone."""
+"""Tests of windows as inputs and records, and of masking them in batches."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ WEIGHTS = masks.token_weights(np.random.default_rng(0).integers(0, 10**6, 1000),
 
 def _window(random: np.random.Generator) -> windows.WindowInput:
     count = int(random.integers(1, 120))
-    # Special tokens inside too, also [SEP] itself, as ids of unknown origin might be.
+    # The text may contain special tokens, even [SEP].
     ids = random.integers(np.where(random.random(count) < 0.1, 0, 5), 999)
     split = None if random.random() < 0.3 else int(random.integers(1, count + 1))
     inputs = windows.build_input(ids, split, CLS, SEP)
@@ -33,7 +33,7 @@ def _decoded(batch: list[windows.WindowInput], vocab_size: int = 1000) -> window
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1000, 100_000]))
-def test_records_give_the_windows_back(seed: int, size: int, vocab_size: int) -> None:
+def test_decoded_records_equal_the_windows(seed: int, size: int, vocab_size: int) -> None:
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
     back = _decoded(batch, vocab_size)
@@ -46,14 +46,16 @@ def test_records_give_the_windows_back(seed: int, size: int, vocab_size: int) ->
         both = back.segment_lengths[row].tolist()
         assert both == [*window.segment_lengths.tolist(), 0][:2]
         assert (positions[row] - first).tolist() == window.positions.tolist()
-        # A window's first token begins a word, whatever is stored.
+        # The first token of a window always begins a word, whatever is stored.
         assert starts[row].tolist() == [True, *window.word_starts[1:].tolist()]
         first += len(window.input_ids)
 
 
 @pytest.mark.parametrize("token_weights", [None, WEIGHTS])
 @given(st.integers(0, 10**6), st.integers(1, 6))
-def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> None:
+def test_a_window_in_a_batch_gets_the_same_masks_as_alone(
+    token_weights, seed: int, size: int
+) -> None:
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
     keys = [(random.bytes(16), epoch) for epoch in range(size)]
@@ -79,7 +81,7 @@ def test_each_window_is_masked_as_alone(token_weights, seed: int, size: int) -> 
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3))
-def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) -> None:
+def test_copies_in_a_batch_equal_separate_copies(seed: int, size: int, copies: int) -> None:
     random = np.random.default_rng(seed)
     rows = windows.join_windows([_window(random) for _ in range(size)])
 
@@ -90,15 +92,15 @@ def test_copies_are_masked_one_after_another(seed: int, size: int, copies: int) 
     together = masked(range(copies * size), copies=copies)
     alone = [masked(range(copy * size, (copy + 1) * size)) for copy in range(copies)]
     for name in ("input_ids", "positions", "labels", "counts"):
-        parts = [getattr(one, name) for one in alone]
-        assert getattr(together, name).tolist() == np.concatenate(parts).tolist(), name
+        values = [getattr(copy, name) for copy in alone]
+        assert getattr(together, name).tolist() == np.concatenate(values).tolist(), name
     features = masks.masked_features(rows, together, 1000)
-    each = (masks.masked_features(rows, one, 1000) for one in alone)
-    assert list(features) == [row for copy in each for row in copy]
+    separate = (masks.masked_features(rows, copy, 1000) for copy in alone)
+    assert list(features) == [row for copy in separate for row in copy]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6))
-def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None:
+def test_joined_windows_equal_decoded_windows(seed: int, size: int) -> None:
     random = np.random.default_rng(seed)
     batch = [_window(random) for _ in range(size)]
     joined, decoded = windows.join_windows(batch), _decoded(batch)
@@ -107,13 +109,13 @@ def test_joined_windows_are_those_of_their_records(seed: int, size: int) -> None
 
 
 def test_each_window_masks_the_word_that_has_room() -> None:
-    """The tokens 7, 8 | 9 and 6: of each window the one word that has room, for all streams."""
+    """In each of two windows only one word can be masked, so all generators choose it."""
     pair = windows.build_input(np.array([7, 8, 9]), 2, CLS, SEP)
-    one = windows.build_input(np.array([6]), None, CLS, SEP)
+    single = windows.build_input(np.array([6]), None, CLS, SEP)
     batch = _decoded(
         [
             windows.WindowInput(*pair, np.array([False, True, True])),
-            windows.WindowInput(*one, np.array([True])),
+            windows.WindowInput(*single, np.array([True])),
         ]
     )
     assert batch.input_ids.tolist() == [CLS, 7, 8, SEP, 9, SEP, CLS, 6, SEP]
@@ -121,7 +123,7 @@ def test_each_window_masks_the_word_that_has_room() -> None:
     assert batch.positions.tolist() == [1, 2, 4, 7]
     assert batch.word_starts.tolist() == [True] * 4
     policy = masks.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
-    # Tokens 7 and 8 are special here: 9 and 6 are left.
+    # Tokens 7 and 8 are special in this test, so only 9 and 6 can be masked.
     special = np.isin(np.arange(1000), [7, 8])
     streams = seeding.streams(1, "mask", [(0,), (1,)])
     masked = masks.mask_windows(batch, policy, special, streams)
@@ -132,17 +134,17 @@ def test_each_window_masks_the_word_that_has_room() -> None:
     assert masked.input_ids[unchanged].tolist() == batch.input_ids[unchanged].tolist()
 
 
-def test_rows_are_padded() -> None:
+def test_rows_are_padded_with_zeros() -> None:
     rows = windows.pad_rows(np.array([5, 3, 8]), np.array([1, 0, 2]), 3)
     assert rows.tolist() == [[5, 0, 0], [0, 0, 0], [3, 8, 0]] and rows.dtype == np.int32
 
 
 @st.composite
 def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, windows.WindowInput]:
-    """Draws a window of one or two segments: its tokens, and it as an input."""
+    """Draws the tokens of a window with one or two segments, and the window as an input."""
     count = draw(st.integers(1, 100))
     random = np.random.default_rng(draw(st.integers(0, 10**6)))
-    # Special tokens inside too, also [SEP] itself, as ids of unknown origin might be.
+    # The text may contain special tokens, even [SEP].
     ids = random.integers(np.where(random.random(count) < 0.1, 0, 5), 999)
     split = draw(st.none() | st.integers(1, count))
     inputs = windows.build_input(ids, split, CLS, SEP)
@@ -150,12 +152,12 @@ def window_inputs(draw: st.DrawFn) -> tuple[np.ndarray, windows.WindowInput]:
 
 
 @given(st.lists(window_inputs(), min_size=1, max_size=3), st.integers(0, 100))
-def test_the_labels_at_their_positions_give_the_windows_back(drawn, seed: int) -> None:
+def test_restoring_the_labels_gives_the_windows(drawn, seed: int) -> None:
     rows = windows.join_windows([window for _, window in drawn])
     streams = (np.random.default_rng(seed + row) for row in range(len(drawn)))
     masked = masks.mask_windows(rows, POLICY, IS_SPECIAL, streams)
-    found = masks.masked_features(rows, masked, 1000)
-    for (ids, window), features in zip(drawn, found, strict=True):
+    examples = masks.masked_features(rows, masked, 1000)
+    for (ids, window), features in zip(drawn, examples, strict=True):
         assert window.token_ids.tolist() == ids.tolist()
         values = {name: np.frombuffer(value, "<u2") for name, value in features.items()}
         inputs = values[records.INPUT_IDS].copy()
@@ -165,7 +167,7 @@ def test_the_labels_at_their_positions_give_the_windows_back(drawn, seed: int) -
 
 
 def test_a_word_across_segments_is_masked_whole() -> None:
-    """A window of the tokens 7, 8 | 9 whose second word spans the segments' border."""
+    """The window has the tokens 7, 8 | 9, and its second word is in both segments."""
     inputs = windows.build_input(np.array([7, 8, 9]), 2, CLS, SEP)
     window = windows.WindowInput(*inputs, np.array([True, True, False]))
     features = windows.window_features(window, 1000)
@@ -178,7 +180,7 @@ def test_a_word_across_segments_is_masked_whole() -> None:
     policy = masks.MaskingPolicy(0.3, 20, 4, np.arange(5, 1000))
     words = plain_masking.window_words(window, policy, IS_SPECIAL)
     assert (words.starts.tolist(), words.lengths.tolist()) == ([0, 1], [1, 2])
-    # A word so much preferred that it is always the first, and the other has no room then.
+    # The weight of one word is so large that it is always drawn first, and no other word fits.
     weights = np.where(np.isin(np.arange(1000), [8, 9]), 1.0, 1e-12)
     for seed in range(5):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Tokenizers that bring their own marks: SentencePiece and byte-level BPE, trained here."""
+"""Tests of SentencePiece and byte-level BPE tokenizers, which are trained by fixtures."""
 
 import json
 import pathlib
@@ -35,13 +35,13 @@ _FILES += ["camembert_file"]
 
 @pytest.fixture(scope="module", params=_FILES)
 def tokenizer(request) -> tokens.Tokenizer:
-    """Each of them."""
+    """Each tokenizer in turn."""
     path = request.getfixturevalue(request.param)
     return load_tokenizer(path, do_lower_case=None)
 
 
 def _write(tokenizer: tokens.Tokenizer, folder: pathlib.Path) -> None:
-    """Writes a tokenizer's files beside the settings of a model that may use it."""
+    """Writes the files of a tokenizer and the settings of a model that may use it."""
     files = tokenizer.files()
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -57,19 +57,18 @@ def _spaceless(text: str) -> str:
 @given(TEXT)
 @example("▁")
 @example("a▁▁ b▁")
-def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
-    found = tokenizer.tokenize(text)
-    assert len(found.ids) == len(found.starts) == len(found.ends) == len(found.word_ids)
-    assert (found.starts <= found.ends).all() and (found.ends <= len(text)).all()
-    assert (np.diff(found.starts) >= 0).all() and (np.diff(found.word_ids) >= 0).all()
+def test_every_token_has_the_span_of_its_text(tokenizer, text: str) -> None:
+    result = tokenizer.tokenize(text)
+    assert len(result.ids) == len(result.starts) == len(result.ends) == len(result.word_ids)
+    assert (result.starts <= result.ends).all() and (result.ends <= len(text)).all()
+    assert (np.diff(result.starts) >= 0).all() and (np.diff(result.word_ids) >= 0).all()
     covered = np.zeros(len(text), bool)
-    for index, start, end in zip(found.ids, found.starts, found.ends, strict=True):
+    for index, start, end in zip(result.ids, result.starts, result.ends, strict=True):
         covered[start:end] = True
         assert start == end or not text[start].isspace()
         _expect_same_text(tokenizer.vocab[index], text[start:end])
-    left_out = {char for char, there in zip(text, covered, strict=True) if not there}
-    # Spaces, of which SentencePiece's ▁ is one, and what a normaliser drops: characters
-    # that cannot be seen.
+    left_out = {char for char, is_covered in zip(text, covered, strict=True) if not is_covered}
+    # Spaces, including SentencePiece's ▁, and invisible characters, which a normalizer drops.
     assert all(
         char in "▁" or char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Mn")
         for char in left_out
@@ -77,7 +76,7 @@ def test_every_token_points_at_its_text(tokenizer, text: str) -> None:
 
 
 def _expect_same_text(token: str, span: str) -> None:
-    """A token is its span's text, or part of a character that was taken apart."""
+    """Checks that a token is the text of its span, or a part of a character in it."""
     if token in ("[UNK]", "<unk>"):
         return
     if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):
@@ -95,10 +94,13 @@ def _expect_same_text(token: str, span: str) -> None:
 
 
 def _bytes_of(token: str) -> bytes:
-    """Undoes byte-level BPE's alphabet: printable bytes are themselves, others from U+0100 on."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(byte): byte for byte in kept}
-    others = (byte for byte in range(256) if byte not in kept)
+    """Returns the bytes of a token of byte-level BPE.
+
+    Its alphabet has printable bytes as they are, and the others as characters from U+0100.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
     table.update({chr(256 + number): byte for number, byte in enumerate(others)})
     return bytes(table[char] for char in token)
 
@@ -111,22 +113,22 @@ def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
 
 
 @given(TEXT)
-def test_word_starts_of_any_text(tokenizer, text: str) -> None:
-    found = tokenizer.tokenize(text)
-    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
-    assert starts.shape == found.ids.shape
+def test_no_word_begins_within_a_character(tokenizer, text: str) -> None:
+    result = tokenizer.tokenize(text)
+    starts = segmenters.word_starts(text, result, segmenters.SEGMENTERS["jieba"])
+    assert starts.shape == result.ids.shape
     if len(starts):
         assert starts[0]
-        # A word never begins within a character.
-        parts = (found.starts[1:] < found.ends[:-1]) & (found.word_ids[1:] == found.word_ids[:-1])
-        assert not (starts[1:] & parts).any()
+        same_word = result.word_ids[1:] == result.word_ids[:-1]
+        within_character = (result.starts[1:] < result.ends[:-1]) & same_word
+        assert not (starts[1:] & within_character).any()
 
 
 def _words(tokenizer: tokens.Tokenizer, text: str) -> list[str]:
-    found = tokenizer.tokenize(text)
-    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
+    result = tokenizer.tokenize(text)
+    starts = segmenters.word_starts(text, result, segmenters.SEGMENTERS["jieba"])
     groups = np.split(np.arange(len(starts)), np.flatnonzero(starts)[1:])
-    return [text[found.starts[group].min() : found.ends[group].max()] for group in groups]
+    return [text[result.starts[group].min() : result.ends[group].max()] for group in groups]
 
 
 @pytest.mark.parametrize(
@@ -140,23 +142,23 @@ def _words(tokenizer: tokens.Tokenizer, text: str) -> list[str]:
         ("Привет, неописуемая погода.", ["Привет", ",", "неописуемая", "погода", "."]),
     ],
 )
-def test_whole_words_in_three_languages(tokenizer, text: str, words: list[str]) -> None:
+def test_whole_words_are_found_in_three_languages(tokenizer, text: str, words: list[str]) -> None:
     assert _words(tokenizer, text) == words
 
 
-def test_pieces_of_one_character_point_at_it(spiece_file) -> None:
+def test_all_pieces_of_a_character_have_its_span(spiece_file) -> None:
     tokenizer = load_tokenizer(spiece_file, do_lower_case=None)
     text = "the ﬁ…"
-    found = tokenizer.tokenize(text)
-    spans = [text[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
-    # One … becomes three dots, one ﬁ two letters.
+    result = tokenizer.tokenize(text)
+    spans = [text[start:end] for start, end in zip(result.starts, result.ends, strict=True)]
+    # A … becomes three dots, and an ﬁ becomes two letters.
     assert spans.count("…") + spans.count("ﬁ") >= 3 and set(spans) <= {"", "the", "ﬁ", "…"}
-    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["jieba"])
+    starts = segmenters.word_starts(text, result, segmenters.SEGMENTERS["jieba"])
     dots = [start for start, span in zip(starts, spans, strict=True) if span == "…"]
     assert not any(dots[1:])
 
 
-def test_special_ids(spiece_file, bpe_file) -> None:
+def test_special_ids_are_those_of_the_vocabulary(spiece_file, bpe_file) -> None:
     spiece = load_tokenizer(spiece_file, do_lower_case=None)
     names = {name: spiece.vocab[index] for name, index in spiece.special_ids.items()}
     assert names == {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
@@ -169,7 +171,7 @@ def test_special_ids(spiece_file, bpe_file) -> None:
 
 
 def test_special_tokens_of_gemma_and_olmo(gemma_file, olmo_file) -> None:
-    """Gemma's <s> and </s> are HTML, and stay whole in a text, as in the library."""
+    """In Gemma, <s> and </s> are HTML tags, and are not split in a text, as in the library."""
     gemma = load_tokenizer(gemma_file, do_lower_case=None)
     assert gemma.special_ids == {"pad": 0, "sep": 1, "cls": 2, "unk": 3, "mask": 4}
     assert np.flatnonzero(gemma.is_special()).tolist() == [0, 1, 2, 3, 4]
@@ -184,7 +186,7 @@ def test_special_tokens_of_gemma_and_olmo(gemma_file, olmo_file) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma_file", "olmo_file", "bpe_file"])
-def test_tokens_of_a_tokenizer_json_are_the_librarys(request, name: str) -> None:
+def test_tokens_of_a_tokenizer_json_equal_those_of_the_library(request, name: str) -> None:
     path = request.getfixturevalue(name)
     ours, theirs = load_tokenizer(path, do_lower_case=None), FastTokenizer.from_file(str(path))
     theirs.no_truncation()
@@ -196,14 +198,13 @@ def test_tokens_of_a_tokenizer_json_are_the_librarys(request, name: str) -> None
 
 def test_a_long_text_is_not_cut(bpe_file) -> None:
     tokenizer = load_tokenizer(bpe_file, do_lower_case=None)
-    found = tokenizer.tokenize(ENGLISH[0])
-    assert found.ends[-1] == len(ENGLISH[0])
+    assert tokenizer.tokenize(ENGLISH[0]).ends[-1] == len(ENGLISH[0])
 
 
-def test_lower_case_keeps_places(spiece_file) -> None:
+def test_lower_casing_keeps_positions(spiece_file) -> None:
     lower = load_tokenizer(spiece_file, do_lower_case=True)
     assert lower.tokenize("THE weather").ids.tolist() == lower.tokenize("the weather").ids.tolist()
-    # The lower case of İ is two characters: it is left alone, so that places stay.
+    # The lower case of İ has two characters. İ is not changed, so that positions stay the same.
     assert lower.tokenize("İThe").ends[-1] == 4
 
 
@@ -234,7 +235,7 @@ def test_a_unigram_model_becomes_a_tokenizer_json(request, name: str) -> None:
 
 
 def test_xlm_roberta_numbers_tokens_as_fairseq(xlm_roberta_file) -> None:
-    """0 to 3 are its own, a piece after the third has its place plus one, the mask is last."""
+    """Ids 0 to 3 are fairseq's, later pieces have their index plus 1, and the mask is last."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(xlm_roberta_file))
     size = pieces.get_piece_size()
     for path in (xlm_roberta_file, xlm_roberta_file.parent):
@@ -245,15 +246,15 @@ def test_xlm_roberta_numbers_tokens_as_fairseq(xlm_roberta_file) -> None:
         assert loaded.special_ids == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": size + 1}
         assert np.flatnonzero(loaded.is_special()).tolist() == [0, 1, 2, 3, size + 1]
         for line in [*LINES, "螺丝 Ω ≠ <s> <mask>"]:
-            places = pieces.encode(line)
-            expected = [place + 1 if place >= 3 else (3, 0, 2)[place] for place in places]
+            indices = pieces.encode(line)
+            expected = [index + 1 if index >= 3 else (3, 0, 2)[index] for index in indices]
             assert loaded.tokenize(line).ids.tolist() == expected, line
     assert 3 in expected
     assert read_vocab_info(xlm_roberta_file) == loaded.info
 
 
-def test_camembert_keeps_the_ids_of_its_models_own_marks(camembert_file) -> None:
-    """A piece after the first has its place plus four, and the mask is last."""
+def test_camembert_has_the_token_ids_of_fairseq(camembert_file) -> None:
+    """Each piece after the first has its index plus 4, and the mask is last."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(camembert_file))
     size = pieces.get_piece_size()
     loaded = load_tokenizer(camembert_file, do_lower_case=None)
@@ -263,7 +264,7 @@ def test_camembert_keeps_the_ids_of_its_models_own_marks(camembert_file) -> None
     assert loaded.special_ids == {"pad": 1, "unk": 3, "cls": 5, "sep": 6, "mask": size + 4}
     assert np.flatnonzero(loaded.is_special()).tolist() == [*range(7), size + 4]
     for line in [*LINES, "螺丝 Ω ≠ <s> <mask> <s>NOTUSED"]:
-        expected = [place + 4 if place else 3 for place in pieces.encode(line)]
+        expected = [index + 4 if index else 3 for index in pieces.encode(line)]
         assert loaded.tokenize(line).ids.tolist() == expected, line
     assert 3 in expected and read_vocab_info(camembert_file) == loaded.info
 
@@ -285,8 +286,8 @@ def test_other_models_number_tokens_as_the_file_does(
     assert again.info == plain.info and "spiece.model" in again.files()
 
 
-def test_a_model_with_a_mask_of_its_own_keeps_its_ids(spiece_file, tmp_path) -> None:
-    """Beside any configuration: a student of XLM-RoBERTa's kind may have such a tokenizer."""
+def test_a_model_with_its_own_mask_keeps_its_ids(spiece_file, tmp_path) -> None:
+    """This holds for any configuration, as an XLM-RoBERTa student may have such a tokenizer."""
     own = {"user_defined_symbols": ["<pad>", "<mask>"]}
     for path in (spiece_file, train_fairseq(tmp_path, **own)):
         copy = tmp_path / "spiece.model"
@@ -297,7 +298,7 @@ def test_a_model_with_a_mask_of_its_own_keeps_its_ids(spiece_file, tmp_path) -> 
         assert loaded.tokenize(LINES[0]).ids.tolist() == pieces.encode(LINES[0])
 
 
-def test_an_xlm_roberta_that_is_no_unigram_model_is_refused(tmp_path) -> None:
+def test_an_xlm_roberta_must_be_a_unigram_model(tmp_path) -> None:
     path = train_fairseq(tmp_path, model_type="char")
     with pytest.raises(InputError) as error:
         load_tokenizer(tmp_path, do_lower_case=None)
@@ -305,21 +306,22 @@ def test_an_xlm_roberta_that_is_no_unigram_model_is_refused(tmp_path) -> None:
     assert "unigram" in error.value.expected and "xlm-roberta" in error.value.expected
 
 
-def test_a_tokenizer_json_numbers_tokens_as_xlm_roberta(xlm_roberta_file, tmp_path) -> None:
-    """Where both lie in a directory, either is its vocabulary."""
+def test_tokenizer_json_and_xlm_roberta_model_have_the_same_vocabulary(
+    xlm_roberta_file, tmp_path
+) -> None:
+    """If both are in a directory, both files give its vocabulary."""
     ours = load_tokenizer(xlm_roberta_file, do_lower_case=None)
     _write(ours, tmp_path)
     assert load_tokenizer(tmp_path, do_lower_case=None).files().keys() == {
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    found = [read_vocab_info(path) for path in tokenizer_files(tmp_path)]
-    assert found == [ours.info] * 2
+    assert [read_vocab_info(path) for path in tokenizer_files(tmp_path)] == [ours.info] * 2
 
 
 @given(TEXT)
 def test_no_text_becomes_a_special_token_of_a_tokenizer_json(converted, text: str) -> None:
-    """Among a unigram model's pieces are the special tokens, which a text may spell out."""
+    """The pieces of a unigram model include special tokens, which a text may contain literally."""
     special = set(converted.special_ids.values()) - {converted.special_ids["unk"]}
     for spelled in ("<s>NOTUSED", "<mask>", "[MASK]", "<s>", "</s>", "<pad>", "[SEP]"):
         assert not special & set(converted.tokenize(text + spelled + text).ids.tolist())
@@ -327,7 +329,7 @@ def test_no_text_becomes_a_special_token_of_a_tokenizer_json(converted, text: st
 
 @pytest.fixture(scope="module", params=["spiece_file", "xlm_roberta_file", "camembert_file"])
 def converted(request, tmp_path_factory) -> tokens.Tokenizer:
-    """A SentencePiece model as the `tokenizer.json` that a student gets."""
+    """The `tokenizer.json` that a student gets for a SentencePiece model."""
     path = request.getfixturevalue(request.param)
     loaded = load_tokenizer(path, do_lower_case=None)
     file = tmp_path_factory.mktemp("converted") / "tokenizer.json"
@@ -346,7 +348,7 @@ def test_case_is_read_from_the_models_own_settings(vocab_file, tmp_path) -> None
     assert load_tokenizer(tmp_path, do_lower_case=None).do_lower_case
 
 
-def test_settings_of_a_sentencepiece_model_are_obeyed_or_said(spiece_file, tmp_path) -> None:
+def test_settings_of_a_sentencepiece_model_are_applied_or_noted(spiece_file, tmp_path) -> None:
     (tmp_path / "spiece.model").write_bytes(spiece_file.read_bytes())
 
     def load(**settings) -> tokens.Tokenizer:
@@ -421,10 +423,10 @@ def test_transformers_reads_the_same_tokens(tokenizer, tmp_path) -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("do_lower_case", [False, True])
 @pytest.mark.parametrize("family", ["xlm_roberta", "camembert"])
-def test_transformers_numbers_fairseqs_tokens_alike(
+def test_fairseq_token_ids_equal_those_of_transformers(
     request, tmp_path, family: str, do_lower_case: bool
 ) -> None:
-    """The family's tokenizer made from the same file, and from what is written here."""
+    """The tokenizer of the family is made from the same file, and from the written files."""
     import transformers
     from transformers import AutoTokenizer
 
@@ -452,8 +454,8 @@ def test_transformers_numbers_fairseqs_tokens_alike(
 @pytest.mark.peers
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["xlnet_en_spiece", "xlnet_zh_spiece", "cluecorpussmall_spm"])
-def test_transformers_reads_public_models_alike(name: str, tmp_path) -> None:
-    """Ties between ways of equal score may fall otherwise: two lines of CLUE's model do."""
+def test_tokens_of_public_models_equal_those_of_transformers(name: str, tmp_path) -> None:
+    """Ties between sequences of equal score may be broken differently, as in two lines of CLUE."""
     from transformers import AutoTokenizer
 
     path = SHARED / "data" / "vocab" / f"{name}.model"

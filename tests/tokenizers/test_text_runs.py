@@ -1,4 +1,4 @@
-"""Texts by characters and runs have the tokens that `tokenizers` gives for the whole text."""
+"""Tests of text_runs: tokens by characters and runs equal those of the whole text."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ from pipeline.tokenizers.tokens import Tokens
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 
 SHARED = Location.parse(pathlib.Path(__file__).parents[3] / "shared" / "data")
-# Letters with marks, marks alone, what is removed, and what becomes something else.
+# Letters with marks, marks alone, characters that are removed, and characters that are replaced.
 UNUSUAL = "éÅİıΣς\u0301\u0300\u1100\u1161\uac00\u200b\ufeff\ufffd\xad\x00\x1c\x85\u037e\u1fef"
 IDEOGRAPHS = "春天来了院子里\uf900\ufa6e\U00020000\U0002b820\U0002ebef"
 SPACES_AND_MARKS = " \n\t\r\u3000\u2028，。！“”…-—[]'$€"
@@ -45,12 +45,12 @@ def assert_equal(tokens: Tokens, expected: Tokens) -> None:
 
 
 @given(TEXT)
-def test_tokens_are_those_of_the_whole_text(tokenizer, text: str) -> None:
+def test_tokens_by_runs_equal_those_of_the_whole_text(tokenizer, text: str) -> None:
     assert_equal(tokenizer.tokenize(text), tokenizer._encode(text))
 
 
 @given(st.lists(TEXT, max_size=8))
-def test_runs_that_are_forgotten_are_tokenised_again(tokenizer, texts: list[str]) -> None:
+def test_runs_that_are_forgotten_are_tokenized_again(tokenizer, texts: list[str]) -> None:
     limit, text_runs._MAX_RUNS = text_runs._MAX_RUNS, 3
     try:
         runs = TextRuns(tokenizer._encode)
@@ -60,7 +60,7 @@ def test_runs_that_are_forgotten_are_tokenised_again(tokenizer, texts: list[str]
         text_runs._MAX_RUNS = limit
 
 
-def test_runs_and_characters_are_tokenised_once(tokenizer) -> None:
+def test_runs_and_characters_are_tokenized_once(tokenizer) -> None:
     texts: list[str] = []
 
     def encode(text: str) -> Tokens:
@@ -93,7 +93,7 @@ def test_tokens_of_several_words_stay_whole(vocab_file) -> None:
         ("bert_multi_cased_119547", "ru/mlm/dialogues_anekdots.txt"),
     ],
 )
-def test_real_text_in_three_languages(vocab: str, path: str) -> None:
+def test_tokens_of_real_text_are_equal_in_three_languages(vocab: str, path: str) -> None:
     tokenizer = load_tokenizer(SHARED / "vocab" / f"{vocab}.txt", do_lower_case=None)
     text = (SHARED / path).read_text(encoding="utf-8")[:1_000_000]
     for begin in range(0, len(text), 2_000):

@@ -1,4 +1,4 @@
-"""The tokenizer: BERT's tokens, with places that lead back into the text."""
+"""Tests of WordPiece: BERT's tokens, with their spans in the text."""
 
 import json
 import pathlib
@@ -35,14 +35,14 @@ def test_wordpiece_tokens_of_mixed_text(tokenizer) -> None:
 
 
 @given(TEXT)
-def test_places_lie_in_the_text_and_ascend(tokenizer, text: str) -> None:
+def test_spans_are_in_the_text_and_ascend(tokenizer, text: str) -> None:
     tokens = tokenizer.tokenize(text)
     assert len(tokens.ids) == len(tokens.starts) == len(tokens.word_ids)
     assert (tokens.starts[1:] >= tokens.starts[:-1]).all()
     for index, start, end in zip(tokens.ids, tokens.starts, tokens.ends, strict=True):
         assert 0 <= start < end <= len(text)
         token = tokenizer.vocab[index].removeprefix("##")
-        # Lower-cased, and without accents, as BERT's normaliser leaves it.
+        # BERT's normalizer lower-cases text and removes accents.
         plain = unicodedata.normalize("NFD", text[start:end]).lower()
         seen = "".join(char for char in plain if unicodedata.category(char)[0] not in "MC")
         assert token in ("[UNK]", seen)
@@ -54,7 +54,7 @@ def test_no_text_becomes_a_special_token_but_unk(tokenizer, text: str) -> None:
     assert not special & set(tokenizer.tokenize(text + "[MASK][SEP]").ids.tolist())
 
 
-def test_case_is_kept_where_asked(vocab_file) -> None:
+def test_case_is_kept_without_lower_casing(vocab_file) -> None:
     cased = load_tokenizer(vocab_file, do_lower_case=False)
     unknown = cased.special_ids["unk"]
     assert cased.tokenize("THE").ids.tolist() == [unknown]
@@ -62,7 +62,7 @@ def test_case_is_kept_where_asked(vocab_file) -> None:
     assert json.loads(cased.files()["tokenizer_config.json"])["do_lower_case"] is False
 
 
-def test_a_vocabulary_of_windows_lines_and_a_wrong_encoding(tmp_path) -> None:
+def test_vocabularies_may_have_windows_lines_but_must_be_utf8(tmp_path) -> None:
     path = tmp_path / "vocab.txt"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "一"]
     path.write_bytes("\r\n".join([*tokens, "", ""]).encode())

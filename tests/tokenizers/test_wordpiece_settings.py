@@ -1,4 +1,4 @@
-"""The settings beside a `vocab.txt` that change tokens: obeyed or refused."""
+"""Tests of the settings next to a `vocab.txt` that change tokens: they are applied or errors."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from pipeline.tokenizers.loading import load_tokenizer, read_vocab_info
 from pipeline.tokenizers.tokens import Tokenizer
 from tests.conftest import SPECIAL
 
-# Letters that lower-casing, accents and Chinese characters treat otherwise.
+# Tokens that depend on the settings of lower-casing, accents and Chinese characters.
 _TOKENS = [
     *("й", "и", "##й", "##и", "ё", "е", "##е", "мо", "##мо"),
     *("é", "e", "##e", "caf", "##é", "A", "a", "B", "b", "##b", "##B"),
@@ -27,7 +27,7 @@ _TOKENS = [
     *("[", "]", ",", ".", "abstract", "[abstract]", "lol", "##lol", "x", "##x", "##lips"),
 ]
 _VOCAB = [*SPECIAL, *_TOKENS]
-# Texts over those letters, and a few others.
+# Texts with these letters and a few others.
 _TEXT = st.lists(
     st.one_of(
         st.sampled_from([*"йиЙёЁеéEeAaBb한か가が河边x ,.[]\t\u3000\x85\u200b\ufffd\x00İßﬁ㍿"]),
@@ -54,7 +54,7 @@ def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def _again(tokenizer: Tokenizer, path: pathlib.Path) -> Tokenizer:
-    """Returns the tokenizer of the files that a student gets."""
+    """Returns the tokenizer loaded from the files that a student gets."""
     path.mkdir()
     for name, content in tokenizer.files().items():
         (path / name).write_bytes(content)
@@ -77,7 +77,9 @@ def _again(tokenizer: Tokenizer, path: pathlib.Path) -> Tokenizer:
         ({"do_lower_case": False, "do_basic_tokenize": False}, "河边 A,b a", "河边 [UNK] a"),
     ],
 )
-def test_settings_are_obeyed(settings: dict, text: str, pieces: str, tmp_path) -> None:
+def test_settings_change_tokens_as_documented(
+    settings: dict, text: str, pieces: str, tmp_path
+) -> None:
     tokenizer = _load(tmp_path / "given", **settings)
     assert _pieces(tokenizer, text) == pieces.split()
     again = _again(tokenizer, tmp_path / "student")
@@ -89,17 +91,17 @@ def test_settings_are_obeyed(settings: dict, text: str, pieces: str, tmp_path) -
 def test_a_token_that_is_not_split_is_a_word_that_may_be_masked(tmp_path) -> None:
     tokenizer = _load(tmp_path, never_split=["[abstract]", "[MASK]", "[UNK]"])
     text = "ab [abstract]x[MASK]"
-    found = tokenizer.tokenize(text)
+    result = tokenizer.tokenize(text)
     index = _VOCAB.index("[abstract]")
-    at = found.ids.tolist().index(index)
-    assert (found.starts[at], found.ends[at]) == (3, 13)
-    starts = segmenters.word_starts(text, found, segmenters.SEGMENTERS["whitespace"])
-    assert starts[at] and starts[at + 1] and not tokenizer.is_special()[index]
-    assert tokenizer.special_ids["mask"] not in found.ids
+    position = result.ids.tolist().index(index)
+    assert (result.starts[position], result.ends[position]) == (3, 13)
+    starts = segmenters.word_starts(text, result, segmenters.SEGMENTERS["whitespace"])
+    assert starts[position] and starts[position + 1] and not tokenizer.is_special()[index]
+    assert tokenizer.special_ids["mask"] not in result.ids
 
 
 def test_ordinary_settings_change_nothing(vocab_file, tmp_path) -> None:
-    """Those that transformers writes for each BERT."""
+    """These are the settings that transformers writes for every BERT."""
     content = vocab_file.read_text(encoding="utf-8").split("\n")[:-1]
     listed = {
         str(index): {"content": token, "lstrip": False, "special": True}
@@ -164,7 +166,7 @@ def test_settings_that_are_not_supported_are_refused(
     assert key in error.value.subject or "added" in key
 
 
-def test_the_class_may_stand_in_the_models_settings(tmp_path) -> None:
+def test_the_tokenizer_class_is_read_from_the_models_settings(tmp_path) -> None:
     _folder(tmp_path)
     (tmp_path / "config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(InputError) as error:
@@ -182,7 +184,7 @@ def test_special_tokens_are_named_by_either_file(tmp_path) -> None:
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
     tokenizer = load_tokenizer(tmp_path, do_lower_case=None)
     assert (tokenizer.special_ids["mask"], tokenizer.special_ids["pad"]) == (6, 0)
-    # The settings of the tokenizer come before the older file.
+    # The settings of the tokenizer take precedence over the older file.
     _folder(tmp_path, vocab, mask_token="[MASK]")
     assert load_tokenizer(tmp_path, do_lower_case=None).special_ids["mask"] == 5
 
@@ -199,7 +201,7 @@ def test_added_tokens_follow_the_vocabulary(tmp_path) -> None:
     )
     tokenizer = load_tokenizer(given, do_lower_case=None)
     assert tokenizer.vocab == (*_VOCAB, "<ent>", "covid")
-    # Whole wherever a text has them, and cut out of longer words.
+    # Added tokens are never split, even inside longer words.
     text = "a covid[abstract] <ent> xcovid19"
     assert _pieces(tokenizer, text) == ["a", "covid", "[abstract]", "<ent>", "x", "covid", "[UNK]"]
     assert np.flatnonzero(tokenizer.is_special()).tolist() == [0, 1, 2, 3, 4, size]
@@ -231,7 +233,7 @@ def test_added_tokens_with_gaps_or_twice_are_refused(added: dict, tmp_path) -> N
         read_vocab_info(tmp_path / "vocab.txt")
 
 
-def test_added_tokens_behind_a_token_twice_are_refused(tmp_path) -> None:
+def test_added_tokens_require_a_vocabulary_without_duplicates(tmp_path) -> None:
     vocab = [*_VOCAB, "x"]
     _folder(tmp_path, vocab)
     load_tokenizer(tmp_path, do_lower_case=None)
@@ -241,7 +243,7 @@ def test_added_tokens_behind_a_token_twice_are_refused(tmp_path) -> None:
     assert error.value.subject == str(tmp_path / "vocab.txt")
 
 
-def test_a_tokenizer_json_lacks_no_added_token(olmo_file, tmp_path) -> None:
+def test_a_tokenizer_json_must_have_all_added_tokens(olmo_file, tmp_path) -> None:
     content = olmo_file.read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(content)
     size = len(load_tokenizer(olmo_file, do_lower_case=None).vocab)
@@ -254,7 +256,7 @@ def test_a_tokenizer_json_lacks_no_added_token(olmo_file, tmp_path) -> None:
 
 
 def _write_fast(path: pathlib.Path, **normalizer: Any) -> None:
-    """Writes BERT's `tokenizer.json` with settings of its own."""
+    """Writes a `tokenizer.json` of BERT with settings of its normalizer."""
     ids = {token: index for index, token in enumerate(_VOCAB)}
     fast = FastTokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     fast.normalizer = normalizers.BertNormalizer(**normalizer)
@@ -270,12 +272,12 @@ def _write_fast(path: pathlib.Path, **normalizer: Any) -> None:
         ({"do_lower_case": True}, "e 河 边 a"),
         ({"do_lower_case": "true", "strip_accents": False}, "é 河 边 a"),
         ({"tokenize_chinese_chars": False}, "é 河边 A"),
-        # The general class obeys its file.
+        # For the general class, the settings in the file apply.
         ({"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"}, "é 河 边 A"),
     ],
 )
 def test_settings_change_a_tokenizer_json_of_bert(settings: dict, pieces: str, tmp_path) -> None:
-    """As transformers does; without any the file stays as it is."""
+    """The result is that of transformers; without settings the file does not change."""
     _write_fast(_folder(tmp_path, **settings), lowercase=False)
     given = tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(given, do_lower_case=None)
@@ -291,24 +293,24 @@ _WORDS = [f"{letter}{number}" for letter in "abc" for number in range(30)]
 @pytest.mark.parametrize(
     ("words", "flag", "lower", "strip", "num_notes"),
     [
-        # Nothing tells of case or accents.
+        # Nothing indicates case or accents.
         (_WORDS, None, True, None, 0),
         (_WORDS, False, False, None, 0),
-        # Capital letters tell that text keeps them.
+        # A vocabulary with capital letters is cased.
         ([*_WORDS, "Abc", "##Й"], None, False, None, 1),
         ([*_WORDS, "Abc"], True, True, None, 1),
         ([*_WORDS, "Abc"], False, False, None, 0),
-        # Accents tell that lower-casing does not strip them.
+        # If the vocabulary has accents, lower-casing does not strip them.
         ([*_WORDS, "чай"], None, True, False, 1),
         ([*_WORDS, "чай"], True, True, False, 1),
         ([*_WORDS, "чай"], False, False, None, 0),
         ([*_WORDS, "한"], None, True, False, 1),
-        # Special tokens and single exceptions tell nothing.
+        # Special tokens and single exceptions do not count.
         ([*_WORDS, "[NEW]", "<S>", "[unused9]"], None, True, None, 0),
         ([*_WORDS, *(f"d{n}" for n in range(120)), "A"], None, True, None, 0),
     ],
 )
-def test_a_cased_vocabulary_without_settings_is_recognised(
+def test_a_cased_vocabulary_without_settings_is_recognized(
     words: list[str], flag: bool | None, lower: bool, strip: bool | None, num_notes: int, tmp_path
 ) -> None:
     (tmp_path / "vocab.txt").write_bytes("\n".join([*SPECIAL, *words]).encode())
@@ -321,13 +323,13 @@ def test_a_cased_vocabulary_without_settings_is_recognised(
 
 
 @pytest.mark.parametrize("word", ["Abc", "чай"])
-def test_settings_that_waste_tokens_are_obeyed_and_said(word: str, tmp_path) -> None:
+def test_a_note_names_settings_that_leave_tokens_unused(word: str, tmp_path) -> None:
     tokenizer = _load(tmp_path, [*SPECIAL, *_WORDS, word], do_lower_case=True)
     assert tokenizer.do_lower_case and tokenizer.options == {}
     assert len(tokenizer.notes) == 1
 
 
-def test_do_lower_case_beside_do_basic_tokenize_is_refused(tmp_path) -> None:
+def test_do_lower_case_contradicts_do_basic_tokenize_false(tmp_path) -> None:
     _folder(tmp_path, do_basic_tokenize=False)
     assert load_tokenizer(tmp_path, do_lower_case=False).do_lower_case is None
     with pytest.raises(InputError) as error:
@@ -344,7 +346,7 @@ _COMBINATIONS = list(itertools.product((True, False), (None, True, False), (True
 
 @pytest.fixture(scope="module", params=_COMBINATIONS, ids=str)
 def peers(request, tmp_path_factory):
-    """Our tokenizer of some settings, transformers', and transformers' of a student's files."""
+    """For some settings: our tokenizer, that of transformers, and that of a student's files."""
     from transformers import AutoTokenizer, BertTokenizer
 
     lower, strip, chinese = request.param
@@ -357,7 +359,7 @@ def peers(request, tmp_path_factory):
     return ours, BertTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(student)
 
 
-# MPNet's tokens: its own special ones around BERT's vocabulary, whose [UNK] it shares.
+# MPNet's tokens: BERT's vocabulary with MPNet's special tokens; both have the same [UNK].
 _MPNET_VOCAB = ["<s>", "<pad>", "</s>", "<unk>", *_VOCAB, "<mask>"]
 _MPNET_IDS = {"pad": 1, "unk": 5, "cls": 0, "sep": 2, "mask": len(_MPNET_VOCAB) - 1}
 
@@ -370,7 +372,7 @@ _MPNET_IDS = {"pad": 1, "unk": 5, "cls": 0, "sep": 2, "mask": len(_MPNET_VOCAB) 
         ("special_tokens_map.json", {"cls_token": "<s>", "sep_token": "</s>"}),
     ],
 )
-def test_mpnets_special_tokens_are_its_own(tmp_path, name: str, settings: dict) -> None:
+def test_mpnet_has_its_own_special_tokens(tmp_path, name: str, settings: dict) -> None:
     folder = _folder(tmp_path / "model", _MPNET_VOCAB)
     if name == "special_tokens_map.json":
         settings = settings | {"pad_token": "<pad>", "mask_token": "<mask>"}
@@ -429,7 +431,7 @@ def test_a_tokenizer_json_gives_the_tokens_of_transformers(
 
 @pytest.fixture(scope="module", params=["never_split", "do_basic_tokenize", "added"])
 def slow_peers(request, tmp_path_factory):
-    """The same for settings that only the older tokenizer, in Python, obeys."""
+    """The same tokenizers, for settings that only the older Python tokenizer supports."""
     from transformers import AutoTokenizer
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 

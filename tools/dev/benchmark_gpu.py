@@ -1,11 +1,12 @@
-"""Speed of the teacher's forward pass, of a training step, and of stages 1b and 2 on one device.
+"""Speed of the teacher's forward pass, a training step, capture and distillation on one device.
 
 python -m tools.dev.benchmark_gpu --json=gpu.json
 
-Each program is timed beside the same one written in JAX alone, with the whole attention map and
-with JAX's fused attention, which drops no attention probabilities. Weights and records are random.
-It needs JAX, Keras and a few small packages, and no TensorFlow; it begins no new measurement
-after `--minutes`. `--tiny` shrinks everything, to try the script on a CPU.
+Each program is compared with two programs written in JAX without Keras. One computes the whole
+attention map. The other uses JAX's fused attention, without dropout of attention probabilities.
+Weights and records are random. The tool requires JAX, Keras and a few small packages, but not
+TensorFlow. No measurement starts after `--minutes`. `--tiny` shrinks everything, to try the script
+on a CPU.
 """
 
 import dataclasses
@@ -39,15 +40,15 @@ _LOSSES = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 class GpuConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    minutes: float = setting(8.0, "Time after which no measurement begins.", low=0.0)
-    steps: int = setting(20, "Batches of each program that are timed.", low=1)
-    tiny: bool = setting(False, "Whether to use tiny models, and float32.")
+    minutes: float = setting(8.0, "Minutes after which no measurement starts.", low=0.0)
+    steps: int = setting(20, "Number of batches of each program that are timed.", low=1)
+    tiny: bool = setting(False, "Whether to use tiny models in float32.")
     json: Location | None = setting(None, "New JSON file for the table.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model's shape and the batches that it computes."""
+    """The shape of a model and of its batches."""
 
     model: str
     shape: EncoderConfig
@@ -55,7 +56,7 @@ class Case:
     batch_size: int
 
     def workload(self, dtype: str) -> Workload:
-        """Returns a student and a teacher of this shape, with a cache of the top 128 between."""
+        """Returns a workload with a student and teacher of this shape and a top-128 cache."""
         config = DistillConfig(
             student=StudentConfig(student=self.model),
             losses=_LOSSES,
@@ -68,7 +69,7 @@ class Case:
 
 
 def _cases(tiny: bool) -> list[Case]:
-    """Returns the cases, the most telling first."""
+    """Returns the cases, the most informative first."""
     if tiny:
         shape = dataclasses.replace(
             recipes.SHAPES["minirbt"],
@@ -90,9 +91,9 @@ class Row:
 
     Attributes:
         case: the model and its batches.
-        program: who wrote the program, and with which attention.
+        program: name of the program, with its attention.
         speed: its speed.
-        compile_seconds: from its construction until its first batch is done.
+        compile_seconds: seconds from its construction until its first batch is done.
     """
 
     case: Case
@@ -102,13 +103,13 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
-        about = {"model": self.case.model, "max_seq_length": self.case.length}
-        about |= {"program": self.program, "compile_seconds": self.compile_seconds}
-        return about | self.speed.to_json()
+        values = {"model": self.case.model, "max_seq_length": self.case.length}
+        values |= {"program": self.program, "compile_seconds": self.compile_seconds}
+        return values | self.speed.to_json()
 
 
 def _plain_teacher(workload: Workload, *, fused: bool) -> Callable[[], None]:
-    """Returns what computes a batch of stage 1b, written in JAX alone."""
+    """Returns a function that computes a batch of capture, written in JAX without Keras."""
     import jax
 
     logits = _plain_logits(workload, fused=fused)
@@ -124,7 +125,7 @@ def _plain_teacher(workload: Workload, *, fused: bool) -> Callable[[], None]:
 
 
 def _plain_step(workload: Workload, *, fused: bool) -> Callable[[], None]:
-    """Returns what makes a step of training, written in JAX alone."""
+    """Returns a function that makes a training step, written in JAX without Keras."""
     import jax
     import jax.numpy as jnp
 
@@ -139,8 +140,8 @@ def _plain_step(workload: Workload, *, fused: bool) -> Callable[[], None]:
         key = jax.random.fold_in(jax.random.key(0), count)
 
         def loss(weights: Any) -> Any:
-            made = logits(weights, inputs, logits_dtype=_product_dtype(workload), key=key)
-            return plain_jax.cached_losses(made, targets)
+            student = logits(weights, inputs, logits_dtype=_product_dtype(workload), key=key)
+            return plain_jax.cached_losses(student, targets)
 
         weights, moments = plain_jax.adamw(weights, jax.grad(loss)(weights), moments, count)
         return weights, moments, count + 1
@@ -169,7 +170,7 @@ def _plain_logits(workload: Workload, *, fused: bool) -> Callable[..., Any]:
 
 
 def _plain_weights(workload: Workload) -> Any:
-    """Returns weights for the programs that are written in JAX alone."""
+    """Returns weights for the programs that are written in JAX without Keras."""
     from tools.dev.workloads import plain_jax
 
     return plain_jax.random_weights(workload.student, seed=0)
@@ -179,7 +180,7 @@ _PLAIN_PROGRAMS = {"teacher": _plain_teacher, "step": _plain_step}
 
 
 def _programs(workload: Workload, part: str) -> Mapping[str, Callable[[], Callable[[], None]]]:
-    """Returns what makes each program of a part."""
+    """Returns functions that make the programs of a part, by program."""
     plain = functools.partial(_PLAIN_PROGRAMS[part], workload)
     return {
         _KERAS: functools.partial(benchmark_step.PROGRAMS[part], workload),
@@ -196,16 +197,16 @@ def _program_rows(
         for program, make in _programs(workload, part).items():
             if is_late():
                 return
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run = make()
             run()
-            compiled = time.perf_counter() - begun
+            compile_seconds = time.perf_counter() - start
             speed = benchmark_step.measure(workload, part, run, steps=steps, peak_flops=peak)
-            yield Row(case, program, speed, compiled)
+            yield Row(case, program, speed, compile_seconds)
 
 
 def _stage_rates(case: Case, dtype: str, num_batches: int) -> dict[str, float]:
-    """Returns the examples a second of stages 1b and 2, from records on a disk."""
+    """Returns the examples per second of capture and distillation, from records on a disk."""
     import jax
 
     from tools.dev.workloads.record_stages import RecordStages
@@ -219,11 +220,11 @@ def _stage_rates(case: Case, dtype: str, num_batches: int) -> dict[str, float]:
         state = step_programs.train_state(distiller)
         _, state = step(state, step_programs.step_batch(workload, case.batch_size))
         jax.block_until_ready(state)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for batch in stages.batches():
             _, state = step(state, batch)
         jax.block_until_ready(state)
-        rates["stage 2"] = stages.num_examples / (time.perf_counter() - begun)
+        rates["stage 2"] = stages.num_examples / (time.perf_counter() - start)
     return rates
 
 
@@ -262,7 +263,7 @@ def _benchmark(values: absl_flags.FlagValues) -> None:
     def is_late() -> bool:
         return time.monotonic() > end
 
-    # The stages after the first case, so that slow programs do not leave them out.
+    # The stages run after the first case, so that slow programs do not take all the time.
     for case in cases:
         for row in _program_rows(case, dtype, steps=config.steps, peak=peak, is_late=is_late):
             rows.append(row)

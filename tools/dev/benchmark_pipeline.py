@@ -1,11 +1,11 @@
-"""Measures every stage against its baseline, in turns.
+"""Compares every stage with its baseline; the two are measured in turns.
 
 python -m tools.dev.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR [--quick]
 
-The corpus is a text file of 5 to 10 MB of long documents; --mixed_corpus one of documents
-of mixed length. Baselines that need jieba, torch or transformers are left out where these
-are not installed (pip install '.[peers]'), and so is Ray (pip install '.[ray]'). Nothing else
-should compute meanwhile.
+--corpus is a text file of 5 to 10 MB with long documents, and --mixed_corpus is one with documents
+of mixed length. Baselines with jieba, torch or transformers are left out if these are not
+installed (pip install '.[peers]'). So is Ray (pip install '.[ray]'). No other program should
+compute at the same time.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tools.dev.benchmarks.inputs import Inputs
 
 GROUPS = ("masking", "teacher", "records", "sizes", "student", "kernel", "memory", "ray")
-# What a quick run has at most.
+# Groups and upper bounds of a quick run.
 _QUICK_GROUPS = ("masking", "teacher", "records", "sizes", "student")
 _QUICK_LENGTH, _QUICK_REPEATS, _QUICK_CORPUS_BYTES = 128, 2, 2_000_000
 
@@ -38,30 +38,32 @@ _QUICK_LENGTH, _QUICK_REPEATS, _QUICK_CORPUS_BYTES = 128, 2, 2_000_000
 class BenchmarkConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    corpus: Location = setting(dataclasses.MISSING, "A text file of 5 to 10 MB.")
+    corpus: Location = setting(dataclasses.MISSING, "Text file of 5 to 10 MB with long documents.")
     teacher: Location = setting(
         dataclasses.MISSING,
-        "A Hugging Face directory of a BERT, or a model of the hub.",
+        "Hugging Face directory of a BERT, or a model of the hub.",
         hub_files=hub_id.MODEL,
     )
     work: Location = setting(
-        dataclasses.MISSING, "Directory for everything; a second run uses what is there."
+        dataclasses.MISSING, "Directory for all files; a second run reuses its files."
     )
     mixed_corpus: Location | None = setting(
-        None, "A text file of documents of mixed length; `corpus` by default."
+        None, "Text file with documents of mixed length; `corpus` by default."
     )
     large_corpus: Location | None = setting(
-        None, "A text file several times as large, for the memory."
+        None, "Text file several times as large as `corpus`, for the group memory."
     )
     groups: tuple[str, ...] = setting(
         GROUPS, "Groups of measurements, separated by commas.", choices=GROUPS, parse=parse_words
     )
-    max_seq_length: int = setting(512, "Inputs of teacher and student in tokens.", low=16)
-    repeats: int = setting(5, "Pairs of each measurement.", low=1)
+    max_seq_length: int = setting(
+        512, "Length of the inputs of teacher and student in tokens.", low=16
+    )
+    repeats: int = setting(5, "Number of pairs of runs for each measurement.", low=1)
     quick: bool = setting(
         False,
-        "Whether to measure less, in about ten minutes: 2 MB of each text, at most 128 tokens and "
-        "2 pairs, one dtype, and no kernel, memory or ray.",
+        "Whether to measure less, in about ten minutes: 2 MB of each text, at most 128 tokens, at "
+        "most 2 pairs, and one dtype, without the groups kernel, memory and ray.",
     )
     output: Location | None = setting(None, "New JSON file for the table.")
 
@@ -75,7 +77,7 @@ class BenchmarkConfig(Settings):
                 raise InputError(path, "a text file", "none")
 
     def limited(self) -> "BenchmarkConfig":
-        """Returns the settings of a quick run if it is one."""
+        """Returns these settings, with the bounds of a quick run if it is one."""
         if not self.quick:
             return self
         return dataclasses.replace(
@@ -89,7 +91,7 @@ class BenchmarkConfig(Settings):
 def _sources(
     inputs: "Inputs", config: BenchmarkConfig
 ) -> Mapping[str, Callable[[], Iterator[Row]]]:
-    """Returns what measures each group; imported when its turn comes."""
+    """Returns the functions that measure the groups; each imports its module when called."""
     detected, _ = compute_dtype.detect()
     dtypes = list(dict.fromkeys([detected] if config.quick else [compute_dtype.FLOAT32, detected]))
     large = config.large_corpus
@@ -115,7 +117,7 @@ def _sources(
 
 
 def _figure(value: float) -> str:
-    """Returns three digits, and all of those before the point."""
+    """Returns a number with three digits, or with all digits before the point if they are more."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -139,18 +141,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Row], machine_kind: str) -> str:
-    """Returns the rows as text, and what each is compared with."""
-    titles = ("", "here", "there", f"times better on {machine_kind}", "target", "")
+    """Returns the rows as text, and the baseline of each row."""
+    titles = ("", "project", "baseline", f"times better on {machine_kind}", "target", "")
     lines = aligned_lines(titles, [_cells(row) for row in rows])
-    lines += ["", "there is, line by line:"]
+    lines += ["", "baselines and notes:"]
     for row in rows:
-        about = "; ".join(part for part in (row.against, row.note) if part)
-        lines.append(f"  {row.name}: {about}")
+        description = "; ".join(text for text in (row.against, row.note) if text)
+        lines.append(f"  {row.name}: {description}")
     return "\n".join(lines)
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """Returns what a benchmark ran on, in a line."""
+    """Returns the description of a benchmark's machine, in one line."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
         f"{machine['cores']} cores of {machine['processor']} "

@@ -1,11 +1,11 @@
-"""Times a training step and the teacher's forward pass on the device at hand.
+"""Measures the time of a training step and of the teacher's forward pass on one device.
 
 python -m tools.dev.benchmark_step --backend=jax --model=bert-base --compute_dtype=mixed_bfloat16
 
-Weights and batches are random, so that nothing else is needed; batches come from NumPy,
-and go to the device within the time that is measured. The student has the model's shape
-and reads a cache's top-k; so has the teacher. One device computes. Operations are the
-model's, not the hardware's: see `workloads/step_programs.py` for the formula.
+Weights and batches are random, so no files are needed. The time includes the transfer of batches
+from NumPy arrays to the device. Student and teacher both have the shape of `--model`, and the
+student reads the top-k of a cache. Operations are those that the model requires, not those that
+the hardware executes; `workloads/step_programs.py` has the formula.
 """
 
 import dataclasses
@@ -36,34 +36,43 @@ class BenchmarkConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     model: str = setting("bert-base", f"A config.json or one of {', '.join(recipes.SHAPES)}.")
-    batch_size: int = setting(32, "Examples in a batch.", low=1)
+    batch_size: int = setting(32, "Number of examples in a batch.", low=1)
     max_seq_length: int = setting(512, "Length of the inputs in tokens.", low=1)
-    max_predictions_per_seq: int = setting(20, "Masked positions of each input.", low=1)
-    truncation_factor: int = setting(128, "k, the cached tokens at a masked position.", low=1)
+    max_predictions_per_seq: int = setting(20, "Number of masked positions of each input.", low=1)
+    truncation_factor: int = setting(
+        128, "Number of cached tokens at a masked position (k).", low=1
+    )
     losses: Mapping[str, float] = setting(
         {"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
-        "As of run_distill, of those that a cache supports.",
+        "Losses as for run_distill; only those that a cache supports.",
         parse=parse_losses,
     )
     part: str = setting("both", "Program to run.", choices=tuple(PARTS))
-    steps: int = setting(20, "Batches that are timed.", low=1)
+    steps: int = setting(20, "Number of batches that are timed.", low=1)
     compute_dtype: str = setting(
         FLOAT32,
-        "Precision of student and teacher. auto is mixed_bfloat16 where the hardware supports it, "
-        "else float32.",
+        "Precision of student and teacher. auto means mixed_bfloat16 if the hardware supports it, "
+        "otherwise float32.",
         choices=CHOICES,
     )
-    recompute_activations: bool = setting(False, "As of run_distill.")
+    recompute_activations: bool = setting(
+        False, "Whether to recompute activations, as for run_distill."
+    )
     json: Location | None = setting(None, "New JSON file for the table.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Speed of a part: seconds of a batch (median, fastest and slowest) and operations.
+    """Speed of a part.
 
     Attributes:
-        example_flops: operations that the model needs for an example.
-        peak_share: share of the device's peak; None where that is not known.
+        part: `step` or `teacher`.
+        batch_size: number of examples in a batch.
+        seconds: median time of a batch.
+        fastest: shortest time of a batch, in seconds.
+        slowest: longest time of a batch, in seconds.
+        example_flops: operations that the model requires for an example.
+        peak_share: fraction of the device's peak; None if the peak is not known.
     """
 
     part: str
@@ -76,12 +85,12 @@ class Speed:
 
     @property
     def examples_per_second(self) -> float:
-        """By the median."""
+        """Examples per second, by the median time."""
         return self.batch_size / self.seconds
 
     @property
     def flops_per_second(self) -> float:
-        """What the model needed, over the median."""
+        """Operations of the model per second, by the median time."""
         return self.example_flops * self.examples_per_second
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +100,7 @@ class Speed:
 
 
 def _step(workload: Workload) -> Callable[[], None]:
-    """Returns what makes one step of training and waits for it."""
+    """Returns a function that makes one training step and waits for it."""
     import keras
 
     batch = step_programs.step_batch(workload, workload.config.train_batch_size)
@@ -115,7 +124,7 @@ def _step(workload: Workload) -> Callable[[], None]:
 
 
 def _teacher(workload: Workload) -> Callable[[], None]:
-    """Returns what computes one batch of stage 1b, and has the result as NumPy arrays."""
+    """Returns a function that computes one batch of capture, with NumPy arrays as the result."""
     from pipeline.teacher.forward import compile_forward
 
     batch = step_programs.teacher_batch(workload, workload.config.train_batch_size)
@@ -124,7 +133,7 @@ def _teacher(workload: Workload) -> Callable[[], None]:
     return lambda: forward(batch)
 
 
-# By part: what makes the function that computes one batch.
+# By part: the function that makes the function that computes one batch.
 PROGRAMS: Mapping[str, Callable[[Workload], Callable[[], None]]] = {
     "step": _step,
     "teacher": _teacher,
@@ -140,15 +149,23 @@ def measure(
     steps: int,
     peak_flops: float | None,
 ) -> Speed:
-    """Times so many batches of a part, which `run` computes, after a few that are not timed."""
-    # The first compiles, the next ones settle caches and clocks.
+    """Returns the speed of a part.
+
+    Args:
+        workload: the workload.
+        part: `step` or `teacher`.
+        run: computes one batch of the part.
+        steps: number of batches that are timed.
+        peak_flops: the device's peak in operations per second, if it is known.
+    """
+    # The first batch includes compilation; the next two let caches and clock rates settle.
     for _ in range(3):
         run()
     times = []
     for _ in range(steps):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     size, seconds = workload.config.train_batch_size, statistics.median(times)
     flops = _FLOPS[part](workload)
     share = None if peak_flops is None else flops * size / seconds / peak_flops
@@ -156,7 +173,7 @@ def measure(
 
 
 def device_kind() -> str:
-    """Returns what the backend calls the device that computes."""
+    """Returns the backend's name of the device."""
     import keras
 
     if keras.config.backend() == "jax":
@@ -171,17 +188,17 @@ def device_kind() -> str:
 
 
 def find_peak(kind: str, compute_dtype: str) -> tuple[float | None, str]:
-    """Returns the device's peak, if it is known, and a line that says which, or why none.
+    """Returns the device's peak, if it is known, and a note on it.
 
     Args:
-        kind: as `device_kind` returns it.
-        compute_dtype: a dtype policy; peaks are of 16 bits.
+        kind: name of the device, as `device_kind` returns it.
+        compute_dtype: a dtype policy; peaks are known only for 16 bits.
     """
     accelerator = accelerators.find_accelerator(kind)
     if accelerator is None:
-        return None, f"share of peak: left out, as no peak of {kind!r} is known here"
+        return None, f"share of peak: left out, because the peak of {kind!r} is not known"
     if compute_dtype != BFLOAT16:
-        return None, f"share of peak: left out, as peaks are those of {BFLOAT16}"
+        return None, f"share of peak: left out, because peaks are known only for {BFLOAT16}"
     peak = accelerator.peak_flops
     return peak, f"share of peak: of {peak / 1e12:g} TFLOP/s, {accelerator.name}, dense, 16 bits"
 
@@ -191,14 +208,14 @@ def table(speeds: Sequence[Speed], workload: Workload, note: str) -> str:
     titles = ["part", "batch", "median", "fastest", "slowest", "examples/s", "TFLOP/s", "of peak"]
     rows = [
         [
-            one.part,
-            str(one.batch_size),
-            *(f"{value * 1e3:.4g} ms" for value in (one.seconds, one.fastest, one.slowest)),
-            f"{one.examples_per_second:.4g}",
-            f"{one.flops_per_second / 1e12:.3g}",
-            "" if one.peak_share is None else f"{one.peak_share:.1%}",
+            speed.part,
+            str(speed.batch_size),
+            *(f"{value * 1e3:.4g} ms" for value in (speed.seconds, speed.fastest, speed.slowest)),
+            f"{speed.examples_per_second:.4g}",
+            f"{speed.flops_per_second / 1e12:.3g}",
+            "" if speed.peak_share is None else f"{speed.peak_share:.1%}",
         ]
-        for one in speeds
+        for speed in speeds
     ]
     lengths = f"{workload.max_seq_length} tokens, {workload.max_predictions_per_seq} masked"
     return "\n".join(

@@ -1,10 +1,10 @@
-"""Compiles a recipe for a TPU, without a TPU: memory, operations, and whether it fits.
+"""Compiles a recipe for a TPU without having one, and reports memory, operations and time.
 
 python -m tools.dev.compile_for_tpu --recipe=roberta_wwm --topology=v5e:2x2
 
-Compiles the step of run_distill, and the teacher's forward pass of stage 1b, for a named
-TPU topology, the batch divided among its chips. `pip install '.[jax]' libtpu` brings what
-it needs. A program takes minutes to compile.
+Compiles the training step of run_distill and the teacher's forward pass of capture for a TPU
+topology. The batch is divided among its chips. The tool requires `pip install '.[jax]' libtpu`.
+Compiling a program takes minutes.
 """
 
 import dataclasses
@@ -28,9 +28,10 @@ from tools.text_table import aligned_lines
 if TYPE_CHECKING:
     from tools.dev.workloads.tpu_compiler import Program, Topology
 
-# How much larger the next batch may be, and how often the line may leave more than half
-# of the interval before it is trusted no more.
+# Largest ratio of the next batch to the largest batch that fits.
 _MOST_GROWTH = 4
+# Number of linear estimates that may leave more than half of the interval. After these, the
+# interval is halved instead.
 _TRIES_BY_LINE = 2
 
 
@@ -40,35 +41,44 @@ class CompileConfig(Settings):
 
     topology: str = setting("v5e:2x2", "TPU generation and layout of the chips.")
     recipe: str = setting(
-        next(iter(recipes.RECIPES)), "A name in data_specs/recipes.", choices=tuple(recipes.RECIPES)
+        next(iter(recipes.RECIPES)),
+        "Name of a recipe in data_specs/recipes.",
+        choices=tuple(recipes.RECIPES),
     )
     student_config: str | None = setting(
         None,
-        f"Instead of the recipe's student: a config.json or one of {', '.join(recipes.SHAPES)}.",
+        f"Replaces the recipe's student: a config.json or one of {', '.join(recipes.SHAPES)}.",
     )
-    teacher_config: str | None = setting(None, "Instead of the recipe's teacher: the same.")
+    teacher_config: str | None = setting(
+        None, "Replaces the recipe's teacher; takes the same values as `student_config`."
+    )
     max_seq_length: int = setting(512, "Length of the inputs in tokens.", low=1)
     max_predictions_per_seq: int | None = setting(
-        None, "Masked positions of each input; those of the recipe by default.", low=1
+        None, "Number of masked positions of each input; by default that of the recipe.", low=1
     )
     compute_dtype: str = setting(
         BFLOAT16, "Precision of student and teacher.", choices=(FLOAT32, BFLOAT16)
     )
-    recompute_activations: bool = setting(False, "As of run_distill.")
+    recompute_activations: bool = setting(
+        False, "Whether to recompute activations, as for run_distill."
+    )
     part: str = setting("both", "Program to compile.", choices=tuple(PARTS))
     per_step_batch_size: int | None = setting(
         None,
-        "Examples of a step on all chips; the recipe's `train_batch_size` by default.",
+        "Number of examples of a step on all chips; by default the recipe's `train_batch_size`.",
         low=1,
     )
     # The default is that of create_teacher_output_data.
-    predict_batch_size: int = setting(64, "Examples of the teacher's batch on all chips.", low=1)
+    predict_batch_size: int = setting(
+        64, "Number of examples of the teacher's batch on all chips.", low=1
+    )
     find_batch: bool = setting(
-        False, "Find the largest batch that fits; begins with the given one."
+        False,
+        "Whether to find the largest batch that fits; the search starts with the given batch.",
     )
     batch_multiple: int | None = setting(
         None,
-        "With `find_batch`: number that batches are multiples of; the chips by default.",
+        "With `find_batch`, all batches are multiples of this; by default the number of chips.",
         low=1,
     )
     json: Location | None = setting(None, "New JSON file for the table.")
@@ -77,46 +87,47 @@ class CompileConfig(Settings):
 def find_largest(
     compile_batch: Callable[[int], "Program"], *, start: int, multiple: int, usable_bytes: float
 ) -> list["Program"]:
-    """Finds the largest batch that fits: the next multiple was compiled too, and does not.
+    """Finds the largest batch that fits.
 
-    Memory is nearly a line over the batch, so that two programs tell about where it
-    crosses what there is. Where it is none, as the compiler saves memory when that gets
-    scarce, steps grow until a batch does not fit, and then the interval is halved.
+    The search ends when one batch fits and the next multiple does not. Memory is almost a linear
+    function of the batch size, so two programs give an estimate of the limit. The function is not
+    linear if the compiler saves memory when it becomes scarce. Then sizes grow until a batch does
+    not fit, and after that the interval is halved.
 
     Args:
-        compile_batch: compiles a batch of a size.
-        start: the first size, a multiple.
-        multiple: what sizes are multiples of.
-        usable_bytes: of a chip's memory.
+        compile_batch: compiles a batch of a given size.
+        start: the first size, a multiple of `multiple`.
+        multiple: all sizes are multiples of it.
+        usable_bytes: usable memory of a chip in bytes.
 
     Returns:
-        the programs in the order in which they were compiled; none of them fits where
-        not even `multiple` examples do.
+        the programs in the order in which they were compiled. No program fits if even `multiple`
+        examples do not fit.
     """
     programs: list[Program] = []
     size, low, high = start, 0, None
-    beyond, misled = 0, 0
+    doublings, poor_estimates = 0, 0
     while high is None or high - low > multiple:
         programs.append(compile_batch(size))
         width = math.inf if high is None else high - low
         low, high = (size, high) if programs[-1].fits else (low, size)
         size = _next_size(programs, multiple, usable_bytes)
         if high is None:
-            least = low + (multiple << beyond)
-            beyond += size < least
+            least = low + (multiple << doublings)
+            doublings += size < least
             size = min(max(size, least), _MOST_GROWTH * low)
         else:
-            misled += 2 * (high - low) > width
-            if size >= high or misled >= _TRIES_BY_LINE:
+            poor_estimates += 2 * (high - low) > width
+            if size >= high or poor_estimates >= _TRIES_BY_LINE:
                 size = (low + high) // 2 // multiple * multiple
             size = max(size, low + multiple)
     return programs
 
 
 def _next_size(programs: Sequence["Program"], multiple: int, usable_bytes: float) -> int:
-    """Returns the largest multiple below where memory should be used up."""
-    known = [one for one in programs if one.memory_bytes]
-    known.sort(key=lambda one: abs(one.memory_bytes - usable_bytes))
+    """Returns the largest multiple that should fit, by a linear estimate of the memory."""
+    known = [program for program in programs if program.memory_bytes]
+    known.sort(key=lambda program: abs(program.memory_bytes - usable_bytes))
     if not known:
         return programs[-1].batch_size // 2 // multiple * multiple
     nearest = known[0]
@@ -130,8 +141,8 @@ def _next_size(programs: Sequence["Program"], multiple: int, usable_bytes: float
 
 
 def largest_that_fits(programs: Sequence["Program"]) -> int | None:
-    """Returns the size of the largest batch that fits, if any does."""
-    return max((one.batch_size for one in programs if one.fits), default=None)
+    """Returns the size of the largest batch that fits; None if none fits."""
+    return max((program.batch_size for program in programs if program.fits), default=None)
 
 
 def table(programs: Sequence["Program"], topology: "Topology") -> str:
@@ -142,20 +153,20 @@ def table(programs: Sequence["Program"], topology: "Topology") -> str:
         [
             *aligned_lines([*titles, "compiler", "examples/s", "compiled in"], rows),
             "",
-            f"{topology.name}: {topology.num_chips} chips; memory, arguments and temporaries in "
-            f"GiB of a chip's {topology.usable_bytes / 2**30:.2f}",
-            "arguments: weights, optimizer and batch; TFLOP: of a chip and a step, as compiled",
-            f"roofline: of TFLOP over {topology.chip.peak_flops / 1e12:g} TFLOP/s and bytes "
-            f"accessed over {topology.chip.bandwidth / 1e9:g} GB/s, the longer; examples/s by it",
+            f"{topology.name}: {topology.num_chips} chips; memory, arguments and temporaries are "
+            f"in GiB per chip, of {topology.usable_bytes / 2**30:.2f} GiB that are usable",
+            "arguments: weights, optimizer and batch; TFLOP: compiled operations per chip and step",
+            f"roofline: the longer of TFLOP at {topology.chip.peak_flops / 1e12:g} TFLOP/s and "
+            f"bytes accessed at {topology.chip.bandwidth / 1e9:g} GB/s; it gives examples/s",
             *_compiler_note(programs),
         ]
     )
 
 
 def _compiler_note(programs: Sequence["Program"]) -> list[str]:
-    if all(one.compiler_estimates for one in programs if one.fits):
-        return ["compiler: its own estimate of the time"]
-    return ["compiler: its own estimate of the time is unusable here: it is no positive number"]
+    if all(program.compiler_estimates for program in programs if program.fits):
+        return ["compiler: the compiler's estimate of the time"]
+    return ["compiler: the compiler's estimate of the time is unusable: it is not positive"]
 
 
 def _gib(count: float | None) -> str:
@@ -182,7 +193,7 @@ def _cells(program: "Program", topology: "Topology") -> list[str]:
 def to_json(
     programs: Sequence["Program"], workload: Workload, topology: "Topology"
 ) -> dict[str, Any]:
-    """Returns what the table says, and what was compiled, as JSON values."""
+    """Returns the content of the table and the settings of the programs, as JSON values."""
     described = [
         dataclasses.asdict(program)
         | {
@@ -219,32 +230,35 @@ def _workload(config: CompileConfig) -> Workload:
 
 def _expect_multiple(name: str, size: int, multiple: int, of: str) -> None:
     if size % multiple:
-        raise InputError(
-            Setting(name), f"a multiple of {multiple}, {of}, as each gets an equal share", size
-        )
+        expected = f"a multiple of {multiple}, {of}, because each gets an equal share"
+        raise InputError(Setting(name), expected, size)
 
 
 def _first_sizes(config: CompileConfig, workload: Workload, topology: "Topology") -> dict[str, int]:
-    """Returns the first batch of each part, after checking that chips share it equally."""
+    """Returns the first batch size of each part.
+
+    Raises:
+        InputError: a size is not a multiple of the number of chips or of `batch_multiple`.
+    """
     step_size = config.per_step_batch_size or workload.config.train_batch_size
-    found = {
+    settings = {
         "step": ("per_step_batch_size", step_size),
         "teacher": ("predict_batch_size", config.predict_batch_size),
     }
-    chips = f"the chips of {topology.name}"
+    chips = f"the number of chips of {topology.name}"
     multiple = config.batch_multiple or topology.num_chips
     _expect_multiple("batch_multiple", multiple, topology.num_chips, chips)
     for part in PARTS[config.part]:
         if config.find_batch:
-            _expect_multiple(*found[part], multiple, "`batch_multiple`")
-        _expect_multiple(*found[part], topology.num_chips, chips)
-    return {part: found[part][1] for part in PARTS[config.part]}
+            _expect_multiple(*settings[part], multiple, "`batch_multiple`")
+        _expect_multiple(*settings[part], topology.num_chips, chips)
+    return {part: settings[part][1] for part in PARTS[config.part]}
 
 
 def _compile_parts(
     config: CompileConfig, workload: Workload, topology: "Topology"
 ) -> list["Program"]:
-    """Compiles what was asked for, or batch after batch of it."""
+    """Compiles the programs: one batch size of each part, or several with `find_batch`."""
     from tools.dev.workloads import tpu_compiler
 
     programs: list[Program] = []
@@ -276,8 +290,8 @@ def _compile(values: absl_flags.FlagValues) -> None:
     print(table(programs, topology))
     if config.find_batch:
         for part in PARTS[config.part]:
-            found = largest_that_fits([one for one in programs if one.part == part])
-            print(f"{part}: the largest batch that fits is {found or 'none'}")
+            largest = largest_that_fits([program for program in programs if program.part == part])
+            print(f"{part}: the largest batch that fits is {largest or 'none'}")
     if config.json is not None:
         config.json.write_json(to_json(programs, workload, topology))
         print(f"json: {config.json}")

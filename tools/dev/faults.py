@@ -1,4 +1,4 @@
-"""Commands that are disturbed while they run: the faults, and the outcome of a run."""
+"""Fault injection: faults that strike a command while it runs, and the outcome of a run."""
 
 import contextlib
 import dataclasses
@@ -23,15 +23,15 @@ _MODULE = "pipeline.{}"
 _SHARDS = "*-of-*.tfrecord"
 _CHECKPOINTS = "checkpoints/step-*.safetensors"
 _INTERVAL = 0.05
-# Seconds in which processes must have ended after their command.
+# Seconds after the end of a command within which its processes must end.
 _PATIENCE = 30.0
-# A command of seconds that runs for longer than this hangs.
+# A command normally takes seconds. If it takes more seconds than this, it hangs.
 _HANGING = 900.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command of a round; `settings` are its flags besides those of input and output."""
+    """A command of a round; `settings` are its flags except those of input and output."""
 
     name: str
     command: str
@@ -42,15 +42,15 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """The outcome of a command.
 
     Attributes:
-        status: its exit status; below 0 the signal that killed it.
-        message: the last line that it printed, or the one that begins with `error: `.
-        seconds: from its start to its end.
-        peak: resident bytes of all its processes at most.
+        status: exit status; if negative, the number of the signal that killed it.
+        message: the last line that begins with `error: `, or else the last line of its output.
+        seconds: time from its start to its end.
+        peak: peak of the resident bytes of all its processes.
         has_traceback: whether it printed a traceback.
-        num_left: its processes that outlived it.
+        num_left: number of its processes that outlived it.
     """
 
     status: int
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Running:
-    """A stage's command, running in a session of its own; it prints into a log file."""
+    """A running command of a stage, in a new session; its output goes to a log file."""
 
     def __init__(self, stage: Stage, log: pathlib.Path) -> None:
         settings = {"input_dir": stage.input, "output_dir": stage.output, **stage.settings}
@@ -82,11 +82,11 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        """Seconds since its start."""
+        """Seconds since the start of the command."""
         return time.monotonic() - self._begun
 
     def runs(self) -> bool:
-        """Waits for a moment, and returns whether it still runs."""
+        """Waits for a moment, and returns whether the command still runs."""
         self._peak = max(self._peak, processes.resident_bytes(self._process.pid))
         try:
             self._process.wait(_INTERVAL)
@@ -99,20 +99,21 @@ class Running:
         self._process.send_signal(number)
 
     def workers(self) -> list[int]:
-        """Returns its children, and theirs: a fork server's children are the workers."""
-        found = processes.children(self._process.pid)
-        return sorted({*found, *itertools.chain.from_iterable(map(processes.children, found))})
+        """Returns its children and grandchildren, because workers are children of a fork server."""
+        children = processes.children(self._process.pid)
+        grandchildren = itertools.chain.from_iterable(map(processes.children, children))
+        return sorted({*children, *grandchildren})
 
     def finish(self) -> Outcome:
-        """Waits for its end; kills it when it hangs, and processes that outlive it."""
+        """Waits for the end of the command; kills it if it hangs, and processes that outlive it."""
         while self.runs():
             if self.seconds > _HANGING:
                 self.send(signal.SIGKILL)
         seconds = self.seconds
         while self._num_members() and self.seconds < seconds + _PATIENCE:
             time.sleep(_INTERVAL)
-        left = self._num_members()
-        if left:
+        num_left = self._num_members()
+        if num_left:
             os.killpg(self._process.pid, signal.SIGKILL)
         text = self._log.read_text("utf-8", "replace")
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
@@ -123,11 +124,11 @@ class Running:
             seconds,
             self._peak,
             "Traceback (most recent call last)" in text,
-            left,
+            num_left,
         )
 
     def _num_members(self) -> int:
-        """Returns how many processes of the session are alive."""
+        """Returns the number of processes of the session that are alive."""
         return sum(session == self._process.pid for session in _sessions())
 
 
@@ -135,7 +136,7 @@ def _sessions() -> Iterator[int]:
     """Yields the session of each process that has not ended (Linux's `/proc`)."""
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name, in brackets, may hold blanks.
+            # The name of the process, in parentheses, may contain spaces.
             state, *_ = rest = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -150,10 +151,10 @@ class Disturbance:
     Attributes:
         stage: the stage.
         seconds: duration of an undisturbed run.
-        num_bytes: size of an undisturbed output.
+        num_bytes: size of the output of an undisturbed run.
         random: decides when and where the fault strikes.
-        log: the file for what the stage prints.
-        cleanup: undoes, at the end of the round, what the fault has set up.
+        log: the file for the output of the stage.
+        cleanup: callbacks that restore the system at the end of the round.
     """
 
     stage: Stage
@@ -168,25 +169,25 @@ class Disturbance:
         return Running(self.stage, self.log)
 
     def moment(self) -> float:
-        """Returns a time within a run, in seconds from its start."""
+        """Returns a random time within a run, in seconds from its start."""
         return float(self.random.uniform(0.05, 1.0)) * self.seconds
 
     def choose(self, paths: list[pathlib.Path]) -> pathlib.Path:
-        """Returns one of several files."""
+        """Returns a random one of several files."""
         return paths[int(self.random.integers(len(paths)))]
 
     def damage(self, path: pathlib.Path, *, cut: bool) -> None:
         """Cuts off the end of a file, or changes one of its bytes."""
         content = bytearray(path.read_bytes())
-        place = int(self.random.integers(len(content)))
+        offset = int(self.random.integers(len(content)))
         if cut:
-            del content[place:]
+            del content[offset:]
         else:
-            content[place] ^= int(self.random.integers(1, 256))
+            content[offset] ^= int(self.random.integers(1, 256))
         path.write_bytes(bytes(content))
 
 
-# Returns the outcome of the disturbed run; None where the fault came too late.
+# A function that returns the outcome of the disturbed run, or None if the fault came too late.
 Fault = Callable[[Disturbance], Outcome | None]
 
 
@@ -205,7 +206,7 @@ def _signal(number: signal.Signals) -> Fault:
 
 
 def _kill_worker(disturbance: Disturbance) -> Outcome | None:
-    """Kills one of a command's processes, as a system short of memory does."""
+    """Kills one of a command's processes, as a system does when it runs out of memory."""
     running, moment = disturbance.start(), disturbance.moment()
     while running.runs():
         workers = running.workers()
@@ -218,7 +219,7 @@ def _kill_worker(disturbance: Disturbance) -> Outcome | None:
 
 
 def _fill_disk(disturbance: Disturbance) -> Outcome | None:
-    """Lets the output's file system run full, and makes it large enough afterwards."""
+    """Runs a stage on a file system that is too small, and enlarges this afterwards."""
     folder = disturbance.stage.output
     folder.mkdir()
     size = int(disturbance.random.uniform(0.02, 0.98) * disturbance.num_bytes)
@@ -236,7 +237,7 @@ def _mount(folder: pathlib.Path, num_bytes: int) -> None:
 
 
 def can_mount(folder: pathlib.Path) -> bool:
-    """Returns whether this process may mount a file system, on an empty folder."""
+    """Returns whether this process may mount a file system; `folder` must be empty."""
     try:
         _mount(folder, 16_384)
     except (OSError, subprocess.CalledProcessError):
@@ -246,11 +247,11 @@ def can_mount(folder: pathlib.Path) -> bool:
 
 
 def _damaged_input(*, cut: bool) -> Fault:
-    """Damages a file that is read, and restores it afterwards."""
+    """Returns a fault that damages an input file, and restores it afterwards."""
 
     def run(disturbance: Disturbance) -> Outcome | None:
         folder = disturbance.stage.input
-        # A cut text is a text: only compressed ones show the damage.
+        # A truncated text is still a valid text. Only compressed texts show the damage.
         path = disturbance.choose(sorted(folder.glob(_SHARDS)) or sorted(folder.glob("*.gz")))
         content = path.read_bytes()
         disturbance.damage(path, cut=cut)
@@ -264,7 +265,7 @@ def _damaged_input(*, cut: bool) -> Fault:
 
 
 def _break_checkpoint(disturbance: Disturbance) -> Outcome | None:
-    """Kills a run that has two checkpoints, and damages the newest."""
+    """Kills a run that has two checkpoints, and damages the newest checkpoint."""
     running = disturbance.start()
     while running.runs():
         if len(list(disturbance.stage.output.glob(_CHECKPOINTS))) > 1:
@@ -279,7 +280,7 @@ def _break_checkpoint(disturbance: Disturbance) -> Outcome | None:
 
 
 def _truncate_output(disturbance: Disturbance) -> Outcome | None:
-    """Kills a run, and cuts a shard that it had finished, as a crash of the system may."""
+    """Kills a run, and truncates a finished shard, as a crash of the system may do."""
     outcome = _signal(signal.SIGKILL)(disturbance)
     finished = sorted(disturbance.stage.output.glob(_SHARDS))
     if outcome is None or not finished:
@@ -288,7 +289,7 @@ def _truncate_output(disturbance: Disturbance) -> Outcome | None:
     return outcome
 
 
-# Each fault, and the commands that it can strike.
+# Faults by name, with the commands that each can strike.
 FAULTS: Mapping[str, tuple[Fault, tuple[str, ...]]] = {
     "SIGKILL": (_signal(signal.SIGKILL), _STAGES),
     "SIGTERM": (_signal(signal.SIGTERM), _STAGES),

@@ -1,7 +1,7 @@
 """Generated tables of the README files: `python -m tools.dev.generated_tables [--check]`.
 
-A table stands between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`. `TABLES` has the function
-that makes the tables of each kind, from the code and the declarations.
+A table stands between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`. `TABLES` has a function
+for each kind of table. The functions use the code and the declarations.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ PACKAGES = ("data_specs", "pipeline", "tools", "tests")
 _TABLE = re.compile(r"(<!-- (\w+) of (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 # A key and its description in the docstring of a declaration.
 _KEY = re.compile(r"^    (\w+): ((?:.+\n(?:        )?)*?.+)$(?=\n    \w+: |\Z)", re.MULTILINE)
-# A constant there that lists the values of a key.
+# A constant in such a description that lists the values of the key.
 _CHOICES = re.compile(r"`((?:[a-z_]+\.)*[A-Z_]{3,})`")
 _COMMAND_FLAG = re.compile(r"--(\w+)(?:=(\S+))?")
-# The source of what a loss needs of the teacher; a loss at masked positions alone has no other.
+# Sources of the teacher targets that a loss requires.
 _SOURCES = {
     base.TOPK: "teacher cache or live teacher",
     base.LABEL: "none",
@@ -71,7 +71,7 @@ def flag_table(command: str) -> str:
     rows = []
     for field in module.FLAGS.fields():
         flag = flags.describe_flag(field)
-        # Some defaults depend on the machine; their help says how.
+        # Some defaults depend on the machine; the flag's help explains them.
         default = "" if flag.name in module.FLAGS.defaults else flag.default
         rows.append((f"`--{flag.name}`", default, flag.constraint, flag.help))
     return _table(("flag", "default", "values", ""), rows)
@@ -100,7 +100,7 @@ def model_table(which: str) -> str:
 
 
 def family_table(which: str) -> str:
-    """Returns the table of model families with some models of the hub; `which` is `names`."""
+    """Returns the table of model families with examples from the hub; `which` is `names`."""
     rows = (
         (family.title, _code(models.names[0] for models in family.published[:3]))
         for family in FAMILIES.values()
@@ -138,7 +138,7 @@ def loss_table(which: str) -> str:
 
 
 def _features() -> Iterator[tuple[str, records.Feature]]:
-    """Yields the features of records, each with the kind of records that has it."""
+    """Yields the features of records, each with the kind of records that have it."""
     for feature in records.MASKED_EXAMPLE_FEATURES:
         yield "all but unmasked windows", feature
     for feature in records.UNMASKED_WINDOW_FEATURES:
@@ -168,10 +168,10 @@ def feature_table(which: str) -> str:
             f"`{feature.name}`",
             "id" if feature.dtype == records.ID_DTYPE else np.dtype(feature.dtype).name,
             "·".join(feature.shape),
-            place,
+            kind,
             feature.meaning,
         )
-        for place, feature in _features()
+        for kind, feature in _features()
     )
     return _table(("feature", "dtype", "shape", "in", "meaning"), rows)
 
@@ -204,11 +204,11 @@ def task_table(which: str) -> str:
 
 
 def _choices(spec: type, name: str) -> str:
-    """Returns the values in a table that a declaration's docstring names.
+    """Returns the values of a constant that a declaration's docstring names.
 
     Args:
-        spec: the declaration.
-        name: of a constant of the declaration's module, or with its module.
+        spec: class of the declaration.
+        name: name of the constant, with its module unless that is the module of `spec`.
     """
     module, _, constant = name.rpartition(".")
     table = getattr(importlib.import_module(module or spec.__module__), constant)
@@ -224,7 +224,7 @@ def key_table(which: str) -> str:
     rows = (
         (f"`{key}`", _CHOICES.sub(lambda match: _choices(spec, match[1]), " ".join(text.split())))
         for key, text in _KEY.findall(described)
-        # The name is that of the file.
+        # The key `name` is not in the file: it is the file's name.
         if key != "name"
     )
     return _table(("key", ""), rows)
@@ -232,13 +232,13 @@ def key_table(which: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-    """A recipe's file.
+    """The flagfile of a recipe.
 
     Attributes:
-        name: for `--recipe`.
-        title: its first line.
-        commands: the flags of the commands in its comment, by command.
-        flags: its own.
+        name: value of `--recipe`.
+        title: first line of the file.
+        commands: flags of the commands in the file's comment, by command.
+        flags: flags that the file sets.
     """
 
     name: str
@@ -248,6 +248,7 @@ class _Recipe:
 
     @property
     def teacher(self) -> str:
+        """Source of the teacher targets."""
         is_live = "teacher" in self.commands["run_distill"]
         return "live teacher" if is_live else "teacher cache"
 
@@ -258,17 +259,19 @@ def _read_recipe(name: str) -> _Recipe:
     commands: dict[str, Mapping[str, str]] = {}
     for line in comment.replace("\\\n", "").splitlines():
         command = line.partition(" ")[0]
-        # Of run_distill the first that runs the recipe, as it needs other runs before.
+        # Other runs of run_distill may come before the one that runs the recipe.
         if command in offline_distill.COMMANDS and (
             command != "run_distill" or f"--recipe={name}" in line
         ):
             commands.setdefault(command, dict(_COMMAND_FLAG.findall(line)))
-    own = dict(_COMMAND_FLAG.findall("\n".join(line for line in lines if line.startswith("--"))))
-    return _Recipe(name, lines[0].removeprefix("# "), commands, own)
+    settings = "\n".join(line for line in lines if line.startswith("--"))
+    return _Recipe(
+        name, lines[0].removeprefix("# "), commands, dict(_COMMAND_FLAG.findall(settings))
+    )
 
 
 def recipe_table(which: str) -> str:
-    """Returns the table of the recipes, of their `names` or of `all` that they set."""
+    """Returns the table of the recipes, with their `names` or with `all` columns."""
     files = map(_read_recipe, recipes.names())
     if which == "names":
         rows = ((f"`{recipe.name}`", recipe.title, recipe.teacher) for recipe in files)
@@ -289,7 +292,7 @@ def recipe_table(which: str) -> str:
 
 
 def tool_table(which: str) -> str:
-    """Returns the table of the tools of `users` or of `developers`."""
+    """Returns the table of the tools for `users` or for `developers`."""
     if which == "users":
         programs = offline_distill.find_programs()
         paths = {name: programs[name] for name in programs if name not in offline_distill.COMMANDS}
@@ -316,12 +319,12 @@ TABLES: Mapping[str, Callable[[str], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """Returns a page's text with each of its tables as it is now."""
+    """Returns the text of a page with all its tables generated anew."""
     return _TABLE.sub(lambda match: match[1] + TABLES[match[2]](match[3]) + match[4], text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the tables, or with `--check` says whether they are up to date."""
+    """Writes the tables, or with `--check` checks that they are up to date."""
     is_check = list(sys.argv if argv is None else argv)[1:] == ["--check"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     running.import_quietly("keras")

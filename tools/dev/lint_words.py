@@ -2,8 +2,8 @@
 
     python -m tools.dev.lint_words [FILE …]
 
-Without files, all Python files and pages of the project are checked. Prints one line for each
-finding and exits with status 1 if there is any.
+Without arguments, all Python files and pages of the project are checked. Prints one line for each
+finding, and exits with status 1 if there is any.
 """
 
 import ast
@@ -16,9 +16,9 @@ import tokenize
 from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# This file states the banned phrases, and its tests use them.
+# This file defines the banned phrases, and its tests use them.
 _OWN_FILES = ("tools/dev/lint_words.py", "tests/tools/dev/test_lint_words.py")
-# Phrases, and what to write in their place.
+# Banned phrases, with the advice on each.
 BANNED = {
     r"teacher's word": "teacher targets",
     r"\bgo(?:es)? on\b|\bwent on\b": "continue or resume",
@@ -104,7 +104,7 @@ def _docstring(path: str, node: ast.Module | ast.ClassDef | ast.FunctionDef) -> 
 
 
 def _long_texts(path: str, node: ast.Call) -> Iterator[Finding]:
-    """Yields messages of errors, and helps of settings, with sentences of too many words."""
+    """Yields the sentences with too many words in messages of errors and helps of settings."""
     name = getattr(node.func, "id", getattr(node.func, "attr", ""))
     if name != "setting" and not name.endswith("Error"):
         return
@@ -155,7 +155,7 @@ def project_files() -> list[pathlib.Path]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the findings in the files named, or in all; returns the exit status."""
+    """Prints the findings in the given files, or in all files; returns the exit status."""
     files = [pathlib.Path(name) for name in argv[1:]] or project_files()
     findings = [finding for path in files for finding in check_file(path)]
     for finding in findings:

@@ -2,11 +2,13 @@
 
 python -m tools.dev.soak --input_dir=TEXT --vocab_file=vocab.txt --work=DIR --minutes=60
 
-The stages run undisturbed first. Then rounds follow: a random fault strikes each stage (a kill,
-a full disk, damaged files), the same command runs once more, and its output is compared with the
-undisturbed one, record by record. Ends with a table of the faults, and with status 1 if one did
-harm, or if the memory of a stage grew from run to run; the folder of a round with harm is kept as
-harm-N. Filling a disk needs the right to mount one.
+First, the stages run undisturbed. Then rounds follow. In a round, a random fault strikes each stage
+(a kill, a full disk, damaged files). The command is re-run, and its output is compared with the
+undisturbed output, record by record.
+
+The tool prints a table of the faults. The exit status is 1 if a fault did harm, or if the memory of
+a stage grew from run to run. The folder of a round with harm is kept as harm-N. Filling a disk
+requires the right to mount one.
 """
 
 import collections
@@ -39,10 +41,10 @@ from tools.text_table import aligned_lines
 SOAK_FILE = "soak.json"
 _DISTURBED_LOG, _LOG = "disturbed.log", "run.log"
 _NUM_FILES = 4
-# How often a command that should end well runs at most.
+# Maximum number of runs of a command until it succeeds.
 _ATTEMPTS = 3
 _MAX_MESSAGES = 3
-# With fewer runs of a stage, memory is not judged; with more it stays below this ratio.
+# Memory is checked only after this number of runs of a stage; then it must stay below this ratio.
 _MIN_PEAKS = 6
 _MAX_GROWTH = 1.25
 _HARMS = ("lost", "wrong", "unrecovered", "tracebacks", "processes left", "files left")
@@ -52,15 +54,15 @@ _HARMS = ("lost", "wrong", "unrecovered", "tracebacks", "processes left", "files
 class SoakConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    input_dir: Location = setting(
-        dataclasses.MISSING, "A text file, of which the beginning is used."
-    )
+    input_dir: Location = setting(dataclasses.MISSING, "Text file; only its beginning is used.")
     vocab_file: str = setting(
-        dataclasses.MISSING, "Vocabulary of the text, as create_pretraining_data takes it."
+        dataclasses.MISSING, "Vocabulary of the text, as for create_pretraining_data."
     )
-    work: Location = setting(dataclasses.MISSING, "A new directory for everything.")
-    minutes: float = setting(60.0, "Minutes after which no round begins.", low=0.0)
-    text_bytes: int = setting(1_000_000, "Bytes of text that are used.", low=10_000)
+    work: Location = setting(dataclasses.MISSING, "New directory for all files.")
+    minutes: float = setting(60.0, "Minutes after which no round starts.", low=0.0)
+    text_bytes: int = setting(
+        1_000_000, "Size of the beginning of the text that is used, in bytes.", low=10_000
+    )
     random_seed: int = setting(1, "Seed of the faults.", low=0)
 
 
@@ -89,9 +91,9 @@ def make_stages(
         "verify": "sizes",
     }
     return (
-        Stage("1a", "create_pretraining_data", text, examples, masking),
-        Stage("1b", "create_teacher_output_data", examples, cache, capturing),
-        Stage("2", "run_distill", cache, folder / "student", training),
+        Stage("prepare", "create_pretraining_data", text, examples, masking),
+        Stage("capture", "create_teacher_output_data", examples, cache, capturing),
+        Stage("distill", "run_distill", cache, folder / "student", training),
     )
 
 
@@ -99,15 +101,15 @@ def compare(stage: Stage, reference: Stage) -> tuple[int, int]:
     """Compares a disturbed stage's output with the undisturbed one.
 
     Returns:
-        the number of lost records, all of them where the output cannot be read, and of wrong
-        ones. Records of a student are its weights and its lines of evaluation.
+        the numbers of lost and of wrong records. All records are lost if the output cannot be
+        read. The records of a student are its weights and its lines of evaluation.
     """
     expected = collections.Counter(_records(reference))
     try:
-        found = collections.Counter(_records(stage))
+        received = collections.Counter(_records(stage))
     except (OSError, ValueError):
-        found = collections.Counter()
-    return (expected - found).total(), (found - expected).total()
+        received = collections.Counter()
+    return (expected - received).total(), (received - expected).total()
 
 
 def _records(stage: Stage) -> Iterator[bytes]:
@@ -121,7 +123,7 @@ def _records(stage: Stage) -> Iterator[bytes]:
                 yield json.dumps(line, sort_keys=True).encode()
         return
     manifest = manifests.load(stage.output)
-    # As bytes: none of it may differ either.
+    # The manifest counts as a record, because it must not differ either.
     yield json_text.dump(manifest.to_json())
     for shards in manifest.splits.values():
         for shard in shards:
@@ -129,12 +131,12 @@ def _records(stage: Stage) -> Iterator[bytes]:
 
 
 class Ledger:
-    """Counts of faults and harms, messages that users saw, and memory.
+    """Counts of faults and harms, messages to users, and memory.
 
     Attributes:
-        counts: by fault and stage: `injected`, `met` (in time to end the run), and the harms.
-        messages: by fault and stage.
-        peaks: by stage, the peak memory of each run that ended well, in order.
+        counts: by fault and stage: `injected`, `met` (the fault ended the run), and the harms.
+        messages: messages to users, by fault and stage.
+        peaks: by stage, the peak memory of each successful run, in order.
     """
 
     def __init__(self) -> None:
@@ -143,7 +145,7 @@ class Ledger:
         self.peaks = collections.defaultdict(list)
 
     def note(self, key: tuple[str, str], outcome: Outcome, work: Location) -> None:
-        """Adds the outcome of a run that a fault struck."""
+        """Adds the outcome of a disturbed run."""
         self.counts[key]["tracebacks"] += outcome.has_traceback
         self.counts[key]["processes left"] += outcome.num_left
         end = f"signal {-outcome.status}" if outcome.status < 0 else f"status {outcome.status}"
@@ -159,7 +161,7 @@ class Ledger:
         return not (self.num_harms() or any(map(_grew, self.peaks.values())))
 
     def to_json(self) -> dict[str, object]:
-        """Returns all as JSON values."""
+        """Returns counts, messages and memory as JSON values."""
         rows = [
             {"fault": fault, "stage": stage, **counts, "messages": self.messages[fault, stage]}
             for (fault, stage), counts in sorted(self.counts.items())
@@ -182,9 +184,9 @@ class Ledger:
         yield ""
         for stage, peaks in sorted(self.peaks.items()):
             first, last = (size / 2**20 for size in _thirds(peaks))
-            grew = f", more than {_MAX_GROWTH} times as much" if _grew(peaks) else ""
+            grew = f", which is more than {_MAX_GROWTH} times as much" if _grew(peaks) else ""
             yield (
-                f"memory of stage {stage}, highest peak: first third {first:,.0f} MB, "
+                f"memory of {stage}, highest peak: first third {first:,.0f} MB, "
                 f"last third {last:,.0f} MB{grew}"
             )
 
@@ -192,7 +194,8 @@ class Ledger:
 def _thirds(peaks: Sequence[int]) -> tuple[int, int]:
     """Returns the highest peaks of the first and of the last third of runs, in bytes.
 
-    The highest, because a run that found nearly everything finished needs little.
+    Only the highest peak counts, because a run that resumes almost finished work needs little
+    memory.
     """
     third = max(1, len(peaks) // 3)
     return max(peaks[:third]), max(peaks[-third:])
@@ -221,29 +224,29 @@ class Soak:
         return make_stages(self.work / "text", self._vocab_file, self.work / "teacher", folder)
 
     def make_reference(self) -> None:
-        """Runs the stages undisturbed, on a random teacher.
+        """Runs the stages undisturbed, with a random teacher.
 
         Raises:
-            InputError: one fails.
+            InputError: a stage fails.
         """
         for stage in self._reference:
-            if stage.name == "1b":
+            if stage.name == "capture":
                 _write_teacher(stage.input, self.work / "teacher")
             outcome = self._run(stage)
             if outcome.status:
                 raise InputError(f"{stage.command}, undisturbed", received=outcome.message)
             self._undisturbed.append(outcome)
-            print(f"stage {stage.name}, undisturbed: {outcome.seconds:.1f} s", flush=True)
+            print(f"{stage.name}, undisturbed: {outcome.seconds:.1f} s", flush=True)
 
     def make_round(self) -> None:
-        """Disturbs each stage, and compares its output after a further run.
+        """Disturbs each stage, re-runs its command, and compares the output.
 
         A round ends at the first harm, because later harms follow from it; its folder is kept.
         """
         self._rounds += 1
         before = self.ledger.num_harms()
         with contextlib.ExitStack() as cleanup:
-            # Runs last, when nothing is mounted there any more.
+            # This callback runs last, when nothing is mounted in the folder any more.
             cleanup.callback(shutil.rmtree, self.work / "round")
             for stage, reference, undisturbed in zip(
                 self._stages("round"), self._reference, self._undisturbed, strict=True
@@ -265,7 +268,7 @@ class Soak:
             shutil.copy(self.work / name, folder / name)
 
     def _disturb(self, disturbance: Disturbance) -> tuple[str, str]:
-        """Runs a stage under a random fault, and returns the fault's and the stage's name."""
+        """Runs a stage under a random fault; returns the names of the fault and the stage."""
         stage = disturbance.stage
         names = [
             name
@@ -287,7 +290,7 @@ class Soak:
         return outcome
 
     def _finish(self, stage: Stage, key: tuple[str, str]) -> bool:
-        """Runs the command again, and returns whether it ends well."""
+        """Re-runs the command, and returns whether it succeeds."""
         for _ in range(_ATTEMPTS):
             outcome = self._run(stage)
             if not outcome.status:
@@ -313,24 +316,24 @@ def _write_teacher(examples: Location, folder: Location) -> None:
 
 
 def write_text(source: Location, folder: Location, num_bytes: int) -> None:
-    """Writes the beginning of a text as a few files, plain and compressed in turns.
+    """Writes the beginning of a text to a few files, every second one compressed.
 
     Raises:
-        InputError: there is no such file, or it is too short.
+        InputError: the file does not exist, or is too short.
     """
     if not source.is_file() or source.stat().st_size < num_bytes:
-        raise InputError(source, f"a text file of {num_bytes} bytes at least")
+        raise InputError(source, f"a text file of at least {num_bytes} bytes")
     with open(source, "rb") as file:
         lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
-    for number, part in enumerate(np.array_split(np.arange(len(lines)), _NUM_FILES)):
-        content = "".join(lines[part[0] : part[-1] + 1]).encode()
+    for number, indices in enumerate(np.array_split(np.arange(len(lines)), _NUM_FILES)):
+        content = "".join(lines[indices[0] : indices[-1] + 1]).encode()
         if number % 2:
             content = gzip.compress(content, mtime=0)
         (folder / f"{number}.txt{'.gz' if number % 2 else ''}").write_whole(content)
 
 
 def _soak(values: absl_flags.FlagValues) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     config = flags.read_config(values, SoakConfig)
     config.work.expect_local()
     config.work.expect_empty()
@@ -340,7 +343,7 @@ def _soak(values: absl_flags.FlagValues) -> None:
     soak.make_reference()
     for number in itertools.count(1):
         soak.make_round()
-        minutes = (time.monotonic() - begun) / 60
+        minutes = (time.monotonic() - start) / 60
         report = {"rounds": number, "minutes": minutes, **soak.ledger.to_json()}
         (work / SOAK_FILE).write_json(report)
         harm = "" if soak.ledger.is_clean() else ", some with harm"
@@ -351,8 +354,8 @@ def _soak(values: absl_flags.FlagValues) -> None:
     print("\n".join(soak.ledger.lines()))
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
-        expected = "no harm of any fault, and no more memory from run to run"
-        raise InputError(config.work, expected, f"some: see {SOAK_FILE}")
+        expected = "no harm by any fault, and no growth of memory from run to run"
+        raise InputError(config.work, expected, f"harm or growth, see {SOAK_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

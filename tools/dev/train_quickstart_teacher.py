@@ -2,8 +2,9 @@
 
 python -m tools.dev.train_quickstart_teacher --work=DIR
 
-It learns from the quickstart's own text, except the documents that the quickstart evaluates on,
-for about half an hour on two cores, and is written to `tools/quickstart_teacher` in float16.
+The teacher is trained on the quickstart's text, without the documents of the quickstart's eval
+split. Training takes about half an hour on two cores. The teacher is written to
+`tools/quickstart_teacher` in float16.
 If it is interrupted, re-run the command to resume.
 """
 
@@ -65,12 +66,12 @@ class TrainingConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
     work: Location = setting(
-        dataclasses.MISSING, "Directory for what is made on the way.", decides_output=False
+        dataclasses.MISSING, "Directory for intermediate files.", decides_output=False
     )
     output_dir: Location = setting(
         "tools/quickstart_teacher", "Directory for the teacher.", decides_output=False
     )
-    num_train_steps: int = setting(6_000, "Steps of the training.", low=1)
+    num_train_steps: int = setting(6_000, "Number of training steps.", low=1)
 
 
 def _training(config: TrainingConfig) -> LocalTraining:
@@ -109,12 +110,12 @@ def _steps(config: TrainingConfig) -> list[Step]:
 
 
 def publish(teacher: Location, examples: Location, output_dir: Location) -> None:
-    """Writes a trained teacher in float16, with its tokenizer and a page about it.
+    """Writes a trained teacher in float16, with its tokenizer and a model card.
 
     Args:
-        teacher: a directory of `run_distill`.
-        examples: the directory that it was trained on.
-        output_dir: where it goes.
+        teacher: the output directory of `run_distill`.
+        examples: the shard directory of the training data.
+        output_dir: the directory for the teacher.
     """
     source, manifest = model_directory.find_model(teacher), manifests.load(examples)
     weights = {name: value.astype(np.float16) for name, value in source.read_weights().items()}

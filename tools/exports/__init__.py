@@ -1,1 +1,1 @@
-"""The formats that `tools/export_student.py` writes, and what they are checked with."""
+"""Export formats of `tools/export_student.py`, and the checks of exported models."""

@@ -1,4 +1,4 @@
-"""Real inputs that exports are compared on: lines of a file, or a cache's eval examples."""
+"""Real inputs on which exports are compared: lines of a file, or a cache's eval examples."""
 
 import dataclasses
 import itertools
@@ -18,20 +18,23 @@ from pipeline.tokenizers.tokens import Tokenizer
 from tools.finetuning.kinds import build_features
 from tools.finetuning.task_files import TaskExample
 
-# One token of so many of a line is masked, as a model seldom errs on tokens that it sees.
+# Every seventh token of a line is masked, because a model predicts most visible tokens correctly.
 _MASK_STEP = 7
-# The first of them.
+# Index of the first masked token.
 _MASK_START = 3
 
 Arrays = dict[str, np.ndarray]
-# Computes a batch: arrays by the names of a program's inputs to arrays by those of its outputs.
+# A function that computes a batch. It maps arrays by a program's input names to arrays by its
+# output names.
 Run = Callable[[Mapping[str, np.ndarray]], Arrays]
 
 
 def example_batch(input_ids: np.ndarray, first_segment: int | None = None) -> Arrays:
-    """Returns one example, whose first segment may not be its only one, as a batch.
+    """Returns one example as a batch: int32 [1, L] arrays by BERT's input names, without padding.
 
-    The arrays are int32 [1, L] by BERT's names, without padding.
+    Args:
+        input_ids: int [L].
+        first_segment: number of tokens of the first segment; None if there is only one segment.
     """
     ids = np.asarray(input_ids, np.int32)[None]
     segments = np.zeros_like(ids)
@@ -46,9 +49,9 @@ class Example:
     """One input.
 
     Attributes:
-        batch: int32 [1, L] by BERT's names.
-        text: the line that it was made of, of which nothing is masked; None for an
-            example of a cache and for a pair.
+        batch: int32 [1, L] arrays by BERT's input names.
+        text: the line from which the example was made, without masks. None for a pair and for an
+            example of a cache.
     """
 
     batch: Arrays
@@ -56,12 +59,12 @@ class Example:
 
     @property
     def num_tokens(self) -> int:
-        """L."""
+        """Number of tokens of the input, L."""
         return self.batch[records.INPUT_IDS].shape[1]
 
 
 def encode(tokenizer: Tokenizer, text: str, max_seq_length: int) -> np.ndarray:
-    """Returns the ids of a text, cut to a length, between [CLS] and [SEP]: int32 [L]."""
+    """Returns the ids of a text between [CLS] and [SEP], int32 [L]; L is at most a maximum."""
     ids = tokenizer.tokenize(text).ids[: max_seq_length - 2]
     special = tokenizer.special_ids
     return np.concatenate([[special["cls"]], ids, [special["sep"]]]).astype(np.int32)
@@ -70,7 +73,7 @@ def encode(tokenizer: Tokenizer, text: str, max_seq_length: int) -> np.ndarray:
 def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
     """Returns the ids of a text between [CLS] and [SEP] with every seventh token masked.
 
-    Example: of 10 tokens the third and the tenth.
+    Example: with 10 tokens, the third and the tenth are masked.
     """
     masked = ids.copy()
     masked[_MASK_START:-1:_MASK_STEP] = mask_id
@@ -80,12 +83,17 @@ def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
 def read_lines(
     path: Location, tokenizer: Tokenizer, *, count: int, max_seq_length: int, masked: bool = True
 ) -> list[Example]:
-    """Returns the first lines of a text file that have a token, at most `count`.
+    """Returns examples from the first lines of a text file that have a token.
 
-    They are cut to `max_seq_length` tokens, every seventh of which is `masked`.
+    Args:
+        path: the text file.
+        tokenizer: the model's tokenizer.
+        count: maximum number of examples.
+        max_seq_length: maximum length of an example in tokens, with special tokens.
+        masked: whether to mask every seventh token.
 
     Raises:
-        InputError: no such file, not UTF-8, or no line with a token.
+        InputError: the file does not exist, is not UTF-8, or has no line with a token.
     """
     mask_id, examples = tokenizer.special_ids["mask"], []
     for line in _lines(path):
@@ -103,30 +111,35 @@ def read_lines(
 def read_pairs(
     path: Location, tokenizer: Tokenizer, *, count: int, max_seq_length: int, double_separator: bool
 ) -> list[Example]:
-    """Returns the first lines of a text file that have a token, two by two, as a model reads pairs.
+    """Returns pairs of consecutive lines of a text file; lines without a token are skipped.
 
-    Example: the lines a, b, c, d and e become a with b and c with d.
+    Example: the lines a, b, c, d and e give the pairs (a, b) and (c, d).
 
-    There are at most `count` pairs, cut to `max_seq_length` tokens, at least 5. For
-    `double_separator` see `kinds.build_features`.
+    Args:
+        path: the text file.
+        tokenizer: the model's tokenizer.
+        count: maximum number of pairs.
+        max_seq_length: maximum length of a pair in tokens, with special tokens; at least 5.
+        double_separator: see `kinds.build_features`.
 
     Raises:
-        InputError: no such file, not UTF-8, fewer than two lines with a token, or
-            too small a length.
+        InputError: the file does not exist, is not UTF-8, or has fewer than two lines with a
+            token, or `max_seq_length` is too small.
     """
     lines = (line for line in _lines(path) if len(tokenizer.tokenize(line).ids))
     pairs = itertools.islice(zip(lines, lines, strict=False), count)
-    found = build_features(
+    features = build_features(
         [TaskExample(str(index), pair) for index, pair in enumerate(pairs)],
         tokenizer,
         kind=CLASSIFICATION,
         max_seq_length=max_seq_length,
         double_separator=double_separator,
     )
-    if not found:
-        raise InputError(path, "two lines of text or more, for a model of two texts", "fewer")
+    if not features:
+        raise InputError(path, "at least two lines of text, because inputs are pairs", "fewer")
     return [
-        Example(example_batch(one.input_ids, int((one.segment_ids == 0).sum()))) for one in found
+        Example(example_batch(pair.input_ids, int((pair.segment_ids == 0).sum())))
+        for pair in features
     ]
 
 
@@ -141,10 +154,10 @@ def _lines(path: Location) -> Iterator[str]:
 
 
 def read_cache(cache: CacheInput, count: int) -> list[Example]:
-    """Returns the first eval examples of a directory of shards, masked as they are there.
+    """Returns the first eval examples of a shard directory, with the masks that are stored.
 
     Raises:
-        InputError: it has no eval example.
+        InputError: the directory has no eval example.
     """
     kind = Window if cache.manifest.kind == records.UNMASKED_WINDOWS else MaskedExample
     examples = []
@@ -153,11 +166,11 @@ def read_cache(cache: CacheInput, count: int) -> list[Example]:
         stored = serialization.read_records(path)
         for index, record in enumerate(itertools.islice(stored, count - len(examples))):
             try:
-                found = kind.from_record(record, cache.manifest)
+                example = kind.from_record(record, cache.manifest)
             except (KeyError, ValueError) as error:
                 raise InputError(path, received=f"broken record {index}: {error}") from error
-            first = int(found.segment_lengths[0])
-            examples.append(Example(example_batch(found.input_ids, first)))
+            first_segment = int(example.segment_lengths[0])
+            examples.append(Example(example_batch(example.input_ids, first_segment)))
     if not examples:
         raise InputError(cache.directory, "eval examples", "none")
     return examples

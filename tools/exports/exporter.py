@@ -1,4 +1,4 @@
-"""Writes formats, checks each against the model, and measures them in turns."""
+"""Export: writes each format, compares it with the model, and measures its latency."""
 
 import dataclasses
 import functools
@@ -27,24 +27,26 @@ from tools.exports.formats import (
 )
 from tools.exports.program import ExportError, Opened, Subject, run_program
 
-# Where the guess is one number, how far it may be off, as a share of it, or of 1 if that is more.
+# Tolerance of a prediction that is one number, relative to the larger of its magnitude and 1.
 _NEAR = 0.05
-# How far a number of a vector may be off, as a share of the vector's largest.
+# Tolerance of the numbers of a vector, relative to the vector's largest number.
 _NEAR_VECTOR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What two ways of computing the same outputs make of the same inputs.
+    """The comparison of two programs on the same inputs.
+
+    A prediction is the index of the largest number of the last axis. If the last axis has only
+    one number, the prediction is this number, and two predictions agree within 5%. If the outputs
+    are vectors, each vector is a prediction. Two vectors agree if all their numbers agree within
+    0.01% of the largest number.
 
     Attributes:
-        largest_difference: of any two numbers that should be equal, absolute, among
-            outputs of equal shape; NaN where one is no number.
-        agreement: share of guesses that are the same; a guess is the place of the
-            largest number of the last axis, where that has one number only this
-            itself, the same within a twentieth. A vector is a guess of its own, the same
-            within a ten-thousandth of its largest number.
-        num_guesses: guesses that were compared, for a masked LM as many as tokens.
+        largest_difference: largest absolute difference of two numbers, among outputs of equal
+            shape; NaN if a number is NaN.
+        agreement: fraction of predictions that agree.
+        num_guesses: number of predictions; for a masked LM, the number of tokens.
     """
 
     largest_difference: float
@@ -57,43 +59,48 @@ def compare(
     *,
     of_vectors: bool = False,
 ) -> Comparison:
-    """Compares expected and received outputs of inputs, by their names.
+    """Returns the comparison of expected and received outputs, which are matched by name.
 
-    Outputs beyond the expected are left alone; those of another shape agree in no guess.
+    Outputs that are not expected are ignored. If two shapes differ, no prediction agrees.
 
-    Example: [[1, 3], [2, 0]] against [[1, 2], [1, 2]] differs by at most 2, and
-    agrees in one guess of two.
+    Example: [[1, 3], [2, 0]] and [[1, 2], [1, 2]] differ by at most 2. One of two predictions
+    agrees.
+
+    Args:
+        pairs: expected and received outputs for each input.
+        of_vectors: whether the outputs are vectors.
     """
-    largest, agreeing, guesses = 0.0, 0, 0
-    for expected, received in pairs:
-        for name, wanted in expected.items():
-            guesses += wanted[..., 0].size
-            got = received[name]
-            if got.shape != wanted.shape:
+    largest, num_agreeing, num_guesses = 0.0, 0, 0
+    for expected_outputs, received_outputs in pairs:
+        for name, expected in expected_outputs.items():
+            num_guesses += expected[..., 0].size
+            received = received_outputs[name]
+            if received.shape != expected.shape:
                 continue
-            # NumPy's maximum, unlike Python's, keeps what is no number.
-            largest = float(np.maximum(largest, np.abs(got - wanted).max()))
-            same = _are_near if of_vectors else _are_same
-            agreeing += int(same(wanted, got).sum())
-    return Comparison(largest, agreeing / guesses, guesses)
+            # NumPy's maximum, unlike Python's, propagates NaN.
+            largest = float(np.maximum(largest, np.abs(received - expected).max()))
+            agree = _are_near if of_vectors else _are_same
+            num_agreeing += int(agree(expected, received).sum())
+    return Comparison(largest, num_agreeing / num_guesses, num_guesses)
 
 
-def _are_same(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Returns whether guesses are the same: bool, without the last axis."""
-    if wanted.shape[-1] == 1:
-        # NaN is near nothing.
-        return (np.abs(got - wanted) <= _NEAR * np.maximum(np.abs(wanted), 1.0))[..., 0]
-    return (got.argmax(-1) == wanted.argmax(-1)) & np.isfinite(got).all(-1)
+def _are_same(expected: np.ndarray, received: np.ndarray) -> np.ndarray:
+    """Returns which predictions agree: bool, without the last axis."""
+    if expected.shape[-1] == 1:
+        # A comparison with NaN is False.
+        limit = _NEAR * np.maximum(np.abs(expected), 1.0)
+        return (np.abs(received - expected) <= limit)[..., 0]
+    return (received.argmax(-1) == expected.argmax(-1)) & np.isfinite(received).all(-1)
 
 
-def _are_near(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Returns whether vectors are the same: bool, without the last axis."""
-    limit = _NEAR_VECTOR * np.abs(wanted).max(-1)
-    # NaN is near nothing.
-    return np.abs(got - wanted).max(-1) <= limit
+def _are_near(expected: np.ndarray, received: np.ndarray) -> np.ndarray:
+    """Returns which vectors agree: bool, without the last axis."""
+    limit = _NEAR_VECTOR * np.abs(expected).max(-1)
+    # A comparison with NaN is False.
+    return np.abs(received - expected).max(-1) <= limit
 
 
-# What writes each format into a folder, and what opens that.
+# The functions that write each format into a folder, and those that open such a folder.
 _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
     HF: lambda subject, directory: subject.write_hf(directory),
     SENTENCE_TRANSFORMERS: hugging_face.write_sentences,
@@ -116,15 +123,15 @@ _OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to compute the model.
+    """The measurements of an export, or of the model itself.
 
     Attributes:
         name: a format; `model` for the model itself.
-        reader: what computed it.
-        megabytes: of the export's files, 10⁶ bytes; None for the model itself.
-        comparison: with the model itself, for which it is None.
-        least_agreement: what the agreement must be.
-        latencies: seconds of one example, run by run.
+        reader: the library that computed it.
+        megabytes: size of the export's files in MB; None for the model itself.
+        comparison: comparison with the model; None for the model itself.
+        least_agreement: smallest agreement that is accepted.
+        latencies: seconds for one example, in each run.
     """
 
     name: str
@@ -136,11 +143,11 @@ class Row:
 
     @property
     def latency(self) -> float:
-        """Seconds, the median."""
+        """Median latency in seconds."""
         return statistics.median(self.latencies)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields, and the latencies' median and ends in place of all of them."""
+        """Returns the fields as JSON values, with median, minimum and maximum of the latencies."""
         value = dataclasses.asdict(self)
         del value["latencies"]
         return value | {
@@ -152,13 +159,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
-        rows: the model itself first, then what was exported.
-        left_out: why, by format.
-        num_examples: that were compared.
-        latency_tokens: tokens of the example that was timed.
+        rows: the model itself, followed by the exported formats.
+        left_out: reasons why formats were not exported, by format.
+        num_examples: number of examples that were compared.
+        latency_tokens: number of tokens of the example that was timed.
     """
 
     rows: tuple[Row, ...]
@@ -167,7 +174,7 @@ class Report:
     latency_tokens: int
 
 
-# A row, and what is timed for it.
+# A row, and the function that is timed for it.
 _Timed = tuple[Row, Callable[[], Any]]
 
 
@@ -179,10 +186,15 @@ def export(
     *,
     repeats: int,
 ) -> Report:
-    """Exports a model.
+    """Exports a model to several formats.
 
-    A format appears as a folder of `directory`, which exists, only when it was read again and
-    agrees on the examples. The longest of them is timed, `repeats` times.
+    Args:
+        subject: the model.
+        formats: names of formats.
+        examples: inputs for the comparison; the longest one is timed.
+        directory: an existing directory. A folder for a format appears in it only after the
+            export was reloaded and agrees with the model on the examples.
+        repeats: number of timed runs of each export.
     """
     longest = max(examples, key=lambda example: example.num_tokens)
     reference = run_program(subject.program)
@@ -200,8 +212,8 @@ def export(
             shutil.rmtree(stage, ignore_errors=True)
     times = measurement.in_turns([call for _, call in timed], repeats)
     rows = tuple(
-        dataclasses.replace(row, latencies=tuple(taken))
-        for (row, _), taken in zip(timed, times, strict=True)
+        dataclasses.replace(row, latencies=tuple(latencies))
+        for (row, _), latencies in zip(timed, times, strict=True)
     )
     return Report(rows, left_out, len(examples), longest.num_tokens)
 
@@ -221,7 +233,7 @@ def _export_one(
         _expect_agreement(row, given="ids")
         return row, lambda: opened.run(longest.batch)
     if longest.text is None:
-        raise ExportError("it takes text, and the examples of a cache have none: set `sentences`")
+        raise ExportError("it takes text, which examples of a cache do not have: set `sentences`")
     row = Row(name, opened.reader, size, compare(_text_pairs(subject, opened, examples)), least)
     _expect_agreement(row, given="texts")
     return row, lambda: opened.from_text(longest.text)
@@ -230,9 +242,9 @@ def _export_one(
 def _text_pairs(
     subject: Subject, opened: Opened, examples: Sequence[Example]
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Yields what the model and what the export make of texts.
+    """Yields the outputs of the model and those of the export for each text.
 
-    A text whose ids differ agrees in nothing.
+    If the export computes other ids, its outputs are emptied, so that no prediction agrees.
     """
     reference = run_program(subject.program)
     for example in examples:
@@ -245,17 +257,17 @@ def _text_pairs(
 
 
 def _expect_agreement(row: Row, *, given: str) -> None:
-    compared = row.comparison
-    if compared.agreement < row.least_agreement:
+    comparison = row.comparison
+    if comparison.agreement < row.least_agreement:
         raise ExportError(
-            f"expected at least {row.least_agreement:.1%} of the model's first guesses given "
-            f"{given}, received {compared.agreement:.1%} of {compared.num_guesses:,}, with "
-            f"differences of up to {compared.largest_difference:.3g}"
+            f"given {given}, at least {row.least_agreement:.1%} of the model's top predictions "
+            f"must agree, got {comparison.agreement:.1%} of {comparison.num_guesses:,}, with "
+            f"differences of up to {comparison.largest_difference:.3g}"
         )
 
 
 def _publish(stage: pathlib.Path, final: pathlib.Path) -> None:
-    """Gives a folder its name, once all in it is on the disk."""
+    """Renames a folder to its final name, after all its files are written to the disk."""
     for path in stage.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The formats by name and the settings of a model card. Imports nothing heavy."""
+"""Export formats by name, and the settings of a model card; imports no large package."""
 
 import dataclasses
 import importlib.util
@@ -13,14 +13,20 @@ from pipeline.base.settings import Settings, parse_words, setting
 class CardSettings(Settings):
     """The settings of a model card."""
 
-    name: str | None = setting(None, "Name of the model in its card; that of its directory.")
+    name: str | None = setting(
+        None, "Name of the model in its card. By default, the name of its directory."
+    )
     language: str | None = setting(None, "Languages for the card, for example zh or ru,en.")
     license: str | None = setting(None, "License for the card, for example apache-2.0.")
     base_model: str | None = setting(
-        None, "Teacher's name on a model hub, for the card. The teacher's id where it is known."
+        None,
+        "Name of the teacher on a model hub, for the card. By default, the teacher's id if it is "
+        "known.",
     )
     scores: tuple[Location, ...] = setting(
-        (), "JSON files of numbers by name, separated by commas, for the card.", parse=parse_words
+        (),
+        "JSON files with scores for the card (numbers by name), separated by commas.",
+        parse=parse_words,
     )
 
 
@@ -35,13 +41,14 @@ ONNX = "onnx"
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One format.
+    """An export format.
 
     Attributes:
-        packages: what it needs: the names to install by those to import.
-        least_agreement: share of first guesses that must be the model's own. In float32
-            only ties of two guesses may break differently; 8 bits move logits a little.
-        gives_vectors: whether it gives a vector of each text, all of which must be the model's.
+        packages: packages that it requires: names for pip by names for import.
+        least_agreement: fraction of top predictions that must agree with the model. In float32,
+            only ties may be broken differently; 8-bit weights change logits slightly.
+        gives_vectors: whether it gives a vector for each text. All vectors must agree with the
+            model's.
     """
 
     packages: Mapping[str, str]
@@ -63,10 +70,10 @@ FORMATS: Mapping[str, Format] = {
 
 
 def check(names: Sequence[str]) -> None:
-    """Checks the names of formats, and that what they need is installed.
+    """Checks names of formats, and that the packages that they require are installed.
 
     Raises:
-        InputError: an unknown format, one that is there twice, or a missing package.
+        InputError: a format is unknown or occurs twice, or a package is missing.
     """
     if not names or len(set(names)) < len(names) or not FORMATS.keys() >= set(names):
         expected = f"some of {','.join(FORMATS)}, each once"
@@ -79,6 +86,10 @@ def check(names: Sequence[str]) -> None:
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:
-    """Returns the packages, as one installs them, that formats need and that are not there."""
-    needed = {module: name for one in names for module, name in FORMATS[one].packages.items()}
-    return [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    """Returns the names for pip of packages that formats require and that are not installed."""
+    packages = {
+        module: package for name in names for module, package in FORMATS[name].packages.items()
+    }
+    return [
+        package for module, package in packages.items() if importlib.util.find_spec(module) is None
+    ]

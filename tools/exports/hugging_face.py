@@ -1,4 +1,4 @@
-"""Hugging Face's layout: written by what converts checkpoints, read by whoever is there."""
+"""Exports in Hugging Face's layout, for `transformers` and `sentence-transformers`."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
     from pipeline.tokenizers.tokens import Tokenizer
 
-# What `transformers` calls the inputs.
+# Names of the inputs in `transformers`.
 _NAMES = {INPUT_IDS: "input_ids", INPUT_MASK: "attention_mask", SEGMENT_IDS: "token_type_ids"}
 
 
@@ -46,12 +46,17 @@ def load_subject(
     max_seq_length: int,
     layout: SentenceLayout | None = None,
 ) -> Subject:
-    """Loads a model in float32 with the head of its task, and returns it as what is exported.
+    """Loads a model in float32, with the head of its task, for export.
 
-    `layout` says how vectors are made, where they are wanted.
+    Args:
+        source: the model.
+        task: the task of its head.
+        tokenizer: the model's tokenizer, if it has one.
+        max_seq_length: maximum length of a text in tokens.
+        layout: definition of the vectors of texts; None if no vectors are exported.
 
     Raises:
-        InputError: the weights are not those of the configuration.
+        InputError: the weights do not match the configuration.
     """
     model = _read(source, task)
     program = model_program(model)
@@ -78,10 +83,10 @@ def write_sentences(subject: Subject, directory: pathlib.Path) -> None:
     """Writes a model with the files that `sentence-transformers` reads.
 
     Raises:
-        ExportError: the model's head is of a task.
+        ExportError: the model is fine-tuned on a task.
     """
     if subject.vectors is None:
-        raise ExportError("it is for masked LMs, and this model is fine-tuned on a task")
+        raise ExportError("it requires a masked LM, and this model is fine-tuned on a task")
     subject.write_hf(directory)
     layout = dataclasses.replace(subject.layout, max_seq_length=subject.max_seq_length)
     hidden_size = model_directory.find_model(directory).config.hidden_size
@@ -89,12 +94,12 @@ def write_sentences(subject: Subject, directory: pathlib.Path) -> None:
 
 
 def open_sentences(subject: Subject, directory: pathlib.Path) -> Opened:
-    """Opens it with `sentence-transformers` where that can compute, else with our own reader."""
+    """Opens the export with `sentence-transformers` if installed, or else with our own reader."""
     if importlib.util.find_spec("sentence_transformers") is None:
         source = model_directory.find_model(directory)
         model = model_directory.load_masked_lm(source, dtype="float32")
         program = vector_program(model, read_layout(directory))
-        return Opened(run_program(program), "read again, Keras")
+        return Opened(run_program(program), "reloaded, Keras")
     with running.silenced_stderr():
         import sentence_transformers
         import torch
@@ -103,9 +108,9 @@ def open_sentences(subject: Subject, directory: pathlib.Path) -> Opened:
 
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
         names = subject.vectors.inputs
-        given = {_NAMES[name]: torch.from_numpy(batch[name]).long() for name in names}
+        tensors = {_NAMES[name]: torch.from_numpy(batch[name]).long() for name in names}
         with torch.no_grad():
-            return {VECTOR: model(given)[VECTOR].numpy()}
+            return {VECTOR: model(tensors)[VECTOR].numpy()}
 
     return Opened(run, f"sentence-transformers {sentence_transformers.__version__}")
 
@@ -117,12 +122,12 @@ def _read(source: ModelSource, task: ModelTask) -> "MaskedLM | heads.TaskModel":
 
 
 def _open(directory: pathlib.Path, *, program: Program, task: ModelTask) -> Opened:
-    """Opens it with `transformers` where that can compute, else with our own reader."""
+    """Opens the export with `transformers` if installed, or else with our own reader."""
     if all(importlib.util.find_spec(name) for name in ("transformers", "torch")):
         version = importlib.metadata.version("transformers")
         return Opened(_torch_run(directory, program, task), f"transformers {version}")
     model = _read(model_directory.find_model(directory), task)
-    return Opened(run_program(model_program(model)), "read again, Keras")
+    return Opened(run_program(model_program(model)), "reloaded, Keras")
 
 
 def _torch_run(directory: pathlib.Path, program: Program, task: ModelTask) -> Run:
@@ -134,12 +139,12 @@ def _torch_run(directory: pathlib.Path, program: Program, task: ModelTask) -> Ru
         model = auto_class.from_pretrained(str(directory)).eval()
 
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
-        given = {_NAMES[name]: torch.from_numpy(batch[name]).long() for name in program.inputs}
+        tensors = {_NAMES[name]: torch.from_numpy(batch[name]).long() for name in program.inputs}
         with torch.no_grad():
-            found = model(**given)
-        if "logits" in found:
-            return {LOGITS: found.logits.numpy()}
-        # Of questions.
-        return {LOGITS: torch.stack([found.start_logits, found.end_logits], dim=1).numpy()}
+            outputs = model(**tensors)
+        if "logits" in outputs:
+            return {LOGITS: outputs.logits.numpy()}
+        # A model for question answering has logits for the start and the end of the answer.
+        return {LOGITS: torch.stack([outputs.start_logits, outputs.end_logits], dim=1).numpy()}
 
     return run

@@ -1,4 +1,4 @@
-"""LiteRT (once TensorFlow Lite), in float32 and with weights of 8 bits."""
+"""Exports for LiteRT (formerly TensorFlow Lite), in float32 and with 8-bit weights."""
 
 import importlib.metadata
 import pathlib
@@ -17,7 +17,7 @@ from tools.exports.examples import Arrays, Run
 from tools.exports.program import ExportError, Opened, Program, Subject
 
 MODEL_FILE = "model.tflite"
-# How the converter names what it has no operation for.
+# The converter's message on operations that LiteRT does not have.
 _LACKING = re.compile(r"(?:TF Select|Custom) ops: ([\w:]+(?:, [\w:]+)*)")
 
 
@@ -25,9 +25,9 @@ def convert(program: Program, *, quantized: bool) -> bytes:
     """Returns a program as the bytes of a LiteRT model.
 
     Args:
-        program: what it computes.
-        quantized: whether weights are int8, and activations become so as they come
-            (dynamic range); else all is float32.
+        program: the program.
+        quantized: whether weights are int8 and activations are quantized at run time (dynamic
+            range); otherwise everything is float32.
 
     Raises:
         ExportError: LiteRT lacks an operation.
@@ -49,43 +49,43 @@ def convert(program: Program, *, quantized: bool) -> bytes:
 
 
 def write(subject: Subject, directory: pathlib.Path, *, quantized: bool = False) -> None:
-    """Writes a model; see `convert`."""
+    """Writes a model for LiteRT; see `convert`."""
     content = convert(subject.program, quantized=quantized)
     directory.mkdir()
     (directory / MODEL_FILE).write_whole(content)
 
 
 def open_litert(subject: Subject, directory: pathlib.Path) -> Opened:
-    """Opens what was written."""
+    """Opens a model that `write` wrote."""
     run = load(subject.program, directory / MODEL_FILE)
     return Opened(run, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}")
 
 
 def load(program: Program, path: pathlib.Path) -> Run:
-    """Returns what computes batches of a program by its LiteRT model, on all processors."""
+    """Returns a function that computes batches with a LiteRT model, on all processors."""
     with running.silenced_stderr():
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(model_path=str(path), num_threads=local.num_cpus())
     runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
-    places = {name: about["index"] for name, about in runner.get_input_details().items()}
-    results = {name: about["index"] for name, about in runner.get_output_details().items()}
-    shapes: dict[str, Any] = {}
+    inputs = {name: details["index"] for name, details in runner.get_input_details().items()}
+    outputs = {name: details["index"] for name, details in runner.get_output_details().items()}
+    allocated: dict[str, Any] = {}
 
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
-        wanted = {name: batch[name].shape for name in places}
+        shapes = {name: batch[name].shape for name in inputs}
         try:
-            if wanted != shapes:
-                for name, shape in wanted.items():
-                    interpreter.resize_tensor_input(places[name], shape)
+            if shapes != allocated:
+                for name, shape in shapes.items():
+                    interpreter.resize_tensor_input(inputs[name], shape)
                 with running.silenced_stderr():
                     interpreter.allocate_tensors()
-                shapes.update(wanted)
-            for name, place in places.items():
-                interpreter.set_tensor(place, batch[name])
+                allocated.update(shapes)
+            for name, index in inputs.items():
+                interpreter.set_tensor(index, batch[name])
             interpreter.invoke()
         except RuntimeError as error:
             raise ExportError(f"LiteRT cannot compute it ({error})") from error
-        return {name: interpreter.get_tensor(results[name]) for name in program.outputs}
+        return {name: interpreter.get_tensor(outputs[name]) for name in program.outputs}
 
     return run

@@ -1,4 +1,4 @@
-"""The page that goes with a model: README.md, with the front matter that model hubs read."""
+"""Model cards: a README.md for a model, with the front matter that model hubs read."""
 
 import dataclasses
 import math
@@ -20,21 +20,21 @@ from tools.report.runs import read_metrics
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
 _MASKED_LM_TASK = ModelTask()
-# Titles of a table of names and what they name.
+# Column titles of a table of names and values.
 _UNTITLED = ("", "")
-# Of a line of `metrics.jsonl`, what is no score.
+# Keys of a line of `metrics.jsonl` that are not scores.
 _NO_SCORES = ("step", "split", "learning_rate", *CLOCK_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """How a model was made, as far as it is known.
+    """The origin of a model, as far as it is known.
 
     Attributes:
-        request: what `run_distill` was asked for; empty where that is not known.
-        cache: the manifest of what it was trained on; None where it is not at hand.
-        evaluation: the last line of its evaluation.
-        hub: the models of the hub among those that it was made from, by setting.
+        request: the run configuration of `run_distill`; empty if it is not known.
+        cache: the manifest of the training data; None if it is not available.
+        evaluation: scores of the last evaluation.
+        hub: models of the hub from which the model was made, by setting.
     """
 
     request: Mapping[str, Any]
@@ -44,19 +44,21 @@ class Origin:
 
     @property
     def teacher(self) -> HubSource | None:
-        """The teacher where it is a model of the hub, live or that of the cache."""
+        """The teacher if it is a model of the hub: the live teacher, or that of the cache."""
         info = None if self.cache is None else self.cache.teacher_info
         cached = None if info is None else info.teacher.get(HUB)
         return self.hub.get("teacher", cached and HubSource(**cached))
 
 
 def find_origin(directory: Location, cache: Manifest | None) -> Origin:
-    """Reads what a run of `run_distill` left beside its model.
+    """Returns the origin of a model from the files that `run_distill` wrote next to it.
 
-    The manifest may be that of its cache, which the checksum tells.
+    Args:
+        directory: the model directory.
+        cache: a manifest. It is used only if its checksum is that of the run's cache.
 
     Raises:
-        InputError: a file that cannot be read.
+        InputError: a file cannot be read.
     """
     request = {}
     if (directory / REQUEST_FILE).is_file():
@@ -78,10 +80,10 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
 
 
 def read_scores(paths: Sequence[Location]) -> dict[str, float]:
-    """Reads JSON files of numbers by name.
+    """Returns the numbers of JSON files, by name.
 
     Raises:
-        InputError: a value that is no number, or a name that is there twice.
+        InputError: a value is not a finite number, or a name occurs twice.
     """
     scores: dict[str, float] = {}
     for path in paths:
@@ -100,8 +102,8 @@ def front_matter(
     distilled: bool,
     task: ModelTask = _MASKED_LM_TASK,
 ) -> str:
-    """Returns the YAML that model hubs read, between its two lines."""
-    languages = [part.strip() for part in (settings.language or "").split(",") if part.strip()]
+    """Returns the YAML that model hubs read, between two lines of `---`."""
+    languages = [name.strip() for name in (settings.language or "").split(",") if name.strip()]
     tags = [config.model_type, task.hub.tag, *(["distillation"] if distilled else [])]
     values = {"library_name": "transformers", "pipeline_tag": task.hub.pipeline_tag, "tags": tags}
     known = {"language": languages, "license": settings.license, "base_model": settings.base_model}
@@ -123,7 +125,7 @@ def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
 
 
 def _teacher(origin: Origin) -> str | None:
-    """Returns the teacher in words; None where there was none, or nothing is known of it."""
+    """Returns a description of the teacher; None if there was none, or if it is unknown."""
     if origin.request.get("teacher"):
         name = hub_names(origin.hub, "teacher")
         return f"live,{name} SHA-256 `{origin.request['teacher']}`"
@@ -136,7 +138,7 @@ def _teacher(origin: Origin) -> str | None:
     try:
         shape = describe_shape(EncoderConfig(**info.teacher["config"]))
     except (KeyError, TypeError, InputError):
-        shape = "of a family not known here"
+        shape = "of an unknown model family"
     name = "" if origin.teacher is None else f"`{origin.teacher}`, "
     return f"{name}{shape}; SHA-256 `{info.teacher.get('sha256')}`"
 
@@ -145,17 +147,15 @@ def _cache(origin: Origin) -> str:
     checksum = f"manifest's SHA-256 `{origin.request['cache']}`"
     if origin.cache is None:
         return checksum
-    cache, kept = origin.cache, ""
+    cache, targets = origin.cache, ""
     if cache.teacher_info is not None:
-        kept = f", the teacher's top {cache.teacher_info.truncation_factor} at masked positions"
-    return (
-        f"{cache.num_examples(TRAIN):,} examples of at most {cache.max_seq_length} tokens{kept}; "
-        f"{checksum}"
-    )
+        targets = f", the teacher's top {cache.teacher_info.truncation_factor} at masked positions"
+    examples = f"{cache.num_examples(TRAIN):,} examples of at most {cache.max_seq_length} tokens"
+    return f"{examples}{targets}; {checksum}"
 
 
 def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
-    """Returns what a model was made from and how, by what each is; nothing where it is unknown."""
+    """Returns the rows on a model's training, each a name and a text; none if it is unknown."""
     if task.finetuning is not None:
         return list(task.finetuning.making.items())
     request = origin.request
@@ -163,20 +163,20 @@ def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
         return []
     start = request["student"]
     layers = start.get("layer_map")
-    begun = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
-    begun += hub_names(origin.hub, "student", "init_from")
+    source = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
+    source += hub_names(origin.hub, "student", "init_from")
     losses = " + ".join(f"{weight:g} × {name}" for name, weight in request["losses"].items())
     examples = request["train_batch_size"] * request["gradient_accumulation_steps"]
     rows = [
         ("teacher", _teacher(origin)),
         ("trained on", _cache(origin)),
-        ("started from", f"{begun} with SHA-256 `{start['sha256']}`"),
+        ("started from", f"{source} with SHA-256 `{start['sha256']}`"),
         ("losses", f"{losses}; temperature {request['temperature']:g}"),
         ("tail", request.get("tail")),
         (
             "updates",
             f"{request['num_train_steps']:,} of {examples:,} examples, learning rate "
-            f"{request['learning_rate']:g} after {request['num_warmup_steps']:,} of warm-up",
+            f"{request['learning_rate']:g} after {request['num_warmup_steps']:,} warm-up updates",
         ),
         ("seed", str(request["random_seed"])),
         ("computed", f"{request['compute_dtype']}, {request['backend']}"),
@@ -189,7 +189,7 @@ def _section(title: str, rows: Sequence[Sequence[str]], titles: Sequence[str] = 
 
 
 def _opening(config: EncoderConfig, task: ModelTask, *, distilled: bool) -> str:
-    """Returns what a model is, in a line."""
+    """Returns the description of a model in one line."""
     article = "An" if config.family.title[0] in "AEIO" else "A"
     words = [f"{article} {describe_shape(config, task)}"]
     if distilled:
@@ -209,15 +209,15 @@ def model_card(
     note: str = "",
     task: ModelTask = _MASKED_LM_TASK,
 ) -> str:
-    """Returns a model's README.md.
+    """Returns the README.md of a model.
 
     Args:
-        config: the model's.
-        settings: what the user says of it.
-        origin: how it was made.
-        exports: a table's cells, row by row, the titles first; none for no table.
+        config: the model's configuration.
+        settings: the user's settings for the card.
+        origin: the model's origin.
+        exports: rows of the table of exports, the titles first; empty if there is no table.
         note: a line below that table.
-        task: what it does.
+        task: the model's task.
 
     Raises:
         InputError: a file of scores cannot be read.
@@ -226,9 +226,9 @@ def model_card(
     tuned = task.finetuning
     scores = {**origin.evaluation, **({} if tuned is None else tuned.scores)}
     scores |= read_scores(settings.scores)
-    taught = distilled or (tuned is not None and tuned.distilled)
+    has_teacher = distilled or (tuned is not None and tuned.distilled)
     lines = [
-        front_matter(config, settings, distilled=taught, task=task),
+        front_matter(config, settings, distilled=has_teacher, task=task),
         f"# {settings.name}",
         "",
         _opening(config, task, distilled=distilled),

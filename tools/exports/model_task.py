@@ -1,4 +1,4 @@
-"""What a model's head is for: masked tokens, or the task that `finetune` made it for."""
+"""The task of a model's head: predicting masked tokens, or a task of `finetune`."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from tools.finetuning.head_layout import Head, head_table, read_head
 from tools.finetuning.kinds import KINDS
 from tools.report.text_width import visible
 
-# What a finished run of `finetune` writes, beside the folder of its model.
+# The file that a finished run of `finetune` writes next to the folder of its model.
 _METRICS_FILE = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class HubNames:
-    """Names of models with a kind of head: a class of `transformers`, and what hubs call them."""
+    """Names for models with one kind of head: a class of `transformers`, and names on hubs."""
 
     auto_class: str
     pipeline_tag: str
@@ -34,14 +34,14 @@ _MASKED_LM = HubNames("AutoModelForMaskedLM", "fill-mask", "masked-lm")
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning:
-    """How a model was fine-tuned.
+    """The fine-tuning of a model.
 
     Attributes:
-        task: its name.
-        num_texts: texts of an input, one or two.
-        making: what it was made from and how, in words, by what each is.
-        scores: on the evaluated split, by their names, from 0 to 1.
-        distilled: whether it learned from a teacher's logits, too.
+        task: name of the task.
+        num_texts: number of texts of an input, one or two.
+        making: facts on the training for the model card, by name.
+        scores: scores on the evaluated split, by name, from 0 to 1.
+        distilled: whether the model was also trained on a teacher's logits.
     """
 
     task: str
@@ -59,7 +59,7 @@ class _Task(msgspec.Struct):
 
 
 class _Request(msgspec.Struct):
-    """What decided a run of `finetune`; a run with a teacher has the `distill_` settings."""
+    """The run configuration of `finetune`; only a run with a teacher has `distill_` settings."""
 
     task: _Task
     model: str
@@ -80,17 +80,17 @@ class _Request(msgspec.Struct):
 
 class _Report(msgspec.Struct):
     metrics: dict[str, float] = {}
-    # Of a run that trained nothing they count evaluation alone.
+    # If a run did not train, these counts are of the evaluation only.
     counts: dict[str, int | float] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelTask:
-    """What a model does.
+    """The task of a model.
 
     Attributes:
-        head: of its task; None for a masked LM.
-        finetuning: how it got that; None where it is not known.
+        head: head for the task; None for a masked LM.
+        finetuning: the fine-tuning of the model; None if it is not known.
     """
 
     head: Head | None = None
@@ -98,49 +98,49 @@ class ModelTask:
 
     @property
     def num_texts(self) -> int:
-        """Texts of an input: 2 for questions and pairs, 1 where nothing tells of pairs."""
-        own = None if self.head is None else KINDS[self.head.kind].num_texts
-        if own is not None:
-            return own
+        """Number of texts of an input: 2 for questions and for known pairs, otherwise 1."""
+        fixed = None if self.head is None else KINDS[self.head.kind].num_texts
+        if fixed is not None:
+            return fixed
         return 1 if self.finetuning is None else self.finetuning.num_texts
 
     @property
     def hub(self) -> HubNames:
-        """What others call models of its kind."""
+        """Names for models with this kind of head."""
         if self.head is None:
             return _MASKED_LM
         kind = KINDS[self.head.kind]
         return HubNames(f"AutoModel{kind.architecture}", kind.pipeline_tag, kind.pipeline_tag)
 
     def count_parameters(self, config: EncoderConfig) -> int:
-        """Returns how many numbers the weights of encoder and head are."""
+        """Returns the number of parameters of the encoder and the head."""
         if self.head is None:
             return count_parameters(config)
         rows = (*encoder_table(config), *head_table(config, self.head))
         return sum(math.prod(row.shape) for row in rows)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns what it does in words, by what each is; nothing for a masked LM."""
+        """Returns the rows on the task, each a name and a text; none for a masked LM."""
         if self.head is None:
             return []
         known = [] if self.finetuning is None else [("task", self.finetuning.task)]
         kind = KINDS[self.head.kind]
-        given = kind.given or ("one text" if self.num_texts == 1 else "two texts")
-        # Within a cell of a table in Markdown.
-        shown = (visible(label).replace("|", "\\|") for label in self.head.labels)
-        names = ", ".join(f"`{label}`" for label in shown)
-        found = kind.output.format(labels=f"{len(self.head.labels)} labels: {names}")
-        return [*known, ("input", given), ("output", found)]
+        model_input = kind.given or ("one text" if self.num_texts == 1 else "two texts")
+        # A pipe would end a cell of a table in Markdown.
+        escaped = (visible(label).replace("|", "\\|") for label in self.head.labels)
+        names = ", ".join(f"`{label}`" for label in escaped)
+        output = kind.output.format(labels=f"{len(self.head.labels)} labels: {names}")
+        return [*known, ("input", model_input), ("output", output)]
 
 
 def find_task(source: ModelSource) -> ModelTask:
-    """Returns what a model directory's model is for.
+    """Returns the task of the model in a directory.
 
-    Its `config.json` tells the head; the files of the run, where the directory still
-    lies beside them, tell the rest.
+    The head comes from its `config.json`. Everything else comes from the files of the run, if
+    they are still next to the directory.
 
     Raises:
-        InputError: a file that is not as `finetune` writes it.
+        InputError: a file is malformed.
     """
     head = read_head(source)
     if head is None:
@@ -169,7 +169,7 @@ def find_task(source: ModelSource) -> ModelTask:
 
 
 def hub_names(sources: Mapping[str, HubSource], *settings: str) -> str:
-    """Returns the models of the hub that settings named, each as ` ID@COMMIT` in code font."""
+    """Returns the models of the hub for some settings, each as ` ID@COMMIT` in code font."""
     return "".join(f" `{sources[name]}`" for name in settings if name in sources)
 
 
@@ -180,10 +180,10 @@ def _describe_making(request: _Request, counts: Mapping[str, float]) -> dict[str
         return making
     if request.distill_weight is not None:
         teacher = request.teacher
-        place = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
-        place += hub_names(request.hub, "finetune_teacher")
+        identity = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
+        identity += hub_names(request.hub, "finetune_teacher")
         making["teacher"] = (
-            f"fine-tuned on the task, {place}; weight {request.distill_weight:g}, "
+            f"fine-tuned on the task, {identity}; weight {request.distill_weight:g}, "
             f"temperature {request.distill_temperature:g}"
         )
     if "num_train_steps" in counts:

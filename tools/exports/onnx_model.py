@@ -1,4 +1,4 @@
-"""ONNX, by way of tf2onnx."""
+"""Exports in ONNX format, converted by tf2onnx."""
 
 import importlib.metadata
 import math
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL_FILE = "model.onnx"
-# Of 2022: has layer normalisation, and every runtime since has it.
+# This version of 2022 is the first with layer normalization, and every runtime since supports it.
 _OPSET = 17
-# Numbers of a matrix that is worth storing once.
+# Smallest number of elements of a matrix for which sharing pays off.
 _LARGE = 5_000
 
 
 def _convert(program: Program) -> "onnx.ModelProto":
-    """Converts a program, by the parts of tf2onnx, of whose optimizers only two are applied.
+    """Converts a program by tf2onnx, with only two of its optimizers.
 
-    One of the others merges a reshaping that copies dimensions of its input with the one
-    before it, whose input has others. Runtimes optimize on their own when they load a file.
+    Another of its optimizers gives wrong shapes. It merges two consecutive Reshape operations
+    even if the second one copies dimensions of its input, and the first one's input has other
+    dimensions. Runtimes optimize a model anyway when they load it.
     """
     import tensorflow as tf
     from tf2onnx import optimizer, tf_loader, tfonnx
@@ -55,7 +56,7 @@ def _convert(program: Program) -> "onnx.ModelProto":
 
 
 def write(subject: Subject, directory: pathlib.Path) -> None:
-    """Writes a model.
+    """Writes a model in ONNX format.
 
     Raises:
         ExportError: ONNX lacks an operation.
@@ -64,7 +65,7 @@ def write(subject: Subject, directory: pathlib.Path) -> None:
         import onnx
 
         model = _convert(subject.program)
-    # What cannot be converted stands there under TensorFlow's name.
+    # An operation that cannot be converted keeps its TensorFlow name.
     operations = {node.op_type for node in model.graph.node if not node.domain}
     lacking = sorted(name for name in operations if not onnx.defs.has(name))
     if lacking:
@@ -75,31 +76,32 @@ def write(subject: Subject, directory: pathlib.Path) -> None:
 
 
 def share_transposed(model: "onnx.ModelProto") -> None:
-    """Stores a matrix once where its transpose is stored, too: mostly the word embeddings.
+    """Replaces a matrix by the transpose of another if that has the same numbers, in place.
 
-    The converter transposes constants beforehand. Runtimes do that as well when they load
-    a file, so that it only becomes smaller. The model is changed in place.
+    Mostly this concerns the word embeddings, which the converter stores a second time as a
+    transposed constant. Runtimes transpose constants when they load a file, so the only effect is
+    a smaller file.
     """
     from onnx import helper, numpy_helper
 
-    graph, originals = model.graph, {}
+    graph, matrices = model.graph, {}
     for tensor in list(graph.initializer):
         if len(tensor.dims) != 2 or math.prod(tensor.dims) < _LARGE:
             continue
         matrix = numpy_helper.to_array(tensor)
-        same = (name for name, other in originals.items() if np.array_equal(other, matrix.T))
+        same = (name for name, other in matrices.items() if np.array_equal(other, matrix.T))
         original = next(same, None)
         if original is None:
-            originals[tensor.name] = matrix
+            matrices[tensor.name] = matrix
             continue
         graph.initializer.remove(tensor)
-        # Nodes stand in the order in which they are computed.
+        # Nodes are in the order of computation, so this one must precede its users.
         node = helper.make_node("Transpose", [original], [tensor.name], perm=[1, 0])
         graph.node.insert(0, node)
 
 
 def open_onnx(subject: Subject, directory: pathlib.Path) -> Opened:
-    """Opens what was written, on all processors."""
+    """Opens a model that `write` wrote, on all processors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -110,11 +112,11 @@ def open_onnx(subject: Subject, directory: pathlib.Path) -> Opened:
     program = subject.program
 
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
-        given = {name: batch[name] for name in program.inputs}
+        inputs = {name: batch[name] for name in program.inputs}
         try:
-            values = session.run(list(program.outputs), given)
+            values = session.run(list(program.outputs), inputs)
         except Exception as error:
-            # It has classes of its own for what goes wrong in native code.
+            # onnxruntime raises its own exception classes for errors in native code.
             raise ExportError(f"onnxruntime cannot compute it ({error})") from error
         return dict(zip(program.outputs, values, strict=True))
 

@@ -1,4 +1,4 @@
-"""A model as one function of a batch, and what a format needs to know besides it."""
+"""Programs: models as functions of a batch, and everything else that export formats need."""
 
 import dataclasses
 import functools
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     from tools.finetuning.heads import TaskModel
 
 _LAST_HIDDEN_STATE = "last_hidden_state"
-# As `sentence-transformers` calls it.
+# Name of the output in `sentence-transformers`.
 VECTOR = "sentence_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is exported.
+    """A function of a batch, for export.
 
     Attributes:
-        inputs: names, each int32 [B, L].
-        outputs: names, each float32 [B, …]; the largest of its last axis is its guess.
-        variables: TensorFlow's variables, all that `call` reads.
-        call: from a tensor for each input to a tensor for each output.
+        inputs: names of the inputs, each int32 [B, L].
+        outputs: names of the outputs, each float32 [B, …]; the prediction is the index of the
+            largest number of the last axis.
+        variables: all TensorFlow variables that `call` reads.
+        call: maps a tensor for each input to a tensor for each output.
     """
 
     inputs: tuple[str, ...]
@@ -47,9 +48,14 @@ class Program:
 def _program(
     model: "MaskedLM | TaskModel", output: str, compute: Callable[[Mapping[str, Any]], Any]
 ) -> Program:
-    """Returns the program of what a Keras model, in float32 on TensorFlow, computes of a batch.
+    """Returns a program for a Keras model in float32 on TensorFlow.
 
-    Where the encoder knows one segment only, or none, there is no input of segments.
+    If the encoder has at most one segment, the program has no input for segments.
+
+    Args:
+        model: the model.
+        output: name of the output.
+        compute: maps a batch to the output.
     """
     inputs = (INPUT_IDS, INPUT_MASK)
     if model.config.type_vocab_size > 1:
@@ -67,15 +73,18 @@ def _program(
 def model_program(model: "MaskedLM | TaskModel") -> Program:
     """Returns the program of a model with its head.
 
-    Its `logits` are float32, of a masked LM [B, L, V]; of a task [B, C], of each class or of
-    the one number; for questions [B, 2, L], of the answer's start and then of its end at each
-    token; for the tags of tokens [B, L, C].
+    Its output `logits` is float32:
+
+    - [B, L, V] for a masked LM;
+    - [B, C] for classes, or for a number with C = 1;
+    - [B, 2, L] for questions: the answer's start and its end at each token;
+    - [B, L, C] for tags of tokens.
     """
     return _program(model, LOGITS, functools.partial(model, training=False))
 
 
 def encoder_program(model: "MaskedLM") -> Program:
-    """Returns the program of a model without its head: `last_hidden_state`, [B, L, D]."""
+    """Returns the program of a model without its head; output `last_hidden_state`, [B, L, D]."""
 
     def compute(batch: Mapping[str, Any]) -> Any:
         states = model.encoder(batch, training=False)[HIDDEN_STATES]
@@ -85,7 +94,7 @@ def encoder_program(model: "MaskedLM") -> Program:
 
 
 def vector_program(model: "MaskedLM", layout: SentenceLayout) -> Program:
-    """Returns the program of the vectors of texts: `sentence_embedding`, float32 [B, D]."""
+    """Returns the program for vectors of texts; output `sentence_embedding`, float32 [B, D]."""
 
     def compute(batch: Mapping[str, Any]) -> Any:
         states = model.encoder(batch, training=False)[HIDDEN_STATES][-1]
@@ -97,7 +106,7 @@ def vector_program(model: "MaskedLM", layout: SentenceLayout) -> Program:
 
 
 def compile_program(program: Program) -> tf.types.experimental.PolymorphicFunction:
-    """Returns a program as a graph of its inputs, in their order: any batch, any length."""
+    """Returns a program as a graph for inputs of any batch size and length, in their order."""
     signature = [tf.TensorSpec([None, None], tf.int32, name=name) for name in program.inputs]
 
     @tf.function(input_signature=signature, autograph=False)
@@ -108,7 +117,7 @@ def compile_program(program: Program) -> tf.types.experimental.PolymorphicFuncti
 
 
 def run_program(program: Program) -> Run:
-    """Returns what computes batches by the program itself, which exports are compared with."""
+    """Returns a function that computes batches by the program itself: the reference of exports."""
     compiled = compile_program(program)
 
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
@@ -119,17 +128,17 @@ def run_program(program: Program) -> Run:
 
 
 class ExportError(InputError):
-    """A format cannot hold a model, or computes something else; other formats may do."""
+    """A format cannot represent a model, or gives other results; other formats may work."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """An export as whoever gets it would run it.
+    """An export that was reloaded with its target runtime.
 
     Attributes:
-        run: computes a batch; None where the export takes text only.
-        reader: the library that reads it, and its version.
-        from_text: computes a text; None where the export takes ids only.
+        run: computes a batch; None if the export takes only text.
+        reader: name and version of the library that reads the export.
+        from_text: computes a text; None if the export takes only ids.
     """
 
     run: Run | None
@@ -142,14 +151,15 @@ class Subject:
     """A model to export.
 
     Attributes:
-        program: what it computes.
-        tokenizer: the model's own; None where there is none beside it.
-        max_seq_length: tokens that a text is cut to.
-        write_hf: writes it in Hugging Face's layout into a folder that it makes.
-        open_hf: opens what that wrote.
-        num_texts: texts of an input, one or two.
-        layout: how vectors of texts are made; None where none are wanted.
-        vectors: what computes them; None where none are wanted, or the model's head is of a task.
+        program: the model as a program.
+        tokenizer: the tokenizer in the model's directory; None if there is none.
+        max_seq_length: maximum length of a text in tokens.
+        write_hf: writes the model in Hugging Face's layout into a new folder.
+        open_hf: opens such a folder.
+        num_texts: number of texts of an input, one or two.
+        layout: definition of the vectors of texts; None if no vectors are exported.
+        vectors: program for these vectors; None if no vectors are exported, or if the model is
+            fine-tuned on a task.
     """
 
     program: Program

@@ -1,7 +1,7 @@
-"""TensorFlow's SavedModel: one that takes ids, and one that takes text.
+"""Exports as TensorFlow SavedModels: one that takes ids, and one that takes text.
 
-They are two, as plain TensorFlow and servers without tensorflow-text load nothing in which any
-operation is of tensorflow-text, whatever signature is asked for.
+A SavedModel with any operation of tensorflow-text does not load in TensorFlow alone or in servers
+without tensorflow-text, whichever signature is used. Therefore there are two SavedModels.
 """
 
 import importlib
@@ -23,26 +23,26 @@ from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 from tools.exports.examples import Arrays, example_batch
 from tools.exports.program import ExportError, Opened, Program, Subject, compile_program
 
-# TensorFlow Serving's name of what is taken unless one asks for another.
+# Name of the default signature in TensorFlow Serving.
 SIGNATURE = "serving_default"
 TEXT = "text"
 TEXT_PACKAGE = "tensorflow_text"
 _READER = pathlib.Path(__file__).with_name("saved_model_reader.py")
-# Differences between two devices that compute the same.
+# Tolerance for the same computation on two devices.
 _TOLERANCE = 1e-2
 _ROOT_FILE = "saved_model.pb"
 
 
 def write_ids(program: Program, directory: pathlib.Path) -> None:
-    """Writes a program that takes ids."""
+    """Writes a SavedModel that takes ids."""
     _save(program, directory, compile_program(program))
 
 
 def write_text(subject: Subject, directory: pathlib.Path) -> None:
-    """Writes a program that takes text.
+    """Writes a SavedModel that takes text.
 
     Raises:
-        ExportError: `why_no_text` has a reason.
+        ExportError: this is not possible, see `why_no_text`.
     """
     if (reason := why_no_text(subject)) is not None:
         raise ExportError(reason)
@@ -51,40 +51,40 @@ def write_text(subject: Subject, directory: pathlib.Path) -> None:
 
 def _save(program: Program, directory: pathlib.Path, function: Any) -> None:
     module = tf.Module()
-    # What a function reads must hang on what is saved.
+    # TensorFlow saves only variables that are attributes of the module.
     module.weights = list(program.variables)
     module.function = function
     tf.saved_model.save(module, str(directory), signatures={SIGNATURE: function})
-    # A note of who wrote it, which nothing reads and which differs from run to run.
+    # Nothing reads this file, and it differs from run to run.
     (directory / "fingerprint.pb").unlink(missing_ok=True)
     if not any((directory / "assets").iterdir()):
         shutil.rmtree(directory / "assets")
 
 
 def why_no_text(subject: Subject) -> str | None:
-    """Returns why there is no SavedModel that takes text; None where there is one."""
+    """Returns the reason why a SavedModel cannot take text; None if it can."""
     if subject.num_texts > 1:
-        return "an input is of two texts"
+        return "an input has two texts"
     if not isinstance(subject.tokenizer, WordPieceTokenizer):
-        return "the tokenizer is no WordPiece vocab.txt"
+        return "it requires a WordPiece tokenizer (vocab.txt)"
     vocab = subject.tokenizer.vocab
     if len(set(vocab)) < len(vocab) or "" in vocab:
-        return "tensorflow-text takes no vocabulary with a token twice or an empty one"
+        return "tensorflow-text supports no vocabulary with an empty token or the same token twice"
     if options := subject.tokenizer.options:
-        return f"tensorflow-text has no {', '.join(options)}, which the tokenizer sets"
+        return f"tensorflow-text does not support {', '.join(options)}, which the tokenizer sets"
     return None
 
 
 def normalize(text: tf.Tensor, *, do_lower_case: bool) -> tf.Tensor:
-    """Does to texts what BERT's tokenizer does before it splits them.
+    """Normalizes texts as BERT's tokenizer does before it splits them.
 
-    With `do_lower_case` it takes accents off, too. tensorflow-text's own lower-casing also
-    replaces Chinese punctuation, which BERT's leaves as it is.
+    With `do_lower_case`, accents are removed too. tensorflow-text's own lower-casing cannot be
+    used, because it replaces Chinese punctuation, which BERT's tokenizer does not change.
     """
     import tensorflow_text
 
     text = tf.strings.regex_replace(text, r"[\t\n\r]", " ")
-    # Control and formatting characters, and what stands for a byte that is no text.
+    # Control and formatting characters, and the replacement character for invalid bytes.
     text = tf.strings.regex_replace(text, r"[\p{C}\x{FFFD}]", "")
     if not do_lower_case:
         return text
@@ -94,7 +94,7 @@ def normalize(text: tf.Tensor, *, do_lower_case: bool) -> tf.Tensor:
 
 
 def _from_text(subject: Subject) -> Any:
-    """Returns the program as a graph of texts, string [B]; it also returns its ids and mask."""
+    """Returns the program as a graph for texts, string [B]; its outputs include ids and mask."""
     import tensorflow_text
 
     tokenizer, program = subject.tokenizer, subject.program
@@ -121,7 +121,7 @@ def _from_text(subject: Subject) -> Any:
 
 
 def open_ids(subject: Subject, directory: pathlib.Path) -> Opened:
-    """Loads what `write_ids` wrote, after a process that has nothing but TensorFlow has."""
+    """Loads a SavedModel of `write_ids`; first, a process with only TensorFlow loads it."""
     probe = example_batch(np.arange(4))
     signature = _load(directory, {name: probe[name] for name in subject.program.inputs})
 
@@ -132,7 +132,7 @@ def open_ids(subject: Subject, directory: pathlib.Path) -> Opened:
 
 
 def open_text(subject: Subject, directory: pathlib.Path) -> Opened:
-    """Loads what `write_text` wrote, after a process that has tensorflow-text, too."""
+    """Loads a SavedModel of `write_text`; first, a process with tensorflow-text loads it."""
     text = " ".join(subject.tokenizer.vocab[-8:])
     signature = _load(directory, {TEXT: np.array([text])}, TEXT_PACKAGE)
 
@@ -149,47 +149,48 @@ def _version(package: str) -> str:
 def _load(
     directory: pathlib.Path, probe: Mapping[str, np.ndarray], *packages: str
 ) -> Callable[[Mapping[str, np.ndarray]], Arrays]:
-    """Loads a SavedModel, and compares what it computes here and in a fresh process.
+    """Loads a SavedModel, and compares its results in this process and in a new process.
 
     Args:
-        probe: inputs to compare on.
-        packages: imported before it is loaded, here and there.
+        directory: the SavedModel.
+        probe: inputs for the comparison.
+        packages: packages that both processes import before they load it.
 
     Returns:
-        what runs it on inputs by their names.
+        a function that computes outputs for inputs, both by name.
 
     Raises:
-        ExportError: the fresh process does not load it, or computes something else.
+        ExportError: the new process cannot load it, or gives other results.
     """
     for name in packages:
         importlib.import_module(name)
     loaded = tf.saved_model.load(str(directory))
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
-        # `loaded` holds the variables.
-        given = {name: tf.constant(value) for name, value in inputs.items()}
-        outputs = loaded.signatures[SIGNATURE](**given)
+        # The signature does not keep the variables alive; `loaded` does.
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        outputs = loaded.signatures[SIGNATURE](**tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
-    received, expected = _run_afresh(directory, probe, packages), run(probe)
+    received, expected = _run_in_new_process(directory, probe, packages), run(probe)
     for name, value in expected.items():
         if not np.allclose(received[name], value, rtol=_TOLERANCE, atol=_TOLERANCE):
-            raise ExportError(f"a fresh process computes other {name}")
+            raise ExportError(f"a new process computes other values of {name}")
     return run
 
 
-def _run_afresh(
+def _run_in_new_process(
     directory: pathlib.Path, inputs: Mapping[str, np.ndarray], packages: Sequence[str]
 ) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("inputs.npz", "outputs.npz")]
         np.savez(files[0], **inputs)
-        # Without the folder of the program on the path, and without a GPU that is in use here.
+        # -P leaves the folder of the script out of the path. A GPU may be in use by this process.
         command = [sys.executable, "-P", str(_READER), str(directory), *files, *packages]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().split("\n") or ["no reason given"])[-1]
-            raise ExportError(f"a fresh process does not load it: {reason[:300]}")
+            raise ExportError(f"a new process cannot load it: {reason[:300]}")
         with np.load(files[1]) as outputs:
             return dict(outputs)

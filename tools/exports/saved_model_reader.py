@@ -1,9 +1,9 @@
-"""Runs a SavedModel in a process that has only what its reader has.
+"""Runs a SavedModel in a process with only the packages that a reader has.
 
 python saved_model_reader.py DIRECTORY INPUTS.npz OUTPUTS.npz [PACKAGE…]
 
-The inputs are those of the default signature, by their names; so are the outputs. The packages
-are imported first. Nothing else of this project is imported here.
+Inputs and outputs are those of the default signature, by name. The packages are imported first.
+This script imports nothing else of this project.
 """
 
 import importlib
@@ -19,9 +19,9 @@ def main() -> None:
     for name in packages:
         importlib.import_module(name)
     loaded = tf.saved_model.load(directory)
-    given = {name: tf.constant(value) for name, value in np.load(inputs).items()}
-    computed = loaded.signatures["serving_default"](**given)
-    np.savez(outputs, **{name: value.numpy() for name, value in computed.items()})
+    tensors = {name: tf.constant(value) for name, value in np.load(inputs).items()}
+    results = loaded.signatures["serving_default"](**tensors)
+    np.savez(outputs, **{name: value.numpy() for name, value in results.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark of one device: the model without Keras computes what the project's computes."""
+"""Tests of benchmark_gpu: the model without Keras gives the results of the project's model."""
 
 import importlib.util
 import json
@@ -61,8 +61,8 @@ inputs["masked_lm_positions"] = np.minimum(inputs["masked_lm_positions"], 39)
 expected = np.asarray(model(inputs))
 for attention in (plain_jax.plain_attention, plain_jax.fused_attention):
     settings = {"attention": attention, "dtype": "float32", "logits_dtype": "float32"}
-    found = plain_jax.logits(case.shape, plain, inputs, **settings)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    received = plain_jax.logits(case.shape, plain, inputs, **settings)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 loss = distiller.compute_loss(inputs, targets, distiller(inputs), training=True)
 np.testing.assert_allclose(plain_jax.cached_losses(expected, targets), loss, rtol=1e-5)
 """

@@ -1,4 +1,4 @@
-"""The benchmarks run on a tiny teacher; their figures are computed as they say."""
+"""Tests of the pipeline benchmark with a tiny teacher."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from tools.dev.benchmarks import processes, record_rows, student_rows, teacher_r
 from tools.dev.benchmarks.inputs import Inputs, write_beginning
 from tools.measurement import Row
 
-_LITTLE = {
+_SMALL_SIZES = {
     record_rows: {
         "_EXAMPLES": 32,
         "_COPIES": 2,
@@ -39,15 +39,15 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> pathlib.Path:
-    """What the benchmarks of this module make."""
+    """The directory for the files of this module's benchmarks."""
     return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(autouse=True)
 def without_peers(request, monkeypatch) -> None:
-    """Nothing that this suite does without is looked for; little, in one dtype, is enough."""
+    """Makes the benchmarks small, with one dtype, and hides optional packages."""
     monkeypatch.setattr(tool.compute_dtype, "detect", lambda: ("float32", ""))
-    for module, settings in _LITTLE.items():
+    for module, settings in _SMALL_SIZES.items():
         for name, value in settings.items():
             monkeypatch.setattr(module, name, value)
     if not {"peers", "ray"} & {mark.name for mark in request.node.iter_markers()}:
@@ -80,7 +80,7 @@ def test_pairs_are_measured_in_turns() -> None:
 
     row = compare("s")
     assert calls == ["ours", "other"] * 3
-    # Ratios 2, 3 and 1: medians are those of each, not of one pair.
+    # The ratios are 2, 3 and 1. Figures and ratio are separate medians, not those of one pair.
     assert (row.ours, row.baseline, row.ratio, row.spread) == (2.5, 4.0, 2.0, (1.0, 3.0))
     row = compare("examples/s")
     assert row.ratio == pytest.approx(1 / 2)
@@ -98,7 +98,7 @@ def test_pairs_are_measured_in_turns() -> None:
         ({"least_ratio": 2.0, "most": 4.9}, False),
     ],
 )
-def test_targets(targets, met) -> None:
+def test_targets_are_met_only_if_all_are(targets, met) -> None:
     assert Row("a", "s", ours=5.0, baseline=10.0, ratio=2.0, **targets).met is met
 
 
@@ -115,7 +115,7 @@ def test_a_machine_is_of_the_kind_of_its_best_instructions(instructions, kind) -
     assert measurement.machine_kind(instructions) == kind
 
 
-def test_a_quick_run_measures_at_most_so_much(corpus, teacher_dir, tmp_path) -> None:
+def test_a_quick_run_has_fewer_groups_and_repeats(corpus, teacher_dir, tmp_path) -> None:
     def config(**settings: object) -> tool.BenchmarkConfig:
         paths = {"corpus": str(corpus), "teacher": str(teacher_dir), "work": str(tmp_path)}
         return tool.BenchmarkConfig(**paths, **settings).limited()
@@ -134,18 +134,18 @@ def test_the_beginning_of_a_text_ends_with_a_line(tmp_path) -> None:
     assert write_beginning(text, 9, text.parent).read_bytes() == b"one\ntwo\n"
 
 
-def test_a_table_tells_what_is_missed() -> None:
+def test_the_table_shows_missed_targets() -> None:
     row = Row("reading", "records/s", 1234.0, "lists", 617.0, 2.0, (1.9, 2.1), least_ratio=6.0)
     size = Row("bytes", "bytes a position", 522.0, most=535.0)
     lines = [" ".join(line.split()) for line in tool.table([row, size], "AVX2").splitlines()]
-    assert lines[0] == "here there times better on AVX2 target"
+    assert lines[0] == "project baseline times better on AVX2 target"
     assert lines[2] == "reading 1,234 records/s 617 2.00 (1.90-2.10) >= 6 missed"
     assert lines[3] == "bytes 522 bytes a position <= 535 bytes met"
     assert "reading: lists" in lines
 
 
 @pytest.mark.slow
-def test_records_and_sizes(corpus, teacher_dir, work, tmp_path) -> None:
+def test_records_and_sizes_are_measured(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=records,sizes", f"--output={output}") == 0
     assert json.loads(output.read_text())["machine"]["cores"] >= 1
@@ -154,23 +154,23 @@ def test_records_and_sizes(corpus, teacher_dir, work, tmp_path) -> None:
     k = min(128, vocab)
     assert rows[f"writing a record, float16, k={k}"]["ours"] > 0
     assert rows[f"reading to ready batches, float16, k={k}"]["baseline"] > 0
-    # Two bytes an id and a logit, two tails of four, the label's two.
+    # An id and a logit have two bytes each, two tails four bytes each, and the label two.
     cache = rows[f"cache, float16, k={k}"]
     assert cache["ours"] == k * 4 + 10
-    # Ids from 0 to 255 in one or two bytes, four of the logit: of lists.
+    # In lists, an id from 0 to 255 has one or two bytes, and a logit has four.
     assert 5 * k <= cache["baseline"] <= 6 * k + 2
     assert rows["cache, compact: KL(decoded || exact top-k)"]["ours"] < 1e-4
 
 
 @pytest.mark.slow
-def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
+def test_teacher_and_student_are_measured(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=teacher,student", f"--output={output}") == 0
     rows = _rows(output)
     names = {name.rsplit(", ", 1)[0] for name in rows}
     assert names == {
-        "stage 1b",
-        "stage 1b, mixed lengths",
+        "capture",
+        "capture, mixed lengths",
         "run_distill",
         "run_distill, mixed lengths",
     }
@@ -181,7 +181,7 @@ def test_teacher_and_student(corpus, teacher_dir, work, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_system_time_of_each_stage(corpus, teacher_dir, work, tmp_path) -> None:
+def test_system_time_is_measured_for_each_stage(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=kernel", f"--output={output}") == 0
     rows = _rows(output)
@@ -207,9 +207,9 @@ def test_the_peers_compute_the_same(corpus, teacher_dir, work) -> None:
     real = batch[records.MASKED_LM_IDS] > 0
     np.testing.assert_allclose(ours[real], peer.masked_positions(tensors).numpy()[real], atol=2e-4)
     everywhere = peer.all_positions(tensors).numpy()
-    rows, places = np.nonzero(real)
-    found = everywhere[rows, batch[records.MASKED_LM_POSITIONS][rows, places]]
-    np.testing.assert_allclose(ours[real], found, atol=2e-4)
+    rows, columns = np.nonzero(real)
+    received = everywhere[rows, batch[records.MASKED_LM_POSITIONS][rows, columns]]
+    np.testing.assert_allclose(ours[real], received, atol=2e-4)
 
 
 @pytest.mark.peers
@@ -229,23 +229,23 @@ def test_ray_is_measured(corpus, teacher_dir, work, tmp_path) -> None:
     output = tmp_path / "benchmark.json"
     assert _run(corpus, teacher_dir, work, "--groups=ray", f"--output={output}") == 0
     rows = _rows(output)
-    alone = rows.pop("Ray, begun and ended")
-    assert set(rows) == {"stage 1a on Ray, whole process", "stage 1b on Ray, whole process"}
+    start = rows.pop("Ray, start and shutdown")
+    assert set(rows) == {"prepare on Ray, whole process", "capture on Ray, whole process"}
     for row in rows.values():
-        assert row["ours"] > alone["ours"] > 0
+        assert row["ours"] > start["ours"] > 0
         assert row["baseline"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> None:
+def test_memory_includes_the_children_of_a_process(corpus, vocab_file, tmp_path) -> None:
     settings = {"input_dir": corpus, "vocab_file": vocab_file, "max_seq_length": 48}
     finished = processes.run(
         "create_pretraining_data", output_dir=tmp_path / "masked", max_workers=2, **settings
     )
     assert finished.seconds > 0
-    # An interpreter with NumPy in it, and no more than the machine has.
+    # At least an interpreter with NumPy, and at most the memory of a machine.
     assert 20e6 < finished.peak < 8e9
-    # Of the worker processes too, which end after the command: they import NumPy anew.
+    # Page faults include those of worker processes, which import NumPy and end after the command.
     alone = processes.run(
         "create_pretraining_data", output_dir=tmp_path / "alone", max_workers=1, **settings
     )
@@ -263,7 +263,9 @@ def test_memory_of_a_process_and_its_children(corpus, vocab_file, tmp_path) -> N
         (["--teacher=/nowhere"], "--teacher: "),
     ],
 )
-def test_mistakes(corpus, teacher_dir, tmp_path, capsys, changes, message) -> None:
+def test_invalid_flags_are_named_in_errors(
+    corpus, teacher_dir, tmp_path, capsys, changes, message
+) -> None:
     assert _run(corpus, teacher_dir, tmp_path / "work", *changes) == 1
     assert f"error: {message}" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Steps timed: the real ones, on both backends, without TensorFlow on JAX."""
+"""Tests of benchmark_step on both backends; on JAX without TensorFlow."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ from tools.dev import benchmark_step as tool
 from tools.dev.workloads import recipes, step_programs
 from tools.dev.workloads.step_programs import Workload
 
-# What is not there where only Keras, JAX and NumPy are.
+# Packages that are not installed if only Keras, JAX and NumPy are.
 ABSENT = (
     *("tensorflow", "tensorflow_datasets", "safetensors", "tokenizers", "sentencepiece"),
     *("rjieba", "yaml", "tqdm", "etils", "torch", "transformers"),
@@ -50,7 +50,7 @@ def write_config(folder: pathlib.Path, **changes: object) -> pathlib.Path:
 
 
 def _flags(tmp_path: pathlib.Path, **others: object) -> list[str]:
-    given = {
+    values = {
         "model": write_config(tmp_path),
         "batch_size": 4,
         "max_seq_length": 32,
@@ -60,27 +60,28 @@ def _flags(tmp_path: pathlib.Path, **others: object) -> list[str]:
         "json": tmp_path / "speed.json",
         **others,
     }
-    return [f"--{name}={value}" for name, value in given.items()]
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def _expect_report(tmp_path: pathlib.Path, printed: str, backend: str) -> None:
-    said = json.loads((tmp_path / "speed.json").read_text())
-    assert said["backend"] == backend and said["device"] == "cpu" and said["steps"] == 3
-    assert [one["part"] for one in said["parts"]] == ["step", "teacher"]
-    step, teacher = said["parts"]
-    # The student learns by three times what the same shape costs as a teacher.
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert report["backend"] == backend and report["device"] == "cpu" and report["steps"] == 3
+    assert [speed["part"] for speed in report["parts"]] == ["step", "teacher"]
+    step, teacher = report["parts"]
+    # A training step needs three times the operations of a forward pass of the same shape.
     assert step["example_flops"] == 3 * teacher["example_flops"]
-    for one in said["parts"]:
-        assert 0 < one["fastest"] <= one["seconds"] <= one["slowest"]
-        assert one["examples_per_second"] == pytest.approx(4 / one["seconds"])
-        assert one["flops_per_second"] == pytest.approx(4 * one["example_flops"] / one["seconds"])
-        assert one["peak_share"] is None
+    for speed in report["parts"]:
+        assert 0 < speed["fastest"] <= speed["seconds"] <= speed["slowest"]
+        assert speed["examples_per_second"] == pytest.approx(4 / speed["seconds"])
+        flops_per_second = 4 * speed["example_flops"] / speed["seconds"]
+        assert speed["flops_per_second"] == pytest.approx(flops_per_second)
+        assert speed["peak_share"] is None
     lines = printed.splitlines()
     assert lines[0].split() == [
         *("part", "batch", "median", "fastest", "slowest", "examples/s", "TFLOP/s", "of", "peak")
     ]
     assert "32 tokens, 5 masked, float32" in lines
-    assert "share of peak: left out, as no peak of 'cpu' is known here" in lines
+    assert "share of peak: left out, because the peak of 'cpu' is not known" in lines
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="runs on TensorFlow")
@@ -110,8 +111,8 @@ _COMPILED = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_all_that_is_compiled_for_a_tpu_is_made_without_tensorflow(tmp_path) -> None:
-    """A live teacher's step and a forward pass, lowered for the CPU instead."""
+def test_programs_for_a_tpu_are_lowered_without_tensorflow(tmp_path) -> None:
+    """The training steps and forward passes are lowered for the CPU instead of a TPU."""
     teacher = write_config(tmp_path, num_hidden_layers=12)
     (tmp_path / "student").mkdir()
     student = write_config(tmp_path / "student", hidden_size=8)
@@ -161,30 +162,30 @@ def _workload(cache_dir, shape: EncoderConfig) -> Workload:
     )
 
 
-def test_batches_are_like_those_of_a_cache(cache_dir, teacher_dir) -> None:
+def test_random_batches_have_the_shapes_of_a_cache(cache_dir, teacher_dir) -> None:
     shape = EncoderConfig.from_json(teacher_dir / "config.json")
     workload = _workload(cache_dir, shape)
     cache = cache_input.open_cache(cache_dir, None)
-    stream = batches.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
-    real = next(stream.as_numpy_iterator())
-    made = step_programs.step_batch(workload, 8)
-    for one, other in zip(real, made, strict=True):
-        assert {name: (value.shape, value.dtype) for name, value in one.items()} == {
-            name: (value.shape, value.dtype) for name, value in other.items()
+    dataset = batches.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
+    cached_batch = next(dataset.as_numpy_iterator())
+    random_batch = step_programs.step_batch(workload, 8)
+    for expected, received in zip(cached_batch, random_batch, strict=True):
+        assert {name: (value.shape, value.dtype) for name, value in expected.items()} == {
+            name: (value.shape, value.dtype) for name, value in received.items()
         }
-    ids = made[1][records.TOPK_IDS]
+    ids = random_batch[1][records.TOPK_IDS]
     assert ids.min() >= 0 and ids.max() < shape.vocab_size
     assert all(len(set(row)) == ids.shape[-1] for row in ids.reshape(-1, ids.shape[-1]).tolist())
-    positions = made[0][records.MASKED_LM_POSITIONS]
+    positions = random_batch[0][records.MASKED_LM_POSITIONS]
     assert (np.diff(positions, axis=1) > 0).all()
     assert positions.max() < workload.max_seq_length
     again = step_programs.step_batch(workload, 8)
-    for one, other in zip(made, again, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    for expected, received in zip(random_batch, again, strict=True):
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], received[name])
 
 
-def test_flops_by_hand() -> None:
+def test_flops_equal_values_computed_by_hand() -> None:
     shape = EncoderConfig(
         vocab_size=7,
         hidden_size=4,
@@ -214,9 +215,9 @@ def test_flops_by_hand() -> None:
     assert flops.forward_flops(base, 512, 20) == pytest.approx(9.76e10, rel=1e-3)
 
 
-def test_a_live_teacher_costs_its_forward_pass() -> None:
+def test_step_flops_include_the_forward_pass_of_a_live_teacher() -> None:
     workload = recipes.read_recipe("distilbert")
-    # All tokens go through the vocabulary of both.
+    # Student and teacher compute logits at all positions.
     student = flops.forward_flops(workload.student, 512, 512)
     teacher = flops.forward_flops(workload.teacher, 512, 512)
     assert step_programs.step_flops(workload) == 3 * student + teacher
@@ -238,21 +239,21 @@ def test_a_live_teacher_costs_its_forward_pass() -> None:
         ("TPU v6 lite", "TPU v6e"),
     ],
 )
-def test_devices_by_their_names(kind: str, name: str) -> None:
+def test_accelerators_are_found_by_device_names(kind: str, name: str) -> None:
     assert find_accelerator(kind).name == name
 
 
-def test_shares_of_peak_only_where_they_mean_something() -> None:
+def test_peaks_are_found_only_for_known_devices_and_bfloat16() -> None:
     assert find_accelerator("cpu") is None
     peak, note = tool.find_peak("TPU v5 lite", "mixed_bfloat16")
     assert peak == TPUS["v5e"].peak_flops == 197e12
     assert note == "share of peak: of 197 TFLOP/s, TPU v5e, dense, 16 bits"
     peak, note = tool.find_peak("TPU v5 lite", "float32")
     assert peak is None
-    assert note == "share of peak: left out, as peaks are those of mixed_bfloat16"
+    assert note == "share of peak: left out, because peaks are known only for mixed_bfloat16"
 
 
-def test_mistakes(tmp_path, capsys) -> None:
+def test_invalid_flags_are_named_in_errors(tmp_path, capsys) -> None:
     for flags, message in (
         (["--model=bert"], "--model: "),
         (["--max_seq_length=1024"], "--max_seq_length: "),

@@ -1,4 +1,4 @@
-"""Programs for TPUs: what is compiled, what is said of it, which batch is found."""
+"""Tests of compile_for_tpu: compiled programs, their descriptions, and the search for batches."""
 
 import dataclasses
 import importlib.util
@@ -27,8 +27,9 @@ def _program(size: int, fits: bool = True, memory: float | None = 500.0, **other
 
 
 def _error(capsys) -> str:
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
-    return line
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    return error
 
 
 def _search(memory: Callable[[int], float | None], start: int, multiple: int = 4) -> list[Program]:
@@ -40,18 +41,18 @@ def _search(memory: Callable[[int], float | None], start: int, multiple: int = 4
 
 
 @pytest.mark.parametrize("start", [4, 40, 400, 4000])
-def test_a_line_is_found_within_few_programs(start: int) -> None:
+def test_largest_batch_of_linear_memory_is_found_with_few_programs(start: int) -> None:
     programs = _search(lambda size: 100 + 2.2 * size, start)
     # (1000 − 100) / 2.2 = 409.09.
     assert tool.largest_that_fits(programs) == 408
-    assert 412 in [one.batch_size for one in programs if not one.fits]
+    assert 412 in [program.batch_size for program in programs if not program.fits]
     assert len(programs) <= 6
 
 
 @pytest.mark.parametrize(
     "memory",
     [
-        # Saved by the compiler's own means where it gets tight; steps; no number at all.
+        # Memory that the compiler saves when it becomes scarce; steps; no reported number.
         lambda size: min(100 + 3 * size, 900 + size / 4),
         lambda size: 100 + 64 * (size // 32),
         lambda size: 500.0 if size <= 404 else None,
@@ -60,29 +61,31 @@ def test_a_line_is_found_within_few_programs(start: int) -> None:
     ],
     ids=["bent", "stairs", "silent", "nearly nothing", "flat"],
 )
-def test_the_next_multiple_never_fits(memory: Callable[[int], float | None]) -> None:
+def test_next_multiple_of_the_largest_batch_does_not_fit(
+    memory: Callable[[int], float | None],
+) -> None:
     programs = _search(memory, 64)
-    sizes = [one.batch_size for one in programs]
+    sizes = [program.batch_size for program in programs]
     assert len(sizes) == len(set(sizes))
-    found = tool.largest_that_fits(programs)
+    largest = tool.largest_that_fits(programs)
     fits = [size for size in range(4, 4000, 4) if (memory(size) or 2000) <= 1000]
-    assert found == max(fits) and found + 4 in sizes
-    # A program takes minutes.
+    assert largest == max(fits) and largest + 4 in sizes
+    # Compiling a program takes minutes, so the number of programs must be small.
     assert len(sizes) <= 25
 
 
-def test_nothing_fits() -> None:
+def test_search_ends_at_the_smallest_batch_if_none_fits() -> None:
     programs = _search(lambda size: 2000 + size, 64)
     assert tool.largest_that_fits(programs) is None
     assert programs[-1].batch_size == 4
 
 
-def test_what_the_compiler_says_where_memory_is_too_small() -> None:
-    said = RuntimeError(
+def test_needed_memory_is_read_from_compiler_errors() -> None:
+    late = RuntimeError(
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 19.62G of 15.75G hbm. Exceeded hbm capacity by 3.87G.\n\nTotal hbm usage"
     )
-    assert tpu_compiler.needed_bytes(said) == 19.62 * 2**30
+    assert tpu_compiler.needed_bytes(late) == 19.62 * 2**30
     early = RuntimeError(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (512.00G) exceeds available HBM (15.75G)."
@@ -94,7 +97,7 @@ def test_what_the_compiler_says_where_memory_is_too_small() -> None:
 
 
 def test_the_roofline_is_the_longer_of_two_times() -> None:
-    # 197e12 operations are a second, 819e9 bytes are another.
+    # 197e12 operations take one second, and so do 819e9 bytes.
     chip = TPUS["v5e"]
     computing = _program(8, flops=2 * 197e12, bytes_accessed=819e9)
     assert computing.roofline_seconds(chip) == 2.0
@@ -103,7 +106,7 @@ def test_the_roofline_is_the_longer_of_two_times() -> None:
     assert _program(8).roofline_seconds(chip) is None
 
 
-def test_the_table() -> None:
+def test_table_shows_memory_roofline_and_compiler_times() -> None:
     fits = _program(
         256,
         memory=12.5 * 2**30,
@@ -119,23 +122,23 @@ def test_the_table() -> None:
         *("part", "batch", "fits", "memory", "arguments", "temporaries", "TFLOP", "roofline"),
         *("compiler", "examples/s", "compiled", "in"),
     ]
-    # 0.2 s by the bytes, and so 1,280 examples a second; no time is negative.
+    # The bytes take 0.2 s, which gives 1,280 examples per second. A negative time is not shown.
     assert lines[2].split() == [
         *("step", "256", "yes", "12.50", "1.00", "11.00", "19.70", "200", "ms", "1280", "2", "s")
     ]
     assert lines[3].split() == ["step", "512", "no", "19.62", "2", "s"]
-    assert lines[-1].endswith("is unusable here: it is no positive number")
+    assert lines[-1].endswith("is unusable: it is not positive")
     estimated = dataclasses.replace(fits, compiler_seconds=0.25)
     lines = tool.table([estimated, too_large], TOPOLOGY).splitlines()
-    assert "250 ms" in lines[2] and lines[-1] == "compiler: its own estimate of the time"
+    assert "250 ms" in lines[2] and lines[-1] == "compiler: the compiler's estimate of the time"
 
 
-def test_json_says_what_was_compiled() -> None:
+def test_json_describes_programs_and_models() -> None:
     workload = recipes.read_recipe("roberta_wwm")
-    said = tool.to_json([_program(256, compiler_seconds=-3.0)], workload, TOPOLOGY)
-    assert json.loads(json.dumps(said)) == said
-    assert said["programs"][0]["compiler_estimates"] is False
-    assert said["student"]["hidden_size"] == 768 and said["teacher"]["hidden_size"] == 1024
+    report = tool.to_json([_program(256, compiler_seconds=-3.0)], workload, TOPOLOGY)
+    assert json.loads(json.dumps(report)) == report
+    assert report["programs"][0]["compiler_estimates"] is False
+    assert report["student"]["hidden_size"] == 768 and report["teacher"]["hidden_size"] == 1024
 
 
 CACHED = ("roberta_wwm", "roberta_wwm_3layers", "minirbt", "rubert_tiny")
@@ -154,7 +157,9 @@ CACHED = ("roberta_wwm", "roberta_wwm_3layers", "minirbt", "rubert_tiny")
         ("rubert_tiny", 3, 64, 4, 20),
     ],
 )
-def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positions: int) -> None:
+def test_recipes_give_their_published_workloads(
+    recipe: str, layers: int, batch: int, accumulated: int, positions: int
+) -> None:
     workload = recipes.read_recipe(recipe)
     assert workload.student.num_hidden_layers == layers
     assert workload.config.train_batch_size == batch
@@ -177,15 +182,15 @@ def test_recipes(recipe: str, layers: int, batch: int, accumulated: int, positio
         (["--json=/nowhere/plan.json"], "--json: "),
     ],
 )
-def test_mistakes(capsys, flags: list[str], message: str) -> None:
+def test_invalid_flags_are_named_in_errors(capsys, flags: list[str], message: str) -> None:
     assert tool.main(["compile_for_tpu", *flags]) == 1
     assert _error(capsys).startswith(f"error: {message}")
 
 
-def test_no_compiler(capsys, monkeypatch) -> None:
-    found = importlib.util.find_spec
+def test_missing_compiler_is_an_error_with_a_hint(capsys, monkeypatch) -> None:
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find_spec(name)
     )
     assert tool.main(["compile_for_tpu"]) == 1
     line = _error(capsys)
@@ -201,13 +206,15 @@ def test_no_compiler(capsys, monkeypatch) -> None:
         (["--find_batch", "--batch_multiple=6"], "--batch_multiple: "),
     ],
 )
-def test_shares_are_equal(capsys, monkeypatch, flags: list[str], message: str) -> None:
+def test_batches_that_chips_cannot_share_equally_are_errors(
+    capsys, monkeypatch, flags: list[str], message: str
+) -> None:
     monkeypatch.setattr(tpu_compiler, "open_topology", lambda name: TOPOLOGY)
     assert tool.main(["compile_for_tpu", *flags]) == 1
     assert _error(capsys).startswith(f"error: {message}")
 
 
-def test_batches_are_searched_for_and_told(capsys, monkeypatch, tmp_path) -> None:
+def test_search_reports_the_largest_batch_that_fits(capsys, monkeypatch, tmp_path) -> None:
     def compile_part(workload, part: str, size: int, topology: Topology) -> Program:
         assert workload.config.recompute_activations and part == "step"
         return _program(size, fits=size <= 500, memory=2.0 * size)
@@ -218,11 +225,12 @@ def test_batches_are_searched_for_and_told(capsys, monkeypatch, tmp_path) -> Non
     flags = ["--part=step", "--find_batch", "--recompute_activations", f"--json={path}"]
     assert tool.main(["compile_for_tpu", *flags]) == 0
     assert "step: the largest batch that fits is 500\n" in capsys.readouterr().out
-    sizes = {one["batch_size"]: one["fits"] for one in json.loads(path.read_text())["programs"]}
+    programs = json.loads(path.read_text())["programs"]
+    sizes = {program["batch_size"]: program["fits"] for program in programs}
     assert sizes[384] and sizes[500] and not sizes[504]
 
 
-def test_parse_topology() -> None:
+def test_topology_names_give_chip_and_layout() -> None:
     assert tpu_compiler.parse_topology("v5e:2x4") == ("v5e", (2, 4))
     assert tpu_compiler.parse_topology("v5p:2x2x1") == ("v5p", (2, 2, 1))
     with pytest.raises(InputError):
@@ -231,7 +239,7 @@ def test_parse_topology() -> None:
 
 @pytest.mark.tpu
 def test_a_tiny_step_and_forward_are_compiled(tmp_path) -> None:
-    """With `libtpu` installed, or on PYTHONPATH; in a process of its own for JAX."""
+    """Requires `libtpu`, installed or on PYTHONPATH; JAX needs a new process."""
     config = write_config(tmp_path, hidden_size=64, num_attention_heads=2)
     flags = ["--max_seq_length=64", "--per_step_batch_size=8", "--predict_batch_size=8"]
     path = tmp_path / "plan.json"
@@ -246,9 +254,9 @@ def test_a_tiny_step_and_forward_are_compiled(tmp_path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    said = json.loads(path.read_text())
-    assert [one["part"] for one in said["programs"]] == ["step", "teacher"]
-    for program in said["programs"]:
+    report = json.loads(path.read_text())
+    assert [program["part"] for program in report["programs"]] == ["step", "teacher"]
+    for program in report["programs"]:
         assert program["fits"] and program["num_chips"] == 4
-        assert 0 < program["argument_bytes"] < program["memory_bytes"] < said["usable_bytes"]
+        assert 0 < program["argument_bytes"] < program["memory_bytes"] < report["usable_bytes"]
         assert program["roofline_seconds"] > 0

@@ -1,4 +1,4 @@
-"""Generated tables: each has all that the code declares."""
+"""Tests of generated_tables: each table is complete."""
 
 import re
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _declared(value: object) -> Iterator[records.Feature]:
             yield from _declared(item)
 
 
-def test_the_table_of_features_has_all_that_are_declared() -> None:
+def test_the_table_of_features_has_all_declared_features() -> None:
     declared = {feature for value in vars(records).values() for feature in _declared(value)}
     table = generated_tables.feature_table("all")
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
@@ -68,10 +68,10 @@ def test_the_table_of_losses_names_the_source_of_teacher_targets() -> None:
 
 def test_the_table_of_recipes_reads_the_commands_of_their_comments() -> None:
     rows = [row.split(" | ") for row in generated_tables.recipe_table("all").splitlines()[2:]]
-    about = {row[0].partition("`")[2].partition("`")[0]: row[2:4] for row in rows}
-    assert tuple(about) == recipes.names()
-    assert about["distilbert"] == ["live teacher", "dynamic"]
-    assert about["minirbt"] == ["teacher cache", "static"]
+    cells = {row[0].partition("`")[2].partition("`")[0]: row[2:4] for row in rows}
+    assert tuple(cells) == recipes.names()
+    assert cells["distilbert"] == ["live teacher", "dynamic"]
+    assert cells["minirbt"] == ["teacher cache", "static"]
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,5 @@ def test_the_tables_of_keys_have_all_keys_of_a_declaration(which: str, spec: typ
     rows = generated_tables.key_table(which).splitlines()[2:]
     keys = [row.split("`")[1] for row in rows]
     assert sorted([*keys, "name"]) == sorted(spec.__struct_fields__)
-    # Constants of the code stand for their values.
+    # Names of constants in a description are replaced by their values.
     assert not re.search(r"`[A-Z_]{3,}`", "".join(rows))

@@ -1,4 +1,4 @@
-"""One round of faults on a small text, and what counts as harm."""
+"""Tests of soak: one round of faults on a small text, and the counting of harms."""
 
 import json
 import pathlib
@@ -19,34 +19,34 @@ def test_a_folder_in_use_stays_as_it_is(tmp_path: pathlib.Path, capsys) -> None:
 
 
 def test_lost_and_wrong_records_are_counted(tmp_path, examples_dir) -> None:
-    reference = Stage("1a", "create_pretraining_data", examples_dir, examples_dir, {})
+    reference = Stage("prepare", "create_pretraining_data", examples_dir, examples_dir, {})
     shutil.copytree(examples_dir, tmp_path / "examples")
-    stage = Stage("1a", reference.command, examples_dir, tmp_path / "examples", {})
+    stage = Stage("prepare", reference.command, examples_dir, tmp_path / "examples", {})
     assert soak.compare(stage, reference) == (0, 0)
     num_records = len(list(soak._records(reference)))
     manifest = json.loads((stage.output / "manifest.json").read_text())
     manifest["splits"]["train"] = manifest["splits"]["train"][:1]
     (stage.output / "manifest.json").write_text(json.dumps(manifest))
     lost, wrong = soak.compare(stage, reference)
-    # The manifest itself is one lost record and one wrong one.
+    # The changed manifest counts as one lost and one wrong record.
     assert 1 < lost < num_records
     assert wrong == 1
     (stage.output / "manifest.json").unlink()
     assert soak.compare(stage, reference) == (num_records, 0)
 
 
-def test_harm_and_growing_memory_are_no_clean_end(tmp_path) -> None:
+def test_harms_and_growing_memory_make_a_soak_unclean(tmp_path) -> None:
     ledger = soak.Ledger()
     killed = Outcome(-9, f"masking {tmp_path}: 40%", 3.0, 2**20, False, 0)
-    ledger.counts["SIGKILL", "1a"].update({"injected": 1, "met": 1})
-    ledger.note(("SIGKILL", "1a"), killed, tmp_path)
-    ledger.peaks["1a"] = [100, 100, 100, 100, 100, 125]
+    ledger.counts["SIGKILL", "prepare"].update({"injected": 1, "met": 1})
+    ledger.note(("SIGKILL", "prepare"), killed, tmp_path)
+    ledger.peaks["prepare"] = [100, 100, 100, 100, 100, 125]
     assert ledger.is_clean()
-    assert "SIGKILL, 1a, 1 times: signal 9: masking …: N%" in list(ledger.lines())
-    ledger.peaks["1a"][-1] = 126
+    assert "SIGKILL, prepare, 1 times: signal 9: masking …: N%" in list(ledger.lines())
+    ledger.peaks["prepare"][-1] = 126
     assert not ledger.is_clean()
     ledger.peaks.clear()
-    ledger.counts["SIGKILL", "1a"]["lost"] += 1
+    ledger.counts["SIGKILL", "prepare"]["lost"] += 1
     assert not ledger.is_clean()
 
 
@@ -61,7 +61,7 @@ def test_a_round_does_no_harm(tmp_path: pathlib.Path, vocab_file: pathlib.Path, 
     )
     report = json.loads((work / "soak.json").read_text())
     assert report["rounds"] == 1
-    assert {row["stage"] for row in report["faults"]} == {"1a", "1b", "2"}
+    assert {row["stage"] for row in report["faults"]} == {"prepare", "capture", "distill"}
     assert all(row["injected"] == 1 for row in report["faults"])
     assert not any(row.get("lost") or row.get("wrong") for row in report["faults"])
     assert not (work / "round").exists()

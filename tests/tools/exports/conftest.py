@@ -1,4 +1,4 @@
-"""The text that exports are checked on, a batch of two segments, and the tool's command."""
+"""Fixtures for exports: a text, a batch with two segments, and the tool's command."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tools import export_student
 
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory) -> Location:
-    """The tests' sentences, a line each, with an empty one between."""
+    """A file with the tests' sentences on separate lines, with empty lines between them."""
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
     path.write_text("\n\n".join(SENTENCES) + "\n", encoding="utf-8")
     return path
@@ -19,12 +19,12 @@ def sentences(tmp_path_factory) -> Location:
 
 def run_export(**settings: object) -> int:
     """Runs the command with two timed runs, and returns its status."""
-    given = (f"--{name}={value}" for name, value in settings.items())
-    return export_student.main(["export_student", "--repeats=2", *given])
+    flags = (f"--{name}={value}" for name, value in settings.items())
+    return export_student.main(["export_student", "--repeats=2", *flags])
 
 
 def make_batch(vocab_size: int) -> dict[str, np.ndarray]:
-    """Returns three rows of two segments, one of them padded."""
+    """Returns a batch of three inputs with two segments, one of which is padded."""
     random = np.random.default_rng(2)
     mask = np.ones((3, 23), np.int32)
     mask[1, 11:] = 0

@@ -1,4 +1,4 @@
-"""Exports of fine-tuned models: classes, numbers and answers; those beyond TensorFlow opt-in."""
+"""Tests of exports of fine-tuned models; those that require more than TensorFlow are opt-in."""
 
 import json
 import pathlib
@@ -47,8 +47,8 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
     return {kind: save_tiny_head(folder / kind, teacher, head) for kind, head in HEADS.items()}
 
 
-def test_a_modernbert_of_each_kind(vocab, sentences, tmp_path) -> None:
-    """Its head is several layers over a token, or over the mean of all."""
+def test_modernbert_is_exported_with_each_kind_of_head(vocab, sentences, tmp_path) -> None:
+    """Its head has several layers, over one token or over the mean of all tokens."""
     config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
     config |= {"type_vocab_size": 0, "local_attention": 8, "classifier_pooling": "mean"}
     (tmp_path / "tokens.txt").write_text("\n".join(dict.fromkeys(vocab)) + "\n", encoding="utf-8")
@@ -62,9 +62,9 @@ def test_a_modernbert_of_each_kind(vocab, sentences, tmp_path) -> None:
         batch = make_batch(model.config.vocab_size)
         del batch[SEGMENT_IDS]
         signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
-        found = signature(**{name: tf.constant(value) for name, value in batch.items()})
+        outputs = signature(**{name: tf.constant(value) for name, value in batch.items()})
         expected = model(batch | {SEGMENT_IDS: np.zeros_like(batch[INPUT_IDS])})
-        np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
         assert rows["hf"]["comparison"]["largest_difference"] < 1e-4
 
 
@@ -80,12 +80,14 @@ def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -> None:
+def test_formats_without_packages_agree_for_each_head(
+    models, sentences, tmp_path, kind: str
+) -> None:
     out = tmp_path / "out"
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
     assert run_export(**settings, num_sentences=5) == 0
     rows = _report(out)
-    # Two guesses for each pair of lines, a start and an end; or one for each token.
+    # A pair of lines has two predictions, start and end. Tags have one prediction per token.
     tokenizer = load_tokenizer(models[kind], do_lower_case=None)
     tokens = sum(len(tokenizer.tokenize(text).ids) + 2 for text in SENTENCES[:5])
     guesses = {SPAN: 10, TOKEN_CLASSIFICATION: tokens}.get(kind, 5)
@@ -95,7 +97,7 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
         assert comparison["largest_difference"] < 1e-4
 
     model = _model(models[kind])
-    own, copied = (model_directory.get_weights(one) for one in (model, _model(out / "hf")))
+    own, copied = map(model_directory.get_weights, (model, _model(out / "hf")))
     assert own.keys() == copied.keys()
     assert all(np.array_equal(own[name], copied[name]) for name in own)
     assert read_head(find_model(out / "hf")) == HEADS[kind]
@@ -105,9 +107,9 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     batch = make_batch(model.config.vocab_size)
     expected = np.asarray(model(batch))
     signature = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"]
-    found = signature(**{name: tf.constant(value) for name, value in batch.items()})
-    assert list(found) == ["logits"] and expected.std() > 0.01
-    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    outputs = signature(**{name: tf.constant(value) for name, value in batch.items()})
+    assert list(outputs) == ["logits"] and expected.std() > 0.01
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
 
     card = (out / "hf" / "README.md").read_text()
     own_names = {
@@ -119,36 +121,36 @@ def test_the_formats_that_need_nothing(models, sentences, tmp_path, kind: str) -
     assert f"model = AutoModelFor{name}.from_pretrained('{kind}')" in card
 
 
-def test_nothing_of_a_sentence_is_masked(models, sentences) -> None:
+def test_lines_may_be_read_without_masks(models, sentences) -> None:
     folder = models[CLASSIFICATION]
     tokenizer = load_tokenizer(folder, do_lower_case=None)
     settings = {"count": 2, "max_seq_length": 64}
-    found = examples.read_lines(sentences, tokenizer, masked=False, **settings)
+    lines = examples.read_lines(sentences, tokenizer, masked=False, **settings)
     special = tokenizer.special_ids
     ids = [special["cls"], *tokenizer.tokenize(SENTENCES[1]).ids.tolist(), special["sep"]]
-    assert found[1].batch[INPUT_IDS].tolist() == [ids] and found[1].text == SENTENCES[1]
+    assert lines[1].batch[INPUT_IDS].tolist() == [ids] and lines[1].text == SENTENCES[1]
 
 
-def test_lines_are_taken_two_by_two(models, sentences, tmp_path) -> None:
+def test_consecutive_lines_become_pairs(models, sentences, tmp_path) -> None:
     tokenizer = load_tokenizer(models[SPAN], do_lower_case=None)
     first, second = (tokenizer.tokenize(text).ids.tolist() for text in SENTENCES[:2])
     special = tokenizer.special_ids
     cls, sep = special["cls"], special["sep"]
     settings = {"count": 9, "max_seq_length": 64, "double_separator": False}
-    found = examples.read_pairs(sentences, tokenizer, **settings)
-    assert len(found) == len(SENTENCES) // 2
-    assert found[0].batch[INPUT_IDS].tolist() == [[cls, *first, sep, *second, sep]]
+    pairs = examples.read_pairs(sentences, tokenizer, **settings)
+    assert len(pairs) == len(SENTENCES) // 2
+    assert pairs[0].batch[INPUT_IDS].tolist() == [[cls, *first, sep, *second, sep]]
     segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
-    assert found[0].batch[SEGMENT_IDS].tolist() == [segments] and found[0].text is None
-    # RoBERTa's family has one more between them; the third line has no partner.
+    assert pairs[0].batch[SEGMENT_IDS].tolist() == [segments] and pairs[0].text is None
+    # RoBERTa's family has two separators between the texts. The third line has no partner.
     path = tmp_path / "three.txt"
     path.write_text("\n".join(SENTENCES[:3]), encoding="utf-8")
     settings["double_separator"] = True
-    (one,) = examples.read_pairs(path, tokenizer, **settings)
-    assert one.batch[INPUT_IDS].tolist() == [[cls, *first, sep, sep, *second, sep]]
+    (pair,) = examples.read_pairs(path, tokenizer, **settings)
+    assert pair.batch[INPUT_IDS].tolist() == [[cls, *first, sep, sep, *second, sep]]
 
 
-def test_a_run_on_pairs_is_checked_on_pairs(models, sentences, tmp_path) -> None:
+def test_a_model_of_pairs_is_compared_on_pairs(models, sentences, tmp_path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(models[CLASSIFICATION], run / "model")
     labels = list(HEADS[CLASSIFICATION].labels)
@@ -160,17 +162,17 @@ def test_a_run_on_pairs_is_checked_on_pairs(models, sentences, tmp_path) -> None
     assert _report(out)["saved_model"]["comparison"]["num_guesses"] == len(SENTENCES) // 2
 
 
-def test_one_line_makes_no_pair(models, tmp_path, capsys) -> None:
+def test_a_text_of_one_line_is_an_error_for_pairs(models, tmp_path, capsys) -> None:
     path, out = tmp_path / "one.txt", tmp_path / "out"
     path.write_text(f"{SENTENCES[0]}\n", encoding="utf-8")
     assert run_export(model=models[SPAN], sentences=path, output_dir=out) == 1
-    assert f"error: --sentences: {path}: expected two lines" in capsys.readouterr().err
+    assert f"error: --sentences: {path}: expected at least two lines" in capsys.readouterr().err
     assert not out.exists()
 
 
 @pytest.mark.export
 @pytest.mark.parametrize("kind", HEADS)
-def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
+def test_all_formats_agree_for_each_head(models, sentences, tmp_path, kind: str) -> None:
     out = tmp_path / "out"
     settings = {"model": models[kind], "sentences": sentences, "output_dir": out}
     # A question and its context are two texts.
@@ -189,24 +191,26 @@ def test_all_formats(models, sentences, tmp_path, kind: str) -> None:
     batch = make_batch(source.config.vocab_size)
     expected = np.asarray(_model(models[kind])(batch))
     for name in ("hf", "saved_model", "litert", "onnx"):
-        found = exporter._OPENERS[name](subject, out / name).run(batch)["logits"]
-        difference = np.abs(found - expected)
+        logits = exporter._OPENERS[name](subject, out / name).run(batch)["logits"]
+        difference = np.abs(logits - expected)
         axes = {SPAN: 1, TOKEN_CLASSIFICATION: 2}
         if kind in axes:
-            # What stands at padding is nobody's.
+            # Values at padding may differ.
             real = np.expand_dims(batch[INPUT_MASK] == 1, axes[kind])
-            difference = difference[np.broadcast_to(real, found.shape)]
-        assert found.shape == expected.shape and difference.max() < 2e-5, name
+            difference = difference[np.broadcast_to(real, logits.shape)]
+        assert logits.shape == expected.shape and difference.max() < 2e-5, name
 
 
 @pytest.mark.export
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_family_without_segments_and_poolers(vocab_file, sentences, tmp_path, kind) -> None:
+def test_a_family_without_segments_and_pooler_is_exported(
+    vocab_file, sentences, tmp_path, kind
+) -> None:
     changes = {"model_type": "distilbert", "type_vocab_size": 0}
     plain = save_tiny_bert(tmp_path / "plain", vocab_file, seed=3, num_layers=1, **changes)
     model = save_tiny_head(tmp_path / "model", plain, HEADS[kind])
     settings = {"model": model, "sentences": sentences, "output_dir": tmp_path / "out"}
-    # Its vocabulary has tokens twice.
+    # The vocabulary has some tokens twice, which tensorflow-text does not support.
     names = [name for name in formats.FORMATS if name != formats.SAVED_MODEL_TEXT]
     assert run_export(**settings, formats=",".join(names)) == 0
     rows = _report(tmp_path / "out")

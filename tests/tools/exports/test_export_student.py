@@ -1,4 +1,4 @@
-"""Exports that need nothing but TensorFlow, how they are checked, and what may go wrong."""
+"""Tests of exports that require only TensorFlow, of their checks, and of errors."""
 
 import dataclasses
 import json
@@ -46,22 +46,22 @@ def _refusal(**settings: object) -> InputError:
     [
         ([[[1.0, 3.0], [2.0, 0.0]]], [[[1.0, 3.0], [2.0, 0.0]]], Comparison(0.0, 1.0, 2)),
         ([[[1.0, 3.0], [2.0, 0.0]]], [[[1.0, 2.0], [1.0, 2.0]]], Comparison(2.0, 0.5, 2)),
-        # Another shape, and NaN, agree with nothing.
+        # Another shape or NaN never agrees.
         ([[[1.0, 3.0], [2.0, 0.0]]], [[[1.0, 3.0]]], Comparison(0.0, 0.0, 2)),
         ([[3.0, 1.0], [0.0, 1.0]], [[math.nan, 1.0], [0.0, 1.0]], Comparison(math.nan, 0.5, 2)),
-        # Numbers agree within a twentieth, of 1 at least.
+        # Numbers agree within 5% of the larger of their magnitude and 1.
         ([[4.0], [4.0], [0.2], [0.2]], [[4.19], [3.79], [0.24], [0.26]], Comparison(0.21, 0.5, 4)),
         ([[1.0]], [[math.nan]], Comparison(math.nan, 0.0, 1)),
     ],
 )
-def test_agreement_is_the_share_of_equal_guesses(expected, received, compared) -> None:
+def test_agreement_is_the_fraction_of_equal_predictions(expected, received, compared) -> None:
     more = {"logits": np.array(received), "input_ids": np.array([[7, 8]])}
-    found = compare([({"logits": np.array(expected)}, more)])
+    comparison = compare([({"logits": np.array(expected)}, more)])
     largest = pytest.approx(compared.largest_difference, nan_ok=True)
-    assert found == dataclasses.replace(compared, largest_difference=largest)
+    assert comparison == dataclasses.replace(compared, largest_difference=largest)
 
 
-def test_guesses_of_several_inputs_are_counted_together() -> None:
+def test_predictions_of_several_inputs_are_counted_together() -> None:
     expected, received = ({"logits": np.array([[1.0, last]])} for last in (3.0, 0.0))
     pairs = [(expected, expected), (expected, received)]
     assert compare(pairs) == Comparison(3.0, 0.5, 2)
@@ -70,32 +70,35 @@ def test_guesses_of_several_inputs_are_counted_together() -> None:
 def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
     ids = np.arange(100, 112)
     assert examples.mask_some(ids, 4).tolist() == [*range(100, 103), 4, *range(104, 110), 4, 111]
-    # Of ten tokens between two special ones; [SEP] would be the next but one.
+    # [SEP] is never masked.
     assert examples.mask_some(ids[:11], 4)[-1] == 110
     tokenizer = load_tokenizer(vocab_file, do_lower_case=None)
-    found = examples.read_lines(sentences, tokenizer, count=3, max_seq_length=9)
-    assert [example.text for example in found] == list(SENTENCES[:3])
+    lines = examples.read_lines(sentences, tokenizer, count=3, max_seq_length=9)
+    assert [example.text for example in lines] == list(SENTENCES[:3])
     first = tokenizer.tokenize(SENTENCES[0]).ids[:7].tolist()
     first[2] = tokenizer.special_ids["mask"]
     special = tokenizer.special_ids
-    assert found[0].batch[INPUT_IDS].tolist() == [[special["cls"], *first, special["sep"]]]
-    assert found[0].batch[INPUT_MASK].tolist() == [[1] * 9]
-    assert found[0].batch[SEGMENT_IDS].tolist() == [[0] * 9]
+    assert lines[0].batch[INPUT_IDS].tolist() == [[special["cls"], *first, special["sep"]]]
+    assert lines[0].batch[INPUT_MASK].tolist() == [[1] * 9]
+    assert lines[0].batch[SEGMENT_IDS].tolist() == [[0] * 9]
 
 
-def test_examples_of_a_cache_are_taken_as_they_are(examples_dir) -> None:
+def test_examples_of_a_cache_keep_their_masks(examples_dir) -> None:
     cache = open_cache(examples_dir, None)
-    found = examples.read_cache(cache, 4)
+    eval_examples = examples.read_cache(cache, 4)
     shard = cache.manifest.splits["eval"][0].file
     stored = serialization.decode_example(next(serialization.read_records(examples_dir / shard)))
     ids = np.frombuffer(stored[records.INPUT_IDS], "<u2")
     lengths = np.frombuffer(stored[records.SEGMENT_LENGTHS], "<u2")
-    assert len(found) == 4 and found[0].batch[INPUT_IDS].tolist() == [ids.tolist()]
+    assert len(eval_examples) == 4
+    assert eval_examples[0].batch[INPUT_IDS].tolist() == [ids.tolist()]
     segments = [0] * int(lengths[0]) + [1] * (len(ids) - int(lengths[0]))
-    assert found[0].batch[SEGMENT_IDS].tolist() == [segments]
+    assert eval_examples[0].batch[SEGMENT_IDS].tolist() == [segments]
 
 
-def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys) -> None:
+def test_formats_without_packages_agree_with_the_model(
+    teacher_dir, sentences, tmp_path, capsys
+) -> None:
     out = tmp_path / "out"
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": out, "name": "tiny"}
     assert run_export(language="zh", license="apache-2.0", **settings) == 0
@@ -139,7 +142,7 @@ def test_the_formats_that_need_nothing(teacher_dir, sentences, tmp_path, capsys)
     assert "| saved_model | tensorflow " in card
 
 
-def test_a_cache_instead_of_sentences(teacher_dir, cache_dir, tmp_path) -> None:
+def test_exports_may_be_compared_on_a_cache(teacher_dir, cache_dir, tmp_path) -> None:
     out = tmp_path / "out"
     settings = {"model": teacher_dir, "input_dir": cache_dir, "formats": "saved_model"}
     assert run_export(output_dir=out, num_sentences=5, **settings) == 0
@@ -163,7 +166,7 @@ def test_a_model_without_segments_has_no_input_of_them(vocab_file, sentences, tm
 def test_a_saved_model_that_only_its_writer_can_run_is_refused(tmp_path) -> None:
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="ids")])
     def run(ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        # Python's part of the function stays in this process.
+        # The Python part of the function exists only in this process.
         return {"twice": tf.numpy_function(lambda value: 2 * value, [ids], tf.int32)}
 
     module = tf.Module()
@@ -172,10 +175,10 @@ def test_a_saved_model_that_only_its_writer_can_run_is_refused(tmp_path) -> None
     assert loaded(ids=tf.constant([3]))["twice"].numpy().tolist() == [6]
     with pytest.raises(ExportError) as raised:
         saved_model._load(tmp_path, {"ids": np.array([3], np.int32)})
-    assert "fresh process" in raised.value.subject
+    assert "new process" in raised.value.subject
 
 
-def test_a_fresh_process_has_the_packages_that_are_named(tmp_path) -> None:
+def test_a_new_process_imports_the_given_packages(tmp_path) -> None:
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="ids")])
     def run(ids: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"twice": 2 * ids}
@@ -184,7 +187,9 @@ def test_a_fresh_process_has_the_packages_that_are_named(tmp_path) -> None:
     loaded = saved_model._load(tmp_path, {"ids": np.array([3], np.int32)}, "json")
     assert loaded({"ids": np.array([4], np.int32)})["twice"].tolist() == [8]
     with pytest.raises(ExportError):
-        saved_model._run_afresh(tmp_path, {"ids": np.array([3], np.int32)}, ["no_such_package"])
+        saved_model._run_in_new_process(
+            tmp_path, {"ids": np.array([3], np.int32)}, ["no_such_package"]
+        )
 
 
 def test_a_format_that_disagrees_is_left_out(
@@ -209,7 +214,7 @@ def test_a_format_that_disagrees_is_left_out(
     assert list(report["left_out"]) == ["saved_model"]
 
 
-def test_each_format_has_what_writes_and_opens_it() -> None:
+def test_each_format_has_a_writer_and_an_opener() -> None:
     assert exporter._WRITERS.keys() == exporter._OPENERS.keys() == formats.FORMATS.keys()
 
 
@@ -250,7 +255,7 @@ def test_invalid_settings_are_named(
 @pytest.mark.parametrize(
     ("content", "expected"), [(b" \n\n", "lines of text"), ("文".encode("gb18030"), "UTF-8 text")]
 )
-def test_sentences_that_are_none_are_refused(
+def test_files_without_sentences_are_errors(
     teacher_dir, tmp_path, content: bytes, expected: str
 ) -> None:
     path = tmp_path / "text.txt"
@@ -259,7 +264,7 @@ def test_sentences_that_are_none_are_refused(
     assert (error.subject, error.expected) == (str(path), expected)
 
 
-def test_nothing_is_overwritten(teacher_dir, sentences, tmp_path, capsys) -> None:
+def test_existing_files_are_not_overwritten(teacher_dir, sentences, tmp_path, capsys) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
     settings = {"model": teacher_dir, "sentences": sentences, "output_dir": tmp_path / "out"}
@@ -297,14 +302,14 @@ def test_a_sentence_transformers_directory_gives_the_models_vectors(
     row = json.loads((tmp_path / "out" / "export.json").read_text())["rows"][1]
     assert row["comparison"]["agreement"] == 1.0
     assert row["comparison"]["largest_difference"] < 1e-6
-    # One vector of each text, where a masked LM has a guess for each token.
+    # There is one vector per text, while a masked LM has a prediction per token.
     assert row["comparison"]["num_guesses"] == len(SENTENCES)
 
 
-def test_vectors_that_differ_are_no_agreement() -> None:
-    wanted = np.array([[1.0, -2.0], [0.0, 1.0], [1.0, 1.0]])
-    near = wanted + np.array([[1.9e-4, 0.0], [0.0, 2e-4], [math.nan, 0.0]])
-    pairs = [({"v": wanted}, {"v": near})]
+def test_vectors_agree_within_their_tolerance() -> None:
+    expected = np.array([[1.0, -2.0], [0.0, 1.0], [1.0, 1.0]])
+    received = expected + np.array([[1.9e-4, 0.0], [0.0, 2e-4], [math.nan, 0.0]])
+    pairs = [({"v": expected}, {"v": received})]
     assert compare(pairs, of_vectors=True).agreement == pytest.approx(1 / 3)
 
 

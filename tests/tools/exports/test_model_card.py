@@ -1,4 +1,4 @@
-"""The model card: front matter that a hub reads, and what a run left behind."""
+"""Tests of model cards: the front matter for hubs, and the description of a run."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ NOWHERE = Origin({}, None, {})
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, cache_dir, teacher_dir) -> pathlib.Path:
-    """A student that learned for two updates; read only."""
+    """A student that was trained for two updates; read only."""
     folder = tmp_path_factory.mktemp("run") / "student"
     flags = (
         f"--input_dir={cache_dir} --init_from={teacher_dir} --student_layers=2 --num_train_steps=2 "
@@ -37,7 +37,7 @@ def _section(card: str, title: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] not in ("", "---")}
 
 
-def test_a_run_tells_how_it_was_made(run_dir, cache_dir, teacher_dir, tmp_path) -> None:
+def test_the_card_describes_the_run(run_dir, cache_dir, teacher_dir, tmp_path) -> None:
     cache = manifests.load(cache_dir)
     scores = tmp_path / "scores.json"
     scores.write_text('{"ChnSentiCorp": 91.25, "OCNLI": 70}')
@@ -59,17 +59,17 @@ def test_a_run_tells_how_it_was_made(run_dir, cache_dir, teacher_dir, tmp_path) 
     )
     assert made["started from"] == f"layers 0, 2 of a model with SHA-256 `{teacher.sha256()}`"
     assert made["losses"] == "0.5 × masked_lm + 1 × soft_cross_entropy; temperature 1"
-    assert made["updates"] == "2 of 8 examples, learning rate 0.0005 after 0 of warm-up"
+    assert made["updates"] == "2 of 8 examples, learning rate 0.0005 after 0 warm-up updates"
     assert made["seed"] == "12345" and made["computed"] == "float32, tensorflow"
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     evaluation = [json.loads(line) for line in lines if json.loads(line)["split"] == "eval"][-1]
-    found = _section(card, "Scores")
-    assert found["ChnSentiCorp"] == "91.25" and found["OCNLI"] == "70"
-    assert found["teacher_agreement"] == f"{evaluation['teacher_agreement']:.4g}"
-    assert not {"step", "split", "examples_per_second"} & set(found)
+    shown = _section(card, "Scores")
+    assert shown["ChnSentiCorp"] == "91.25" and shown["OCNLI"] == "70"
+    assert shown["teacher_agreement"] == f"{evaluation['teacher_agreement']:.4g}"
+    assert not {"step", "split", "examples_per_second"} & set(shown)
 
 
-def test_another_cache_is_not_taken_for_the_runs_own(run_dir, cache_dir) -> None:
+def test_the_manifest_of_another_cache_is_ignored(run_dir, cache_dir) -> None:
     cache = manifests.load(cache_dir)
     other = dataclasses.replace(cache, seed=cache.seed + 1)
     config, origin = find_model(run_dir).config, find_origin(run_dir, other)
@@ -99,7 +99,7 @@ def test_the_front_matter_is_yaml_of_what_is_known(teacher_dir) -> None:
 
 
 @pytest.mark.peers
-def test_its_three_lines_load_the_model(teacher_dir, monkeypatch) -> None:
+def test_the_code_in_the_card_loads_the_model(teacher_dir, monkeypatch) -> None:
     config = find_model(teacher_dir).config
     card = model_card(config, CardSettings(str(teacher_dir)), NOWHERE)
     code = card.split("```python\n")[1].split("```")[0]
@@ -111,7 +111,7 @@ def test_its_three_lines_load_the_model(teacher_dir, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("value", ['"high"', "true", "NaN", "[1]", "null"])
-def test_scores_are_numbers(tmp_path, value: str) -> None:
+def test_scores_must_be_finite_numbers(tmp_path, value: str) -> None:
     path = tmp_path / "scores.json"
     path.write_text(f'{{"fine": 1, "OCNLI": {value}}}')
     with pytest.raises(InputError) as caught:
@@ -119,7 +119,7 @@ def test_scores_are_numbers(tmp_path, value: str) -> None:
     assert caught.value.subject.startswith(str(path))
 
 
-def test_each_score_once(tmp_path) -> None:
+def test_a_score_in_two_files_is_an_error(tmp_path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path in paths:
         path.write_text('{"OCNLI": 1.5}')
@@ -130,12 +130,12 @@ def test_each_score_once(tmp_path) -> None:
     assert tool.read_scores([]) == {}
 
 
-def test_a_damaged_run(run_dir, tmp_path) -> None:
+def test_a_damaged_file_of_a_run_is_named(run_dir, tmp_path) -> None:
     (tmp_path / "request.json").write_bytes((run_dir / "request.json").read_bytes())
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{broken\n')
     with pytest.raises(InputError) as caught:
         find_origin(tmp_path, None)
     assert caught.value.subject == f"{tmp_path / 'metrics.jsonl'}, line 2"
-    # A directory that some other program left.
+    # The directory belongs to another command.
     (tmp_path / "request.json").write_text('{"kind": "masked_examples"}')
     assert find_origin(tmp_path, None) == NOWHERE

@@ -1,4 +1,4 @@
-"""What a model directory is for, as its configuration and its run tell."""
+"""Tests of model_task: the task of a model, from its configuration and its run."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tools.exports.model_card import CardSettings, Origin, model_card
 from tools.exports.model_task import HubNames, ModelTask, find_task
 from tools.finetuning.head_layout import Head
 
-# What a run of `finetune` writes.
+# The run configuration that a run of `finetune` writes.
 REQUEST = {
     "kind": "finetuned",
     "task": {
@@ -72,7 +72,7 @@ def _find(folder: pathlib.Path) -> ModelTask:
     return find_task(find_model(folder))
 
 
-def test_a_run_tells_its_task(run_dir) -> None:
+def test_the_files_of_a_run_give_its_task(run_dir) -> None:
     task = _find(run_dir / "model")
     assert task.head == Head(CLASSIFICATION, ("0", "1")) and task.num_texts == 2
     assert task.finetuning.scores == {"accuracy on pairs, dev": 0.75}
@@ -84,7 +84,7 @@ def test_a_run_tells_its_task(run_dir) -> None:
     ]
 
 
-def test_a_run_tells_which_models_of_the_hub_it_was_made_from(run_dir) -> None:
+def test_the_files_of_a_run_give_its_models_of_the_hub(run_dir) -> None:
     sources = {
         "model": {"id": "org/name", "commit": "0" * 40},
         "finetune_teacher": {"id": "large", "commit": "1" * 40},
@@ -96,7 +96,7 @@ def test_a_run_tells_which_models_of_the_hub_it_was_made_from(run_dir) -> None:
     assert making["teacher"].startswith(expected)
 
 
-def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
+def test_the_card_describes_the_fine_tuning(run_dir) -> None:
     source = find_model(run_dir / "model")
     tensors = load_file(run_dir / "model" / "model.safetensors").values()
     millions = sum(math.prod(tensor.shape) for tensor in tensors) / 1e6
@@ -114,16 +114,16 @@ def test_the_card_of_a_fine_tuned_model(run_dir) -> None:
     assert "| accuracy on pairs, dev | 0.75 |" in lines
 
 
-def test_a_run_that_trained_nothing(run_dir) -> None:
+def test_a_run_without_training_has_only_its_start_and_scores(run_dir) -> None:
     request = {**REQUEST, "do_train": False, "teacher": None}
     del request["distill_weight"]
     _write(run_dir, request, {"metrics": {"accuracy": 0.5}, "counts": {"num_eval_examples": 3}})
-    found = _find(run_dir / "model").finetuning
-    assert found.making == {"started from": "a model with SHA-256 `abc`"}
-    assert found.scores == {"accuracy on pairs, dev": 0.5} and not found.distilled
+    finetuning = _find(run_dir / "model").finetuning
+    assert finetuning.making == {"started from": "a model with SHA-256 `abc`"}
+    assert finetuning.scores == {"accuracy on pairs, dev": 0.5} and not finetuning.distilled
 
 
-def test_what_lies_beside_may_be_of_another_model(run_dir) -> None:
+def test_files_of_another_run_are_ignored(run_dir) -> None:
     other = {**REQUEST, "task": {**REQUEST["task"], "labels": ["yes", "no"]}}
     bare = ModelTask(Head(CLASSIFICATION, ("0", "1")))
     for request in (other, {"kind": "student"}):
@@ -131,13 +131,13 @@ def test_what_lies_beside_may_be_of_another_model(run_dir) -> None:
         assert _find(run_dir / "model") == bare
     (run_dir / "request.json").unlink()
     assert _find(run_dir / "model") == bare
-    # Without a word on its inputs one text is assumed.
+    # Without information on the inputs, one text is assumed.
     assert bare.num_texts == 1
     assert bare.rows() == [("input", "one text"), ("output", "one of 2 labels: `0`, `1`")]
 
 
 @pytest.mark.parametrize("field", ["task", "model", "learning_rate"])
-def test_a_damaged_run(run_dir, field: str) -> None:
+def test_a_missing_key_of_a_run_configuration_is_named(run_dir, field: str) -> None:
     request = {name: value for name, value in REQUEST.items() if name != field}
     _write(run_dir, request, REPORT)
     with pytest.raises(InputError) as caught:
@@ -146,7 +146,7 @@ def test_a_damaged_run(run_dir, field: str) -> None:
     assert caught.value.subject == str(path) and field in caught.value.received
 
 
-def test_questions_tags_and_numbers(span_teacher_dir, teacher_dir, tmp_path) -> None:
+def test_heads_give_names_and_rows_of_their_tasks(span_teacher_dir, teacher_dir, tmp_path) -> None:
     task = _find(span_teacher_dir)
     assert task.head == Head(SPAN) and task.num_texts == 2
     assert task.hub == HubNames("AutoModelForQuestionAnswering", *["question-answering"] * 2)
@@ -170,6 +170,6 @@ def test_a_masked_lm_has_no_task(teacher_dir) -> None:
     assert (task.hub.auto_class, task.hub.pipeline_tag) == ("AutoModelForMaskedLM", "fill-mask")
 
 
-def test_labels_within_a_table() -> None:
+def test_labels_are_escaped_in_a_table() -> None:
     task = ModelTask(Head(CLASSIFICATION, ("a|b", "c\nd")))
     assert task.rows()[1] == ("output", r"one of 2 labels: `a\|b`, `c\x0ad`")

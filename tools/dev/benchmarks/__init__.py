@@ -1,1 +1,1 @@
-"""Rows of the pipeline benchmark."""
+"""Measurements of the pipeline benchmark."""

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: text, a teacher, and what the commands make of them."""
+"""Inputs of the benchmarks: text, a teacher, masked examples and teacher caches."""
 
 import dataclasses
 import importlib.util
@@ -12,16 +12,16 @@ from pipeline.storage.cache_input import CacheInput
 from pipeline.tokenizers import loading
 from tools.dev.benchmarks import processes
 
-# Text for the stages that a teacher or student computes in.
+# Bytes of text for capture and distillation.
 _SAMPLE_BYTES = 600_000
 _TRUNCATION_FACTOR = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The inputs of the benchmarks; everything that is made goes into `work`.
+    """The inputs of the benchmarks; all new files are in `work`.
 
-    The full lengths are met if `corpus` is a text file of long documents.
+    `corpus` should have long documents, so that inputs have the full length.
     """
 
     work: Location
@@ -43,7 +43,7 @@ class Inputs:
         return loading.find_vocab_file(self.teacher)
 
     def check(self) -> None:
-        """Raises InputError unless the teacher is a model that is to be had."""
+        """Raises InputError if the teacher's model or tokenizer cannot be found."""
         model_directory.find_model(self.teacher)
         loading.find_vocab_file(self.teacher)
 
@@ -52,18 +52,18 @@ class Inputs:
         return all(importlib.util.find_spec(package) for package in packages)
 
     def new_directory(self, name: str) -> Location:
-        """Returns a folder of `work` that is not there."""
+        """Returns the path of a folder in `work`, after removing an old one."""
         path = self.work / name
         self.remove(path)
         return path
 
     def remove(self, path: Location) -> None:
-        """Removes what a benchmark made; nothing outside `work`."""
+        """Removes a folder that a benchmark made; folders outside `work` stay."""
         if path.is_dir() and self.work.resolve() in path.resolve().parents:
             shutil.rmtree(path)
 
     def _examples(self, name: str, corpus: Location) -> Location:
-        """Masks a part of a corpus once, in single segments."""
+        """Masks the beginning of a corpus once, in single segments; returns the directory."""
         output = self.work / name
         text = self.work / f"{name}.txt"
         if not text.is_file():
@@ -81,13 +81,13 @@ class Inputs:
         return output
 
     def examples(self, *, mixed: bool) -> CacheInput:
-        """Returns masked examples; of mixed length, if asked for."""
+        """Returns masked examples, either of mixed or of full length."""
         name, corpus = ("mixed", self.mixed_corpus) if mixed else ("full", self.corpus)
         path = self._examples(name, corpus)
         return cache_input.open_cache(path, None)
 
     def cache(self, *, mixed: bool, logit_encoding: str = "float16") -> CacheInput:
-        """Returns the teacher cache of these examples."""
+        """Returns the teacher cache of these masked examples."""
         examples = self.examples(mixed=mixed).directory
         output = self.work / f"cache-{examples.name}-{logit_encoding}"
         processes.run(
@@ -104,14 +104,14 @@ class Inputs:
 
 
 def write_beginning(path: Location, size: int, work: Location) -> Location:
-    """Writes the first lines of a text file, up to a size, into `work`; returns the new file."""
+    """Writes the first lines of a text file, at most `size` bytes, into `work`."""
     beginning = work / f"beginning-{path.name}"
     beginning.write_whole(_first_lines(path, size))
     return beginning
 
 
 def _first_lines(path: Location, size: int) -> bytes:
-    """Returns the beginning of a text file, to the end of a line."""
+    """Returns the first lines of a text file, at most `size` bytes."""
     with open(path, "rb") as file:
         content = file.read(size)
     if b"\n" not in content:

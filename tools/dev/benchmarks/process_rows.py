@@ -1,4 +1,4 @@
-"""Whole commands: time of masking, of the kernel and of Ray, peak memory of each stage."""
+"""Measurements of whole commands: masking, system time, memory, and the overhead of Ray."""
 
 import dataclasses
 import functools
@@ -23,24 +23,24 @@ def _seconds(inputs: Inputs, command: str, **settings: Any) -> float:
 
 
 def _cut(text: str) -> float:
-    """Returns the seconds that one thread of jieba takes for a text, its dictionary loaded."""
+    """Returns the seconds that jieba takes for a text in one thread, with its dictionary loaded."""
     import jieba
 
     jieba.setLogLevel("ERROR")
     jieba.initialize()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for line in text.splitlines():
         for _ in jieba.cut(line):
             pass
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def masking_rows(inputs: Inputs) -> Iterator[Row]:
-    """Yields how fast a corpus is masked five ways, at 512 tokens with a stride of 256."""
+    """Yields the time of masking a corpus with five copies, 512 tokens and a stride of 256."""
     text = inputs.corpus.read_text(encoding="utf-8")
     megabytes = len(text.encode("utf-8")) / 1e6
-    about = f"{megabytes:.1f} MB of text"
-    two: list[float] = []
+    size = f"{megabytes:.1f} MB of text"
+    seconds: list[float] = []
 
     def mask(workers: int) -> float:
         return _seconds(
@@ -55,35 +55,35 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
         )
 
     def with_two() -> float:
-        two.append(mask(2))
-        return two[-1]
+        seconds.append(mask(2))
+        return seconds[-1]
 
     if inputs.has("jieba"):
         yield compare(
             with_two,
             lambda: _cut(text),
             inputs.repeats,
-            name="stage 1a, 2 workers, whole process",
+            name="prepare, 2 workers, whole process",
             unit="s",
             against="one thread of jieba.cut over the text, once",
             least_ratio=1.25,
-            note=about,
+            note=size,
         )
     row = compare(
         with_two,
         lambda: mask(1),
         inputs.repeats,
-        name="stage 1a, 2 workers",
+        name="prepare, 2 workers",
         unit="s",
         against="1 worker",
         least_ratio=1.8,
     )
-    speed = megabytes / statistics.median(two)
-    yield dataclasses.replace(row, note=f"{about}, {speed:.2f} MB/s")
+    speed = megabytes / statistics.median(seconds)
+    yield dataclasses.replace(row, note=f"{size}, {speed:.2f} MB/s")
 
 
 def kernel_rows(inputs: Inputs) -> Iterator[Row]:
-    """Yields the system time and the page faults of each stage."""
+    """Yields the system time and the number of page faults of each stage."""
     stages: dict[str, dict[str, Any]] = {
         "create_pretraining_data": {
             "input_dir": inputs.corpus,
@@ -120,7 +120,8 @@ def kernel_rows(inputs: Inputs) -> Iterator[Row]:
 
 
 _MB = 1e6
-# Growth that counts as none: buffers of the text's own length, and the allocator.
+# A smaller ratio does not count as growth: some buffers have the length of a text, and the
+# allocator keeps memory.
 _SLACK = 1.25
 _LONG_STEPS = 1_000
 _KERNEL_STEPS = 60
@@ -140,7 +141,7 @@ def _grown(small: float, large: float, name: str, against: str, note: str) -> Ro
 
 
 def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Row]:
-    """Yields the memory of each stage for a small corpus and one several times as large."""
+    """Yields the memory of each stage for a small corpus and for a large one."""
     sizes = [path.stat().st_size / _MB for path in (small, large)]
     texts = f"{sizes[1]:.0f} MB and {sizes[0]:.0f} MB of text"
     examples = [inputs.new_directory(f"memory-examples-{name}") for name in ("small", "large")]
@@ -159,8 +160,8 @@ def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Ro
         ).peak
         for corpus, output in zip((small, large), examples, strict=True)
     ]
-    yield _grown(*peaks, "peak memory, stage 1a", "the small corpus", texts)
-    # One shard of 800, and eight: the teacher's time, not its memory, forbids all.
+    yield _grown(*peaks, "peak memory, prepare", "the small corpus", texts)
+    # One shard of 800, and eight: more would take too much time, not too much memory.
     caches = [inputs.new_directory(f"memory-cache-{name}") for name in ("small", "large")]
     globs = ("train-00000-*", "train-0000[0-7]-*")
     peaks = [
@@ -174,7 +175,7 @@ def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Ro
         ).peak
         for pattern, output in zip(globs, caches, strict=True)
     ]
-    yield _grown(*peaks, "peak memory, stage 1b", "an eighth of the shards", "8 shards, and 1")
+    yield _grown(*peaks, "peak memory, capture", "an eighth of the shards", "8 shards, and 1")
     peaks = [max(_training_memory(inputs, cache, num_train_steps=60)) for cache in caches]
     yield _grown(*peaks, "peak memory, run_distill", "the small cache", "60 updates of 32")
     yield _long_run(inputs, caches[0])
@@ -191,7 +192,7 @@ def _training_memory(inputs: Inputs, cache: Location, **settings: Any) -> tuple[
         student_layers=1,
         output_dir=output,
         compute_dtype="auto",
-        # All of a small cache fits into the shuffle buffer; this one is full with any.
+        # A small cache would fit into a larger shuffle buffer; any cache fills this one.
         shuffle_buffer_size=1_000,
         **settings,
     )
@@ -200,7 +201,7 @@ def _training_memory(inputs: Inputs, cache: Location, **settings: Any) -> tuple[
 
 
 def _long_run(inputs: Inputs, cache: Location) -> Row:
-    """Returns the memory in the last tenth of a run against that after its first third."""
+    """Returns the memory near the end of a run, compared with that after its first third."""
     settings = {"train_batch_size": 8, "save_checkpoints_steps": 100}
     memory = _training_memory(inputs, cache, num_train_steps=_LONG_STEPS, **settings)
     tenth = len(memory) // 10
@@ -219,44 +220,44 @@ def _long_run(inputs: Inputs, cache: Location) -> Row:
 
 
 def _start(inputs: Inputs) -> float:
-    """Returns the seconds in which Ray begins, a job runs that does nothing, and Ray ends."""
+    """Returns the seconds of starting Ray, running a trivial job, and shutting Ray down."""
     directory = inputs.new_directory("started")
     directory.mkdir()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with RayWorkers(RayConfig(), directory) as workers:
         list(workers.run(abs, [-1]))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     inputs.remove(directory)
     return seconds
 
 
 def ray_rows(inputs: Inputs) -> Iterator[Row]:
-    """Yields what a runner costs where it gains nothing."""
+    """Yields the overhead of Ray on one machine, where it brings no gain."""
     if not inputs.has("ray"):
         return
     cpus = local.num_cpus()
     starts = [_start(inputs) for _ in range(inputs.repeats)]
-    yield Row(name="Ray, begun and ended", unit="s", ours=statistics.median(starts))
+    yield Row(name="Ray, start and shutdown", unit="s", ours=statistics.median(starts))
     masking = {
         "input_dir": inputs.corpus,
         "vocab_file": inputs.vocab,
         "max_seq_length": inputs.max_seq_length,
     }
     teacher = {"input_dir": inputs.examples(mixed=False).directory, "teacher": inputs.teacher}
-    # The same processes and threads with and without.
-    ways = (
-        ("1a", "create_pretraining_data", masking, {"max_workers": cpus}, 1),
-        ("1b", "create_teacher_output_data", teacher, {}, cpus),
+    # The numbers of processes and threads are the same with and without Ray.
+    stages = (
+        ("prepare", "create_pretraining_data", masking, {"max_workers": cpus}, 1),
+        ("capture", "create_teacher_output_data", teacher, {}, cpus),
     )
-    for stage, command, settings, without, cpus_per_job in ways:
+    for stage, command, settings, local_settings, cpus_per_job in stages:
         run = functools.partial(_seconds, inputs, command, **settings)
         on_ray = functools.partial(run, runner="ray", cpus_per_job=cpus_per_job)
         yield compare(
             on_ray,
-            functools.partial(run, **without),
+            functools.partial(run, **local_settings),
             inputs.repeats,
-            name=f"stage {stage} on Ray, whole process",
+            name=f"{stage} on Ray, whole process",
             unit="s",
-            against="--runner=local, as many processes and threads",
-            note=f"{statistics.median(starts):.1f} s of it begin and end Ray",
+            against="--runner=local with the same number of processes and threads",
+            note=f"includes {statistics.median(starts):.1f} s for start and shutdown of Ray",
         )

@@ -1,4 +1,4 @@
-"""Whole commands, timed, with memory and page faults of all their processes (on Linux)."""
+"""Runs of whole commands, with time, memory and page faults of all their processes (Linux)."""
 
 import ctypes
 import dataclasses
@@ -11,22 +11,22 @@ import tempfile
 import time
 
 _INTERVAL = 0.1
-# Seconds for the processes that a command leaves behind to end.
+# Seconds to wait for processes that outlive their command.
 _ORPHANS_END = 10.0
-# Of prctl(2): orphaned processes become this one's children, which can be waited for.
+# Option of prctl(2): orphaned processes become children of this process, which can wait for them.
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A command that ended well.
+    """A command that ended successfully.
 
     Attributes:
-        seconds: from its start to its end.
-        memory: resident bytes of all its processes, each tenth of a second.
-        user_seconds: processor time of all its processes in their own code.
-        system_seconds: processor time of all its processes in the kernel.
-        page_faults: of all its processes, without input or output.
+        seconds: time from its start to its end.
+        memory: resident bytes of all its processes, in each tenth of a second.
+        user_seconds: CPU time of all its processes in user mode.
+        system_seconds: CPU time of all its processes in the kernel.
+        page_faults: number of minor page faults of all its processes.
     """
 
     seconds: float
@@ -37,20 +37,20 @@ class Finished:
 
     @property
     def peak(self) -> int:
-        """The most memory at one time, in bytes."""
+        """Peak memory in bytes."""
         return max(self.memory, default=0)
 
 
 def children(pid: int) -> list[int]:
-    """Returns the processes that a process began and that are there still."""
-    found = []
+    """Returns the process ids of the children of a process that still exist."""
+    pids = []
     for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in path.read_text().split()]
-    return found
+        pids += [int(child) for child in path.read_text().split()]
+    return pids
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the resident bytes of a process and all that it began; 0 once it has ended."""
+    """Returns the resident bytes of a process and its descendants; 0 once it has ended."""
     try:
         pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, children(pid)))
@@ -59,24 +59,24 @@ def resident_bytes(pid: int) -> int:
 
 
 def run(command: str, **settings: object) -> Finished:
-    """Runs one of the three commands in a process of its own.
+    """Runs one of the three commands in a new process.
 
     Args:
-        command: `create_pretraining_data`, `create_teacher_output_data` or
-            `run_distill`.
+        command: `create_pretraining_data`, `create_teacher_output_data` or `run_distill`.
         **settings: its flags.
 
     Raises:
-        SystemExit: it failed; shows what it said.
+        SystemExit: it failed; the message has its output.
     """
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    own, before = set(children(os.getpid())), resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryFile() as said:
-        begun = time.perf_counter()
+    old_children = set(children(os.getpid()))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", f"pipeline.{command}", *arguments],
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         memory = []
@@ -86,12 +86,12 @@ def run(command: str, **settings: object) -> Finished:
                 process.wait(_INTERVAL)
             except subprocess.TimeoutExpired:
                 continue
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         if process.returncode:
-            said.seek(0)
-            text = said.read().decode("utf-8", "replace")
+            output.seek(0)
+            text = output.read().decode("utf-8", "replace")
             raise SystemExit(f"{command} {' '.join(arguments)}\n{text}")
-    _wait_for_orphans(own)
+    _wait_for_orphans(old_children)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Finished(
         seconds,
@@ -102,10 +102,10 @@ def run(command: str, **settings: object) -> Finished:
     )
 
 
-def _wait_for_orphans(own: set[int]) -> None:
-    """Waits for children other than `own`: a server of worker processes ends after its command."""
+def _wait_for_orphans(old_children: set[int]) -> None:
+    """Waits for new children: the server of worker processes ends later than its command."""
     deadline = time.monotonic() + _ORPHANS_END
-    while (orphans := set(children(os.getpid())) - own) and time.monotonic() < deadline:
+    while (orphans := set(children(os.getpid())) - old_children) and time.monotonic() < deadline:
         for pid in orphans:
             os.waitpid(pid, os.WNOHANG)
         time.sleep(_INTERVAL)

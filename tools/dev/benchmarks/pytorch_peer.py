@@ -1,4 +1,4 @@
-"""The same work in PyTorch with `transformers`: the forward pass, and a student's step."""
+"""Forward pass and training step in PyTorch with `transformers`, for comparison."""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _CLIP_NORM = 1.0
 
 
 def tensors(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Returns a batch's arrays as tensors, ids as int64."""
+    """Returns the arrays of a batch as tensors: integers as int64, the others as float32."""
     return {
         name: torch.from_numpy(np.asarray(value)).to(
             torch.int64 if np.issubdtype(np.asarray(value).dtype, np.integer) else torch.float32
@@ -32,27 +32,27 @@ def _states(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         attention_mask=batch[records.INPUT_MASK],
         token_type_ids=batch[records.SEGMENT_IDS],
     ).last_hidden_state
-    places = batch[records.MASKED_LM_POSITIONS].unsqueeze(-1)
-    return states.gather(1, places.expand(-1, -1, states.shape[-1]))
+    positions = batch[records.MASKED_LM_POSITIONS].unsqueeze(-1)
+    return states.gather(1, positions.expand(-1, -1, states.shape[-1]))
 
 
 class Teacher:
-    """A `BertForMaskedLM` that only computes.
+    """A `BertForMaskedLM` for inference.
 
     Args:
         directory: a Hugging Face directory.
-        dtype: `float32` or `mixed_bfloat16`, which here is all bfloat16.
+        dtype: `float32` or `mixed_bfloat16`; the latter uses bfloat16 for everything.
     """
 
     def __init__(self, directory: str | os.PathLike[str], dtype: str) -> None:
-        kind = torch.bfloat16 if dtype == compute_dtype.BFLOAT16 else torch.float32
+        torch_dtype = torch.bfloat16 if dtype == compute_dtype.BFLOAT16 else torch.float32
         model = transformers.BertForMaskedLM.from_pretrained(directory)
         torch.set_num_threads(local.num_cpus())
-        self._model = model.to(kind).eval()
+        self._model = model.to(torch_dtype).eval()
 
     @torch.inference_mode()
     def all_positions(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the logits of all tokens, [B, L, V], as the model's own call does."""
+        """Returns the logits at all positions, [B, L, V], as the model's own call does."""
         return self._model(
             batch[records.INPUT_IDS],
             attention_mask=batch[records.INPUT_MASK],
@@ -61,18 +61,18 @@ class Teacher:
 
     @torch.inference_mode()
     def masked_positions(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the logits of the masked positions, [B, P, V]."""
+        """Returns the logits at the masked positions, [B, P, V]."""
         return self._model.cls(_states(self._model, batch))
 
 
 class Student:
-    """A student that is trained by cross-entropy and cosine over a teacher's top-k.
+    """A student that is trained with cross-entropy and cosine over a teacher's top-k.
 
-    Masked positions only go through the vocabulary; AdamW with clipped gradients.
+    Logits are computed only at masked positions. The optimizer is AdamW with clipped gradients.
 
     Args:
-        config: of `transformers.BertConfig`.
-        dtype: `float32` or `mixed_bfloat16`, autocast.
+        config: arguments of `transformers.BertConfig`.
+        dtype: `float32` or `mixed_bfloat16`; the latter uses autocast.
     """
 
     def __init__(self, config: Mapping[str, Any], dtype: str) -> None:
@@ -95,7 +95,7 @@ class Student:
 
 
 def _loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the mean of both losses over real masked positions; the tail is dropped."""
+    """Returns the mean sum of both losses over real masked positions; the tail is dropped."""
     tail = torch.exp(batch[records.LOG_TAIL_MASSES][..., :1])
     teacher = torch.softmax(batch[records.TOPK_LOGITS], dim=-1) * (1.0 - tail)
     student = torch.log_softmax(logits, dim=-1).gather(-1, batch[records.TOPK_IDS])

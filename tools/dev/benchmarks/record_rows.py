@@ -1,4 +1,4 @@
-"""Size, writing and reading of records, against lists of int64 and float."""
+"""Measurements of records: size, writing and reading, compared with lists of int64 and float."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ def _write_lists(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]
 def _list_batches(
     path: pathlib.Path, sizes: tuple[int, int, int], batch_size: int
 ) -> tf.data.Dataset:
-    """Returns endless shuffled batches of list records of L, P and K, each parsed by itself."""
+    """Returns endless shuffled batches of list records, parsed one by one; `sizes` are L, P, K."""
     features = list_records.list_features(*sizes)
 
     def parse(serialized: tf.Tensor) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def _list_batches(
 
 _BATCH_SIZE = 32
 _EXAMPLES = 384
-# Each example is written so often: shards hold thousands of records.
+# Copies of each example, so that a shard has thousands of records, as in real caches.
 _COPIES = 8
-# A batch of the Chinese RoBERTa-wwm distillation.
+# Batch size of the Chinese RoBERTa-wwm distillation.
 _READ_BATCH_SIZE = 384
 _READ_BATCHES = 20
 _LISTS_FILE = "lists.tfrecord"
@@ -64,19 +64,19 @@ _LISTS_FILE = "lists.tfrecord"
 def _ours(
     cache: CacheInput, padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs, name: str
 ) -> float:
-    """Returns the seconds a record that the teacher's output takes to a file of ours."""
+    """Returns the seconds per record of encoding teacher targets and writing a shard."""
     codec = cache_input.open_codec(cache.directory, cache.manifest)
-    kept = []
-    for one in padded:
-        count = int(one[records.MASKED_LM_WEIGHTS].sum())
-        kept.append(tuple(one[name][:count] for name in list_records.TOPK))
+    targets = []
+    for example in padded:
+        count = int(example[records.MASKED_LM_WEIGHTS].sum())
+        targets.append(tuple(example[name][:count] for name in list_records.TOPK))
     masked = cache.directory / cache.manifest.splits[TRAIN][0].file
     others = [
         serialization.decode_example(record)
         for record in itertools.islice(serialization.read_records(masked), _EXAMPLES)
     ]
-    splits = np.cumsum([0, *(len(ids) for ids, _ in kept)])
-    ids, logits = (np.concatenate(values) for values in zip(*kept, strict=True))
+    splits = np.cumsum([0, *(len(ids) for ids, _ in targets)])
+    ids, logits = (np.concatenate(values) for values in zip(*targets, strict=True))
     directory = inputs.new_directory(name)
     directory.mkdir()
 
@@ -88,22 +88,22 @@ def _ours(
             for number, features in enumerate(packed, begin):
                 yield serialization.encode_example({**others[number % len(others)], **features})
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     serialization.write_shard(directory, "records.tfrecord", serialized())
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     inputs.remove(directory)
     return seconds / len(padded)
 
 
 def _lists(padded: Sequence[Mapping[str, np.ndarray]], inputs: Inputs) -> float:
     path = inputs.work / _LISTS_FILE
-    begun = time.perf_counter()
+    start = time.perf_counter()
     _write_lists(path, padded)
-    return (time.perf_counter() - begun) / len(padded)
+    return (time.perf_counter() - start) / len(padded)
 
 
 def writing(inputs: Inputs, cache: CacheInput) -> Row:
-    """Returns how fast records are written, the arrays being in memory."""
+    """Returns the time of writing a record from arrays in memory."""
     padded = list_records.padded_examples(cache, TRAIN, _EXAMPLES) * _COPIES
     return compare(
         lambda: 1e6 * _ours(cache, padded, inputs, "written"),
@@ -113,35 +113,35 @@ def writing(inputs: Inputs, cache: CacheInput) -> Row:
         unit="µs",
         against="lists of int64 and float",
         least_ratio=10.0,
-        note=f"checksums included, {len(padded)} records of {inputs.max_seq_length} tokens",
+        note=f"with checksums, {len(padded)} records of {inputs.max_seq_length} tokens",
     )
 
 
 def _rate(dataset: tf.data.Dataset) -> float:
-    """Returns the records a second of a stream of batches, once it runs."""
+    """Returns the records per second of a dataset of batches, after some that are not timed."""
     iterator = iter(dataset)
     for _ in range(_READ_BATCHES // 5):
         next(iterator)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(_READ_BATCHES):
         next(iterator)
-    return _READ_BATCHES * _READ_BATCH_SIZE / (time.perf_counter() - begun)
+    return _READ_BATCHES * _READ_BATCH_SIZE / (time.perf_counter() - start)
 
 
 def _repeated(cache: CacheInput, inputs: Inputs) -> CacheInput:
-    """Returns a cache whose train split is one shard of its first examples, many times over."""
+    """Returns a cache whose train split is one shard with copies of its first examples."""
     directory = inputs.new_directory("repeated")
     shutil.copytree(cache.directory, directory)
     shards = [directory / shard.file for shard in cache.manifest.splits[TRAIN]]
-    found = itertools.chain.from_iterable(map(serialization.read_records, shards))
-    first = list(itertools.islice(found, _EXAMPLES))
+    all_records = itertools.chain.from_iterable(map(serialization.read_records, shards))
+    first = list(itertools.islice(all_records, _EXAMPLES))
     shard = serialization.write_shard(directory, "repeated.tfrecord", first * _COPIES)
     manifest = dataclasses.replace(cache.manifest, splits={TRAIN: (shard,)})
     return dataclasses.replace(cache, directory=directory, manifest=manifest)
 
 
 def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row:
-    """Returns how fast ready batches come from a cache, by all of a run's own reading."""
+    """Returns the rate of reading a cache to ready batches, as a training run does."""
     padded = list_records.padded_examples(cache, TRAIN, _EXAMPLES) * _COPIES
     _lists(padded, inputs)
     repeated, manifest = _repeated(cache, inputs), cache.manifest
@@ -164,7 +164,7 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
 
 
 def record_rows(inputs: Inputs) -> Iterator[Row]:
-    """Yields how fast records are written and read."""
+    """Yields the measurements of writing and reading records."""
     cache = inputs.cache(mixed=False)
     yield writing(inputs, cache)
     yield reading(inputs, cache, 6.0)
@@ -173,21 +173,21 @@ def record_rows(inputs: Inputs) -> Iterator[Row]:
 
 _SAMPLE = 192
 _MASS = 0.999
-# Targets: bytes of a position, and the codec's divergence in nats.
+# Targets of the measurements: bytes of a position, and the codec's divergence in nats.
 _MOST_BYTES = {"float16": 535.0, "compact": 280.0}
 _MOST_NATS = 2e-5
 
 
 def _list_bytes(cache: CacheInput) -> float:
-    """Returns what the top-k of a masked position takes in lists."""
-    sizes = positions = 0
-    for one in list_records.padded_examples(cache, TRAIN, _SAMPLE):
-        count = int(one[records.MASKED_LM_WEIGHTS].sum())
-        real = {**one, **{name: one[name][:count] for name in list_records.TOPK}}
-        none = {**one, **{name: one[name][:0] for name in list_records.TOPK}}
-        sizes += len(list_records.list_record(real)) - len(list_records.list_record(none))
-        positions += count
-    return sizes / positions
+    """Returns the bytes of the top-k of a masked position, stored in lists."""
+    num_bytes = num_positions = 0
+    for example in list_records.padded_examples(cache, TRAIN, _SAMPLE):
+        count = int(example[records.MASKED_LM_WEIGHTS].sum())
+        full = {**example, **{name: example[name][:count] for name in list_records.TOPK}}
+        empty = {**example, **{name: example[name][:0] for name in list_records.TOPK}}
+        num_bytes += len(list_records.list_record(full)) - len(list_records.list_record(empty))
+        num_positions += count
+    return num_bytes / num_positions
 
 
 def _measure_plans(inputs: Inputs, mass: float | None, encodings: list[str]) -> list[CachePlan]:
@@ -221,14 +221,14 @@ def size_rows(inputs: Inputs) -> Iterator[Row]:
             baseline=lists,
             ratio=lists / plan.position_bytes,
             most=_MOST_BYTES[name],
-            note="tails and the label's probability included in ours",
+            note="the codec's bytes include tails and the label's probability",
         )
         yield Row(
             name=f"cache, {name}: KL(decoded || exact top-k)",
             unit="nats",
             ours=plan.kl_reverse.mean,
             most=_MOST_NATS,
-            note=f"the largest {plan.kl_reverse.max:.1e}",
+            note=f"mean; the largest is {plan.kl_reverse.max:.1e}",
         )
     for plan in _measure_plans(inputs, _MASS, ["float16", "compact"]):
         yield Row(

@@ -1,4 +1,4 @@
-"""Stage 2 against its own step on one batch, padding to the longest, and PyTorch."""
+"""Measurements of distillation, compared with its bare step, full padding, and PyTorch."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ _LOG_STEPS = 4
 _LINES = 3
 _LOSSES = "soft_cross_entropy=1,probability_cosine=1"
 _LAYERS = 2
-# The shape of the three-layer Chinese student, and its inputs here.
+# The shape of the three-layer Chinese student, and the length of its inputs in this benchmark.
 _PEER_SHAPE = {
     "hidden_size": 768,
     "num_hidden_layers": 3,
@@ -61,21 +61,21 @@ def _config(inputs: Inputs, cache: CacheInput, dtype: str, **settings: Any) -> D
 
 
 def _run_rate(inputs: Inputs, config: DistillConfig) -> float:
-    """Returns the examples a second of a whole run, as its own log tells it."""
+    """Returns the examples per second of a whole run, from its log."""
     directory = inputs.new_directory("student")
-    # Its progress is not this program's.
+    # The progress of the run is not shown.
     with contextlib.redirect_stderr(io.StringIO()):
         training.distill(config)
     text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
     rates = [json.loads(line)["examples_per_second"] for line in text.splitlines()]
     inputs.remove(directory)
     keras.backend.clear_session()
-    # The first line's time has the compiler in it.
+    # The first line's time includes compilation.
     return statistics.median(rates[1:])
 
 
 def _own_step(config: DistillConfig, batch: Any) -> Callable[[], Any]:
-    """Returns what makes a step on one batch, and returns its metrics."""
+    """Returns a function that makes a step on one batch and returns the metrics."""
     distiller = training.build_distiller(prepare(config))
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     step = distiller.make_train_function() or distiller.train_function
@@ -83,17 +83,17 @@ def _own_step(config: DistillConfig, batch: Any) -> Callable[[], Any]:
 
 
 def _rate(step: Callable[[], Any], num_steps: int, batch_size: int) -> float:
-    """Returns the examples a second of so many steps."""
-    begun = time.perf_counter()
+    """Returns the examples per second of a number of steps."""
+    start = time.perf_counter()
     for _ in range(num_steps):
         metrics = step()
-    # Waits for the device.
+    # The conversion waits for the device.
     keras.tree.map_structure(float, metrics)
-    return num_steps * batch_size / (time.perf_counter() - begun)
+    return num_steps * batch_size / (time.perf_counter() - start)
 
 
 def _step_rate(config: DistillConfig, batch: Any) -> float:
-    """Returns the examples a second of the step alone, on one batch again and again."""
+    """Returns the examples per second of the bare step, which repeats one batch."""
     step = _own_step(config, batch)
     rates = [_rate(step, _LOG_STEPS, config.train_batch_size) for _ in range(_LINES)]
     keras.backend.clear_session()
@@ -101,10 +101,10 @@ def _step_rate(config: DistillConfig, batch: Any) -> float:
 
 
 def _first_batch(cache: CacheInput, batch_size: int) -> Any:
-    stream = batches.training_batches(
+    dataset = batches.training_batches(
         cache, Chunking(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
     )
-    return next(iter(stream))
+    return next(iter(dataset))
 
 
 def _about() -> str:
@@ -121,7 +121,7 @@ def _against_step(inputs: Inputs, dtype: str) -> Row:
         inputs.repeats,
         name=f"run_distill, {dtype}",
         unit="examples/s",
-        against="its step on one batch kept in memory",
+        against="the bare step on one batch in memory",
         least_ratio=0.95,
         note=f"{_about()}, {inputs.max_seq_length} tokens",
     )
@@ -144,18 +144,18 @@ def _against_padding(inputs: Inputs, dtype: str) -> Row:
 
 
 def _peer_batch(cache: CacheInput) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a batch of at most 128 tokens: longer inputs are cut."""
-    inputs, other = _first_batch(cache, _PEER_BATCH_SIZE)
+    """Returns inputs and targets of a batch with at most 128 tokens: longer inputs are cut."""
+    inputs, targets = _first_batch(cache, _PEER_BATCH_SIZE)
     inputs = {
         name: value[:, :_PEER_LENGTH] if name != records.MASKED_LM_POSITIONS else value
         for name, value in inputs.items()
     }
-    # Positions beyond the end are moved into it: the work stays the same.
-    places = inputs[records.MASKED_LM_POSITIONS]
+    # Positions beyond the end are moved into the input, so that the amount of work is the same.
+    positions = inputs[records.MASKED_LM_POSITIONS]
     return {
         **inputs,
-        records.MASKED_LM_POSITIONS: places % inputs[records.INPUT_IDS].shape[1],
-    }, other
+        records.MASKED_LM_POSITIONS: positions % inputs[records.INPUT_IDS].shape[1],
+    }, targets
 
 
 def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
@@ -174,13 +174,13 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
     )
     config = dataclasses.replace(config, train_batch_size=_PEER_BATCH_SIZE)
     batch = _peer_batch(cache)
-    own = _own_step(config, batch)
+    step = _own_step(config, batch)
     peer = pytorch_peer.Student(shape, dtype)
-    arrays = {name: value.numpy() for part in batch for name, value in part.items()}
+    arrays = {name: value.numpy() for group in batch for name, value in group.items()}
     tensors = pytorch_peer.tensors(arrays)
-    own(), own(), peer.step(tensors)
+    step(), step(), peer.step(tensors)
     row = compare(
-        lambda: _rate(own, 3, _PEER_BATCH_SIZE),
+        lambda: _rate(step, 3, _PEER_BATCH_SIZE),
         lambda: _rate(lambda: peer.step(tensors), 3, _PEER_BATCH_SIZE),
         inputs.repeats,
         name=f"student step, {dtype}",
@@ -194,7 +194,7 @@ def _against_pytorch(inputs: Inputs, dtype: str) -> Row:
 
 
 def student_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
-    """Yields how fast students are trained, in each dtype."""
+    """Yields the training rates of students, in each dtype."""
     for dtype in dtypes:
         yield _against_step(inputs, dtype)
         yield _against_padding(inputs, dtype)

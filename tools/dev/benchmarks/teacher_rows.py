@@ -1,4 +1,4 @@
-"""Stage 1b against the bare forward pass, padding to the longest, and PyTorch."""
+"""Measurements of capture, compared with the bare forward pass, full padding, and PyTorch."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ _EXAMPLES = 384
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Masked examples, serialised, and the batches that stage 1b makes of them."""
+    """Serialized masked examples, and the batches that capture makes of them."""
 
     cache: CacheInput
     serialized: Sequence[bytes]
 
     @functools.cached_property
     def batches(self) -> list[forward.Arrays]:
-        """As stage 1b pads them."""
+        """Batches with the padding of capture."""
         manifest = self.cache.manifest
         examples = [
             MaskedExample.from_features(serialization.decode_example(record), manifest.vocab.size)
@@ -54,7 +54,7 @@ class Sample:
 
     @property
     def full_batches(self) -> list[forward.Arrays]:
-        """The same, every input padded to `max_seq_length`."""
+        """The same batches with every input padded to `max_seq_length`."""
         length = self.cache.manifest.max_seq_length
         return [
             {
@@ -69,33 +69,34 @@ class Sample:
 
 def draw(cache: CacheInput) -> Sample:
     """Returns evenly spaced examples of the first shard."""
-    found = list(serialization.read_records(cache.directory / cache.manifest.splits[TRAIN][0].file))
-    step = max(1, len(found) // _EXAMPLES)
-    return Sample(cache, found[::step][:_EXAMPLES])
+    path = cache.directory / cache.manifest.splits[TRAIN][0].file
+    serialized = list(serialization.read_records(path))
+    step = max(1, len(serialized) // _EXAMPLES)
+    return Sample(cache, serialized[::step][:_EXAMPLES])
 
 
 def _forward_rate(forward: Callable[[Any], Any], batches: Sequence[Any], count: int) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for batch in batches:
         forward(batch)
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - start)
 
 
 def bare_forward(model: MaskedLM) -> Callable[[forward.Arrays], forward.Arrays]:
-    """Returns what computes the logits at the masked positions of a batch, and no more."""
+    """Returns a function that computes only the logits at the masked positions of a batch."""
     return forward.compile_forward(model, lambda outputs, batch: {LOGITS: outputs[LOGITS]})
 
 
-def _capture_rate(sample: Sample, made: capture.Capture, inputs: Inputs) -> float:
-    """Returns the examples a second from serialised examples to a shard on the disk."""
+def _capture_rate(sample: Sample, pipeline: capture.Capture, inputs: Inputs) -> float:
+    """Returns the examples per second, from serialized examples to a shard on the disk."""
     directory = inputs.new_directory("captured")
     directory.mkdir()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     manifest = sample.cache.manifest
     examples = (MaskedExample.from_record(record, manifest) for record in sample.serialized)
     totals = capture.ShardTotals(manifest.vocab.size)
-    serialization.write_shard(directory, "records.tfrecord", made.records(examples, totals))
-    seconds = time.perf_counter() - begun
+    serialization.write_shard(directory, "records.tfrecord", pipeline.records(examples, totals))
+    seconds = time.perf_counter() - start
     inputs.remove(directory)
     return len(sample.serialized) / seconds
 
@@ -118,11 +119,11 @@ def _make_capture(inputs: Inputs, sample: Sample, model: MaskedLM) -> capture.Ca
 def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     sample = draw(inputs.examples(mixed=False))
     model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = bare_forward(model), _make_capture(inputs, sample, model)
+    forward, pipeline = bare_forward(model), _make_capture(inputs, sample, model)
     count = len(sample.serialized)
 
     def ours() -> float:
-        return _capture_rate(sample, made, inputs)
+        return _capture_rate(sample, pipeline, inputs)
 
     def bare() -> float:
         return _forward_rate(forward, sample.batches, count)
@@ -132,7 +133,7 @@ def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
         ours,
         bare,
         inputs.repeats,
-        name=f"stage 1b, {dtype}",
+        name=f"capture, {dtype}",
         unit="examples/s",
         against="the bare forward pass on ready batches",
         least_ratio=0.95,
@@ -143,17 +144,17 @@ def _against_bare(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
 def _against_padding(inputs: Inputs, source: ModelSource, dtype: str) -> Row:
     sample = draw(inputs.examples(mixed=True))
     model = model_directory.load_masked_lm(source, dtype=dtype, logits_dtype="float32")
-    forward, made = bare_forward(model), _make_capture(inputs, sample, model)
+    forward, pipeline = bare_forward(model), _make_capture(inputs, sample, model)
     full, count = sample.full_batches, len(sample.serialized)
-    ours = functools.partial(_capture_rate, sample, made, inputs)
+    ours = functools.partial(_capture_rate, sample, pipeline, inputs)
     ours(), forward(full[0])
     return compare(
         ours,
         lambda: _forward_rate(forward, full, count),
         inputs.repeats,
-        name=f"stage 1b, mixed lengths, {dtype}",
+        name=f"capture, mixed lengths, {dtype}",
         unit="examples/s",
-        against="the bare forward pass, all padded to max_seq_length",
+        against="the bare forward pass, with all inputs padded to max_seq_length",
         least_ratio=1.5,
         note=_about(sample),
     )
@@ -173,15 +174,15 @@ def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterato
     forward = bare_forward(model)
     peer = pytorch_peer.Teacher(inputs.teacher, dtype)
     tensors = [pytorch_peer.tensors(batch) for batch in batches]
-    ways: Mapping[str, tuple[Callable, float]] = {
-        "all positions through the vocabulary": (peer.all_positions, 1.5),
+    peer_forwards: Mapping[str, tuple[Callable, float]] = {
+        "logits at all positions": (peer.all_positions, 1.5),
         "masked positions only": (peer.masked_positions, 1.0),
     }
-    for name, (other, target) in ways.items():
-        forward(batches[0]), other(tensors[0])
+    for name, (peer_forward, target) in peer_forwards.items():
+        forward(batches[0]), peer_forward(tensors[0])
         yield compare(
             lambda: _forward_rate(forward, batches, count),
-            functools.partial(_forward_rate, other, tensors, count),
+            functools.partial(_forward_rate, peer_forward, tensors, count),
             inputs.repeats,
             name=f"bare forward of the teacher, {dtype}",
             unit="examples/s",
@@ -192,7 +193,7 @@ def _against_pytorch(inputs: Inputs, source: ModelSource, dtype: str) -> Iterato
 
 
 def teacher_rows(inputs: Inputs, dtypes: Sequence[str]) -> Iterator[Row]:
-    """Yields how fast the teacher runs, in each dtype."""
+    """Yields the rates of the teacher, in each dtype."""
     source = model_directory.find_model(inputs.teacher)
     for dtype in dtypes:
         yield _against_bare(inputs, source, dtype)

@@ -1,1 +1,1 @@
-"""Programs that are compiled for TPUs."""
+"""Workloads: programs that are benchmarked, or compiled for TPUs."""

@@ -1,7 +1,7 @@
-"""BERT written in JAX alone, without Keras, to compare the project's programs with.
+"""BERT written in JAX without Keras, for comparison with the project's programs.
 
-It computes what `step_programs` computes of a cache of the top-k: the same shapes, losses,
-dropout, optimizer and precision. Shapes: B batch, L length, P masked positions, D hidden size,
+It has the same shapes, losses, dropout, optimizer and precision as the programs of `step_programs`
+that train from a cache of the top-k. Shapes: B batch, L length, P masked positions, D hidden size,
 H heads.
 """
 
@@ -16,8 +16,8 @@ from data_specs import records
 from pipeline.models.config import EncoderConfig
 
 Weights = dict[str, Any]
-# Queries, keys, values [B, L, H, D / H], the bias of the scores [B, 1, 1, L] and what drops
-# probabilities, to [B, L, H, D / H].
+# A function of queries, keys and values, each [B, L, H, D / H], the bias of the scores
+# [B, 1, 1, L], and a function for dropout of probabilities. Returns [B, L, H, D / H].
 Attention = Callable[[Any, Any, Any, Any, Callable[[Any], Any]], Any]
 
 _MASKED_SCORE = -30_000.0
@@ -25,14 +25,14 @@ _BETAS, _EPSILON, _WEIGHT_DECAY, _RATE = (0.9, 0.999), 1e-6, 0.01, 5e-5
 
 
 def plain_attention(query: Any, key: Any, value: Any, bias: Any, drop: Callable[[Any], Any]) -> Any:
-    """Makes the whole attention map."""
+    """Attention that computes the whole attention map."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias
     probabilities = drop(jax.nn.softmax(scores).astype(value.dtype))
     return jnp.einsum("bhqk,bkhd->bqhd", probabilities, value)
 
 
 def fused_attention(query: Any, key: Any, value: Any, bias: Any, drop: Callable[[Any], Any]) -> Any:
-    """Makes no attention map where the device has a kernel for it; drops no probabilities."""
+    """Attention without an attention map, if the device has a kernel for it; has no dropout."""
     del drop
     on_gpu = jax.default_backend() == "gpu"
     lengths = (bias[:, 0, 0] == 0).sum(-1).astype(jnp.int32)
@@ -94,7 +94,7 @@ def _norm(weights: Weights, x: Any, epsilon: float) -> Any:
 
 
 def _dropout(rate: float, key: Any) -> Callable[[Any], Any]:
-    """Returns what drops a share of a tensor; nothing without a key."""
+    """Returns a function for dropout; without a key, it returns its argument."""
 
     def drop(x: Any) -> Any:
         if key is None or not rate:
@@ -118,13 +118,13 @@ def logits(
     """Returns the logits at the masked positions, float32 [B, P, V].
 
     Args:
-        config: a BERT's.
-        weights: of `random_weights`.
+        config: configuration of a BERT.
+        weights: weights as `random_weights` returns them.
         batch: inputs by BERT's names.
         attention: `plain_attention` or `fused_attention`.
-        dtype: of the products in the encoder.
-        logits_dtype: of the product with the vocabulary.
-        key: of dropout; None for none.
+        dtype: dtype of the products in the encoder.
+        logits_dtype: dtype of the product with the word embeddings.
+        key: key of dropout; None for no dropout.
     """
     count = 1 + 3 * config.num_hidden_layers
     keys = iter([None] * count if key is None else jax.random.split(key, count))
@@ -170,7 +170,7 @@ def cached_losses(logits: Any, targets: Mapping[str, Any]) -> Any:
 
 
 def adamw(weights: Any, gradients: Any, moments: Any, step: Any) -> tuple[Any, Any]:
-    """Returns the weights and moments after a step whose gradients' global norm is clipped to 1."""
+    """Returns the weights and moments after a step with gradients clipped to a global norm of 1."""
     leaves = jax.tree.leaves(gradients)
     norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in leaves))
     scale, (first_beta, second_beta) = jnp.minimum(1.0, 1.0 / norm), _BETAS

@@ -1,4 +1,4 @@
-"""Published recipes as workloads: their flagfiles, and the shapes of their models."""
+"""Published recipes as workloads, made from their flagfiles and the shapes of their models."""
 
 import dataclasses
 import pathlib
@@ -15,9 +15,10 @@ from pipeline.storage.codecs import STATES
 from tools.dev.workloads.step_programs import Workload
 
 
-# Sources: the `config.json` or `bert_config.json` of bert-base-uncased and bert-large-uncased
-# (Devlin et al., 2019), of Chinese RoBERTa-wwm-ext and its large version (Cui et al., 2019), and
-# of RuBERT (Kuratov and Arkhipov, 2019); of students those that their recipes name.
+# Sources of the teachers' shapes are the `config.json` or `bert_config.json` files of
+# bert-base-uncased and bert-large-uncased (Devlin et al., 2019), of Chinese RoBERTa-wwm-ext and its
+# large version (Cui et al., 2019), and of RuBERT (Kuratov and Arkhipov, 2019). Sources of the
+# students' shapes are in their recipes.
 def _shape(
     vocab_size: int,
     size: int = 768,
@@ -66,7 +67,7 @@ SHAPES: Mapping[str, EncoderConfig] = {
     "tinybert": _shape(_ENGLISH, 312, 4, intermediate_size=1_200),
     "minilm": _shape(_ENGLISH, 384, 6),
     "minirbt": _shape(_CHINESE, 256, 6, 8),
-    # With all tokens of its teacher.
+    # This student has all tokens of its teacher.
     "rubert-tiny": _shape(_RUSSIAN, 312, 3, intermediate_size=600),
 }
 
@@ -75,10 +76,10 @@ def find_shape(name: str) -> EncoderConfig:
     """Returns the shape of a published model, or that of a configuration file.
 
     Args:
-        name: in `SHAPES`, or the path of a `config.json` or `bert_config.json`.
+        name: a key of `SHAPES`, or the path of a `config.json` or `bert_config.json`.
 
     Raises:
-        InputError: neither.
+        InputError: the name is neither.
     """
     if name in SHAPES:
         return SHAPES[name]
@@ -89,22 +90,21 @@ def find_shape(name: str) -> EncoderConfig:
 
 
 _FOLDER = pathlib.Path(__file__).parents[3] / "data_specs" / "recipes"
-# Of the cache, where a flagfile leaves it to that.
+# The k of the cache if the flagfile does not set it.
 _TRUNCATION_FACTOR = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeModels:
-    """What a flagfile leaves to its user.
+    """Facts about a recipe that are not in its flagfile.
 
     Attributes:
-        teacher: a name in `SHAPES`.
-        student: another, of a student that is a model of its own; None for one that
-            takes the teacher's layers.
-        live: whether the teacher runs beside the student.
-        max_predictions_per_seq: of the `create_pretraining_data` in its comment.
-        logit_encoding: of the `create_teacher_output_data` in its comment.
-        hidden_groups: likewise.
+        teacher: a key of `SHAPES`.
+        student: a key of `SHAPES`; None for a student with layers of the teacher.
+        live: whether the teacher runs together with the student.
+        max_predictions_per_seq: flag of the `create_pretraining_data` in the recipe's comment.
+        logit_encoding: flag of the `create_teacher_output_data` in the recipe's comment.
+        hidden_groups: groups of that command's cached hidden states.
     """
 
     teacher: str
@@ -141,10 +141,10 @@ def read_recipe(
     max_seq_length: int = 512,
     max_predictions_per_seq: int | None = None,
 ) -> Workload:
-    """Returns what a recipe of `RECIPES` computes, by default with its own models.
+    """Returns the workload of a recipe in `RECIPES`, by default with the recipe's models.
 
     Raises:
-        InputError: a file is not as it must be, or the inputs are too long for a model.
+        InputError: a file is malformed, or the inputs are too long for a model.
     """
     models = RECIPES[recipe]
     config = _read_flags(recipe, models)
@@ -172,7 +172,7 @@ def read_recipe(
 
 
 def _read_flags(recipe: str, models: RecipeModels) -> DistillConfig:
-    """Parses a flagfile, with names where paths of models would stand."""
+    """Returns the settings of a flagfile, with placeholders for the paths of models."""
     values = run_distill.define_flags()
     start = "init_from" if models.student is None else "student"
     arguments = [f"--flagfile={_FOLDER / recipe}.flags", f"--{start}=model", "--output_dir=."]
@@ -183,18 +183,18 @@ def _read_flags(recipe: str, models: RecipeModels) -> DistillConfig:
 
 
 def expect_models_fit(workload: Workload) -> None:
-    """Refuses inputs that a model cannot read, and models that do not read the same.
+    """Checks that student and teacher can read the inputs of a workload.
 
     Raises:
-        InputError: inputs have more tokens than a model has positions, more masked
-            positions than tokens, or the vocabularies differ.
+        InputError: inputs have more tokens than a model has positions, inputs have more masked
+            positions than tokens, or the vocabularies have different sizes.
     """
     shapes: dict[str, EncoderConfig] = {"student": workload.student, "teacher": workload.teacher}
     for name, shape in shapes.items():
         if workload.max_seq_length > shape.max_input_length:
             raise InputError(
                 Setting("max_seq_length"),
-                f"at most {shape.max_input_length}, the positions of the {name}",
+                f"at most {shape.max_input_length}, the number of positions of the {name}",
                 workload.max_seq_length,
             )
     if workload.max_predictions_per_seq > workload.max_seq_length:

@@ -1,6 +1,6 @@
-"""Stages 1b and 2 from serialised records to a shard and to steps of training, on JAX.
+"""Capture and distillation on JAX, from serialized records to a shard and to training batches.
 
-Records are random, and read and written by NumPy: neither TensorFlow nor a tokenizer is needed.
+Records are random and are read and written by NumPy. Neither TensorFlow nor a tokenizer is needed.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ class RecordStages:
     """Both stages over one shard of random masked examples.
 
     Attributes:
-        workload: what is computed, of a cache of the top-k.
-        batch_size: examples of a batch of either stage.
-        num_batches: that the shard makes.
+        workload: workload with a cache of the top-k.
+        batch_size: number of examples of a batch, for both stages.
+        num_batches: number of batches in the shard.
         folder: an empty folder for the shard of the teacher cache.
     """
 
@@ -46,12 +46,12 @@ class RecordStages:
 
     @property
     def num_examples(self) -> int:
-        """Of the shard."""
+        """Number of examples in the shard."""
         return self.batch_size * self.num_batches
 
     @property
     def manifest(self) -> Manifest:
-        """Of the masked examples, whose shards are not on a disk."""
+        """The manifest of the masked examples, which are not on a disk."""
         vocab = VocabInfo(size=self.workload.student.vocab_size, sha256="0" * 64)
         return Manifest(
             kind=records.MASKED_EXAMPLES,
@@ -75,10 +75,10 @@ class RecordStages:
         return TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={})
 
     def masked_records(self) -> list[bytes]:
-        """Returns serialised masked examples of the greatest length."""
+        """Returns serialized masked examples of the maximum length."""
         random, workload = np.random.default_rng(_SEED), self.workload
         length, vocab_size = workload.max_seq_length, workload.student.vocab_size
-        made = []
+        serialized = []
         for _ in range(self.num_examples):
             positions = random.permutation(length)[: workload.max_predictions_per_seq]
             example = MaskedExample(
@@ -88,15 +88,15 @@ class RecordStages:
                 masked_lm_positions=np.sort(positions).astype(np.uint16),
                 masked_lm_ids=random.integers(0, vocab_size, len(positions)),
             )
-            made.append(serialization.encode_example(example.to_features(vocab_size)))
-        return made
+            serialized.append(serialization.encode_example(example.to_features(vocab_size)))
+        return serialized
 
     def capture(self, serialized: Sequence[bytes], *, warm_up: int = 1) -> float:
         """Writes the shard of the teacher cache and returns the seconds that it took.
 
         Args:
-            serialized: of `masked_records`.
-            warm_up: batches that the teacher computes before, so that it is compiled.
+            serialized: examples of `masked_records`.
+            warm_up: number of batches that are computed before the timing, to compile the teacher.
         """
         manifest, info, workload = self.manifest, self._info, self.workload
         config = TeacherCacheConfig(
@@ -107,7 +107,7 @@ class RecordStages:
         )
         model = step_programs.build_teacher(workload)
         keep = capture.keep_function(config, model, max_positions=workload.max_predictions_per_seq)
-        made = capture.Capture(
+        pipeline = capture.Capture(
             manifest=manifest,
             info=info,
             batch_size=self.batch_size,
@@ -117,12 +117,12 @@ class RecordStages:
         )
         totals = capture.ShardTotals(manifest.vocab.size)
         examples = [MaskedExample.from_record(record, manifest) for record in serialized]
-        few = iter(examples[: warm_up * self.batch_size])
-        list(made.records(few, capture.ShardTotals(manifest.vocab.size)))
-        begun = time.perf_counter()
+        first = iter(examples[: warm_up * self.batch_size])
+        list(pipeline.records(first, capture.ShardTotals(manifest.vocab.size)))
+        start = time.perf_counter()
         decoded = (MaskedExample.from_record(record, manifest) for record in serialized)
-        serialization.write_shard(self.folder, _SHARD, made.records(decoded, totals))
-        return time.perf_counter() - begun
+        serialization.write_shard(self.folder, _SHARD, pipeline.records(decoded, totals))
+        return time.perf_counter() - start
 
     def batches(self) -> Iterator[tuple[Arrays, Arrays]]:
         """Yields the training batches of the shard that `capture` wrote, decoded in a thread."""
@@ -147,7 +147,7 @@ class RecordStages:
     def _to_arrays(
         self, examples: Sequence[MaskedExample], targets: Sequence[TeacherTargets]
     ) -> tuple[Arrays, Arrays]:
-        """Returns inputs and targets as `pipeline.distill.batches` gives them."""
+        """Returns inputs and targets in the format of `pipeline.distill.batches`."""
         inputs = forward.build_batch(
             examples,
             batch_size=self.batch_size,

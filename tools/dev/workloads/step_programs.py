@@ -1,4 +1,4 @@
-"""The real step of run_distill and the real teacher forward, built from shapes alone."""
+"""The training step of run_distill and the teacher's forward pass, built only from shapes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from pipeline.models.masked_lm import MaskedLM
 
 Arrays = dict[str, np.ndarray]
-# Of a teacher cache, unless one says otherwise.
+# Default temperatures of a teacher cache.
 _TEMPERATURES = (1.0, 2.0)
 _SEED = 12345
-# The programs that a choice of `part` stands for.
+# Programs by the value of `part`.
 PARTS = {"step": ("step",), "teacher": ("teacher",), "both": ("step", "teacher")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is computed.
+    """Models, settings and shapes of a training step and of a teacher's forward pass.
 
     Attributes:
-        config: of `run_distill`; `teacher` tells whether one is beside the student,
-            else a batch holds the top-k of a cache.
-        student: its shape.
-        teacher: its shape.
+        config: settings of `run_distill`. If `teacher` is set, the teacher runs together with the
+            student. Otherwise a batch has the targets of a cache.
+        student: shape of the student.
+        teacher: shape of the teacher.
         max_seq_length: L.
         max_predictions_per_seq: P.
-        truncation_factor: K, of the cache.
-        logit_encoding: of the cache.
-        hidden_groups: whose hidden states the cache holds.
+        truncation_factor: k of the cache.
+        logit_encoding: codec of the cache.
+        hidden_groups: layer groups whose hidden states are in the cache.
     """
 
     config: DistillConfig
@@ -53,34 +53,37 @@ class Workload:
 
     @property
     def num_positions(self) -> int:
-        """Positions of an input whose distributions are compared."""
+        """Number of positions of an input at which distributions are compared."""
         everywhere = self.config.loss_positions == "all"
         return self.max_seq_length if everywhere else self.max_predictions_per_seq
 
     @property
     def live(self) -> bool:
-        """Whether the teacher runs beside the student."""
+        """Whether the teacher runs together with the student."""
         return self.config.teacher is not None
 
     @property
     def holds_states(self) -> bool:
-        """Whether a batch holds head states in place of a top-k."""
+        """Whether a batch has head states instead of a top-k."""
         return not self.live and self.logit_encoding == STATES
 
     @property
     def cached_ids(self) -> int:
-        """Ids at a masked position of the cache; of head states one, by which labels are judged."""
+        """Number of ids at a masked position of the cache.
+
+        A cache of head states counts as one with one id.
+        """
         return 1 if self.holds_states else min(self.truncation_factor, self.teacher.vocab_size)
 
     def computing(self, dtype: str, recompute_activations: bool) -> Self:
-        """Returns the same workload in another dtype policy."""
+        """Returns the same workload with another dtype policy and choice of recomputation."""
         config = dataclasses.replace(
             self.config, compute_dtype=dtype, recompute_activations=recompute_activations
         )
         return dataclasses.replace(self, config=config)
 
     def teacher_info(self) -> TeacherInfo | None:
-        """Returns what the teacher cache holds; None where the teacher is live."""
+        """Returns the description of the teacher cache; None if the teacher is live."""
         if self.live:
             return None
         states: dict[str, Any] = {}
@@ -101,11 +104,11 @@ class Workload:
 
 
 def build_distiller(workload: Workload, batch_size: int) -> "Distiller":
-    """Returns the student with its objective and optimizer, as `run_distill` trains it.
+    """Returns the student with its objective and optimizer, as in `run_distill`.
 
     Args:
-        workload: what is computed.
-        batch_size: examples of a step on one device.
+        workload: the workload.
+        batch_size: number of examples of a step on one device.
     """
     from pipeline.distill.distiller import Distiller
     from pipeline.distill.objective import choose_objective
@@ -160,7 +163,7 @@ def train_state(distiller: "Distiller") -> tuple[list[Any], ...]:
 
 
 def build_teacher(workload: Workload) -> "MaskedLM":
-    """Returns a teacher of random weights."""
+    """Returns a teacher with random weights."""
     from pipeline.models.masked_lm import MaskedLM
 
     dtype = workload.config.compute_dtype
@@ -168,7 +171,7 @@ def build_teacher(workload: Workload) -> "MaskedLM":
 
 
 def _build_head(workload: Workload) -> "CachedHead":
-    """Returns the output layer of a cache of head states, of zeros."""
+    """Returns an output layer of zeros for a cache of head states."""
     from pipeline.distill.cached_head import CachedHead
 
     shape = workload.teacher.vocab_size, workload.teacher.embedding_width
@@ -176,7 +179,7 @@ def _build_head(workload: Workload) -> "CachedHead":
 
 
 def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """Returns what `create_teacher_output_data` keeps of a teacher's outputs."""
+    """Returns the targets that `create_teacher_output_data` keeps of a teacher's outputs."""
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher import truncation
 
@@ -191,7 +194,7 @@ def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str
 def _random_inputs(
     workload: Workload, config: EncoderConfig, batch_size: int, random: np.random.Generator
 ) -> Arrays:
-    """Returns inputs without padding: two segments of half the length, or one."""
+    """Returns inputs without padding, with one segment or two of half the length."""
     shape = (batch_size, workload.max_seq_length)
     ids = random.integers(0, config.vocab_size, shape, dtype=np.int32)
     second = np.arange(shape[1]) >= (shape[1] + 1) // 2
@@ -212,9 +215,9 @@ def _random_labels(workload: Workload, size: int, random: np.random.Generator) -
 
 
 def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
-    """Returns inputs and targets as `pipeline.distill.batches` gives them, always the same.
+    """Returns inputs and targets in the format of `pipeline.distill.batches`, always the same.
 
-    What a cache holds is in the targets unless the teacher is live.
+    The targets include those of a cache unless the teacher is live.
     """
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.student, batch_size, random)
@@ -230,7 +233,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
         targets[name] = random.normal(size=shape).astype(np.float32)
     if not workload.holds_states:
         shape, count = (*labels.shape, workload.cached_ids), workload.student.vocab_size
-        # Distinct ids from a random one on, logits that fall from 0.
+        # Consecutive ids from a random one, and logits that decrease from 0.
         first = random.integers(0, count, (*labels.shape, 1))
         targets[records.TOPK_IDS] = ((first + np.arange(shape[-1])) % count).astype(np.int32)
         logits = np.linspace(0.0, -8.0, shape[-1], dtype=np.float32)
@@ -241,7 +244,7 @@ def step_batch(workload: Workload, batch_size: int) -> tuple[Arrays, Arrays]:
 
 
 def _cached_shapes(workload: Workload) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the states that a cache holds, of a position or of an example."""
+    """Returns the shapes of the states in a cache, per position or, for embeddings, per example."""
     size, shapes = workload.teacher.hidden_size, {}
     if workload.holds_states:
         shapes[records.HEAD_STATES] = (workload.teacher.embedding_width,)
@@ -253,14 +256,14 @@ def _cached_shapes(workload: Workload) -> dict[str, tuple[int, ...]]:
 
 
 def teacher_batch(workload: Workload, batch_size: int) -> Arrays:
-    """Returns a batch as `pipeline.teacher.forward.build_batch` gives it, always the same."""
+    """Returns a batch in the format of `pipeline.teacher.forward.build_batch`, always the same."""
     random = np.random.default_rng(_SEED)
     inputs = _random_inputs(workload, workload.teacher, batch_size, random)
     return {**inputs, records.MASKED_LM_IDS: _random_labels(workload, batch_size, random)}
 
 
 def step_flops(workload: Workload) -> float:
-    """Returns the operations of a step of stage 2 for one example, a live teacher's included."""
+    """Returns the operations of a training step for one example, with those of a live teacher."""
     teacher = workload.teacher if workload.live else None
     return flops.step_flops(
         workload.student,
@@ -272,7 +275,7 @@ def step_flops(workload: Workload) -> float:
 
 
 def teacher_flops(workload: Workload) -> float:
-    """Returns the operations of the teacher's forward pass in stage 1b for one example."""
+    """Returns the operations of the teacher's forward pass in capture for one example."""
     return flops.forward_flops(
         workload.teacher, workload.max_seq_length, workload.max_predictions_per_seq
     )

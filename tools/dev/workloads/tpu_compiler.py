@@ -1,8 +1,8 @@
-"""Compiling ahead of time for TPUs that are not there.
+"""Ahead-of-time compilation for TPUs on a machine without TPUs.
 
-XLA's TPU compiler comes with the package `libtpu` and runs on any machine. A program is
-compiled for all chips of a topology: the batch is divided among them, and each holds all
-weights (data parallelism).
+XLA's TPU compiler is part of the package `libtpu` and runs on any machine. A program is compiled
+for all chips of a topology with data parallelism: the batch is divided among the chips, and each
+chip has all weights.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from tools.dev.workloads import step_programs
 from tools.dev.workloads.step_programs import Workload
 
 GIB = 2**30
-# What the compiler may use of a chip's memory, in its own words when a program does not fit.
+# Usable memory of a chip, from the compiler's message about a program that does not fit.
 USABLE_GIB = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 _PROGRESS_SECONDS = 30.0
-# Its two ways to say what a program needs.
+# The compiler's two messages about the memory that a program needs.
 _NEEDED = re.compile(
     r"Used ([0-9.]+[KMGT]) of [0-9.]+[KMGT] hbm"
     r"|memory required for HLO temporaries \(([0-9.]+[KMGT])\) exceeds"
@@ -37,7 +37,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips that programs are compiled for; `usable_bytes` are those of one chip's memory."""
+    """Chips for which programs are compiled; `usable_bytes` is the usable memory of one chip."""
 
     name: str
     chip: Accelerator
@@ -46,27 +46,28 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return len(self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program as it was compiled, or was not.
+    """The result of compiling a program.
+
+    If the program does not fit, `argument_bytes` and all later attributes are None.
 
     Attributes:
         part: `step` or `teacher`.
-        batch_size: examples, of all chips together.
-        num_chips: that share them.
-        compile_seconds: how long the compiler took.
-        fits: whether it fits into each chip's memory.
-        memory_bytes: what it needs on a chip; None where the compiler does not say.
-        argument_bytes: of that, weights, the optimizer's state and the batch; None,
-            like all that follows, where it does not fit.
-        temporary_bytes: of that, what lives during the program only.
+        batch_size: number of examples on all chips together.
+        num_chips: number of chips that share them.
+        compile_seconds: time of the compilation.
+        fits: whether the program fits into the memory of each chip.
+        memory_bytes: memory that it needs on a chip; None if the compiler does not report it.
+        argument_bytes: memory of weights, optimizer state and batch on a chip.
+        temporary_bytes: memory of temporary values on a chip.
         flops: floating-point operations on a chip, as the compiler counts them.
-        bytes_accessed: on a chip, as the compiler counts them.
-        compiler_seconds: its own estimate of the time; it may mean nothing.
+        bytes_accessed: bytes accessed on a chip, as the compiler counts them.
+        compiler_seconds: the compiler's estimate of the time; it may be meaningless.
     """
 
     part: str
@@ -82,10 +83,10 @@ class Program:
     compiler_seconds: float | None = None
 
     def roofline_seconds(self, chip: Accelerator) -> float | None:
-        """Returns the least time that the chip's peaks allow, None where nothing is known.
+        """Returns the shortest time that the chip's peaks allow; None if it is not known.
 
-        The larger of operations over peak compute and bytes over peak bandwidth
-        (Williams, Waterman and Patterson, "Roofline", 2009).
+        It is the larger of operations / peak compute and bytes / peak bandwidth (Williams,
+        Waterman and Patterson, "Roofline", 2009).
         """
         if self.flops is None or self.bytes_accessed is None:
             return None
@@ -93,39 +94,40 @@ class Program:
 
     @property
     def memory_gib(self) -> str:
-        """What it needs on a chip, for people."""
+        """Memory that it needs on a chip, in GiB, as text."""
         return "more" if self.memory_bytes is None else f"{self.memory_bytes / GIB:.2f}"
 
     @property
     def compiler_estimates(self) -> bool:
-        """Whether the compiler's estimate is a time at all."""
+        """Whether the compiler's estimate of the time is a positive number."""
         seconds = self.compiler_seconds
         return seconds is not None and math.isfinite(seconds) and seconds > 0
 
 
 def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """Reads a topology's name.
+    """Returns the chip and the layout in the name of a topology.
 
-    Example: `v5e:2x4` is v5e and (2, 4), eight chips.
+    Example: `v5e:2x4` gives v5e and (2, 4), which are eight chips.
 
     Raises:
-        InputError: it is no such name, or of a chip that is not known here.
+        InputError: the name is malformed, or the chip is not supported.
     """
     kind, _, shape = name.partition(":")
     if kind not in USABLE_GIB or not re.fullmatch(r"[1-9][0-9]?(x[1-9][0-9]?){1,2}", shape):
         raise InputError(
             Setting("topology"),
-            f"{', '.join(USABLE_GIB)} and the chips' layout, such as v5e:2x2 or v5p:2x2x1",
+            f"one of {', '.join(USABLE_GIB)} and a layout of chips, such as v5e:2x2 or v5p:2x2x1",
             f"{name!r}",
         )
     return kind, tuple(int(size) for size in shape.split("x"))
 
 
 def open_topology(name: str) -> Topology:
-    """Returns a topology; Keras computes on the CPU with JAX from then on.
+    """Returns a topology. After this call, Keras uses JAX on the CPU.
 
     Raises:
-        InputError: the compiler or JAX is not installed, or it knows no such topology.
+        InputError: the compiler or JAX is not installed, or the compiler does not know the
+            topology.
     """
     kind, layout = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
@@ -133,12 +135,12 @@ def open_topology(name: str) -> Topology:
             Setting("topology"),
             "the TPU compiler to be installed",
             "none",
-            hint="pip install libtpu brings it",
+            hint="pip install libtpu",
         )
     os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
-    # No TPU is opened: several processes may compile at once.
+    # No TPU is opened, so several processes may compile at the same time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # Else it asks for the description of a machine in Google's cloud, and waits.
+    # Otherwise libtpu queries the metadata server of Google Cloud, and waits for an answer.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-{math.prod(layout)}")
@@ -148,50 +150,50 @@ def open_topology(name: str) -> Topology:
         raise InputError(
             Setting("topology"),
             received=f"JAX cannot be imported ({error})",
-            hint="pip install '.[jax]' brings it",
+            hint="pip install '.[jax]'",
         ) from error
-    # One chip has no neighbours; four are the least otherwise.
+    # By default, a host has at least four chips.
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(layout) == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
     except Exception as error:
         raise InputError(
             Setting("topology"),
-            received=f"the TPU compiler knows no {name}: {str(error).splitlines()[0]}",
+            received=f"the TPU compiler does not support {name}: {str(error).splitlines()[0]}",
         ) from error
-    return Topology(name, TPUS[kind], USABLE_GIB[kind] * GIB, found.devices)
+    return Topology(name, TPUS[kind], USABLE_GIB[kind] * GIB, description.devices)
 
 
 def compile_part(workload: Workload, part: str, batch_size: int, topology: Topology) -> Program:
-    """Compiles a program for a batch that is a multiple of the chips, and describes it."""
+    """Compiles a program and describes it; `batch_size` must be a multiple of the chips."""
     lowered = _PARTS[part](workload, batch_size, topology)
-    begun = time.perf_counter()
-    what = f"{part}, {batch_size} examples, {topology.name}"
-    with _progress(what):
+    start = time.perf_counter()
+    title = f"{part}, {batch_size} examples, {topology.name}"
+    with _progress(title):
         try:
             compiled, error = lowered.compile(), None
         except Exception as caught:
             compiled, error = None, caught
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     make = functools.partial(Program, part, batch_size, topology.num_chips, seconds)
     if error is None:
         program = _describe(make, compiled)
     else:
         program = make(fits=False, memory_bytes=needed_bytes(error))
-    said = "fits" if program.fits else "does not fit"
-    print(f"compiled: {what}: {said}, {program.memory_gib} GiB", file=sys.stderr, flush=True)
+    result = "fits" if program.fits else "does not fit"
+    print(f"compiled: {title}: {result}, {program.memory_gib} GiB", file=sys.stderr, flush=True)
     return program
 
 
 def _describe(make: Callable[..., Program], compiled: Any) -> Program:
-    """Returns a program that was compiled, with what the compiler says of it."""
+    """Returns a compiled program with the compiler's figures."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    # What comes out lies where it came in, but for what is new.
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    rest = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    # Outputs that alias arguments need no additional memory.
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    others = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return make(
         fits=True,
-        memory_bytes=memory.argument_size_in_bytes + new + rest,
+        memory_bytes=memory.argument_size_in_bytes + new_outputs + others,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=costs.get("flops"),
@@ -203,7 +205,7 @@ def _describe(make: Callable[..., Program], compiled: Any) -> Program:
 def needed_bytes(error: Exception) -> float | None:
     """Returns the memory that a program needs, from the compiler's error that it does not fit.
 
-    Returns None where the compiler does not say, and raises an error that is not about memory.
+    Returns None if the error has no size. An error that is not about memory is raised again.
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
@@ -211,22 +213,22 @@ def needed_bytes(error: Exception) -> float | None:
     match = _NEEDED.search(text)
     if match is None:
         return None
-    said = match[1] or match[2]
-    return float(said[:-1]) * _UNITS[said[-1]]
+    size = match[1] or match[2]
+    return float(size[:-1]) * _UNITS[size[-1]]
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Says on stderr what is being compiled, and again each half minute."""
-    begun, done = time.perf_counter(), threading.Event()
+def _progress(title: str) -> Iterator[None]:
+    """Prints to stderr that a program is being compiled, and again every half minute."""
+    start, done = time.perf_counter(), threading.Event()
 
-    def say() -> None:
-        print(f"compiling: {what}", file=sys.stderr, flush=True)
+    def report() -> None:
+        print(f"compiling: {title}", file=sys.stderr, flush=True)
         while not done.wait(_PROGRESS_SECONDS):
-            seconds = time.perf_counter() - begun
-            print(f"compiling: {what}: {seconds:.0f} s", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - start
+            print(f"compiling: {title}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=say, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
         yield
@@ -236,7 +238,7 @@ def _progress(what: str) -> Iterator[None]:
 
 
 def _shardings(topology: Topology) -> tuple[Any, Any]:
-    """Returns how weights lie on the chips, and how batches do."""
+    """Returns the shardings of weights and of batches over the chips."""
     import jax
     import numpy as np
 
@@ -249,7 +251,7 @@ def _shardings(topology: Topology) -> tuple[Any, Any]:
 
 
 def _abstract(values: Any, sharding: Any, batch_size: int | None = None) -> Any:
-    """Returns shapes and dtypes alone, with another batch size if one is given."""
+    """Returns the shapes and dtypes of values, with another batch size if one is given."""
     import jax
 
     def describe(value: Any) -> Any:
@@ -260,7 +262,7 @@ def _abstract(values: Any, sharding: Any, batch_size: int | None = None) -> Any:
 
 
 def _lower_step(workload: Workload, batch_size: int, topology: Topology) -> Any:
-    """Lowers a step as Keras's `fit` would run it over these chips."""
+    """Lowers a training step as Keras's `fit` would run it on these chips."""
     import jax
 
     whole, divided = _shardings(topology)
@@ -272,7 +274,7 @@ def _lower_step(workload: Workload, batch_size: int, topology: Topology) -> Any:
 
 
 def _lower_teacher(workload: Workload, batch_size: int, topology: Topology) -> Any:
-    """Lowers the teacher's forward pass and what stage 1b keeps of it."""
+    """Lowers the teacher's forward pass, and the truncation of its outputs in capture."""
     import jax
 
     from pipeline.teacher import forward
