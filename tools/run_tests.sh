@@ -13,5 +13,6 @@ source tools/environment.sh
 make_environment test
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+"$VENV/bin/python" -m tools.dev.lint_words
 # Two processes: each holds TensorFlow.
 exec "$VENV/bin/python" -m pytest -n 2 --dist=worksteal "$@"
