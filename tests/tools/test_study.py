@@ -77,7 +77,7 @@ def test_student_has_half_of_the_layers_by_default(bare_dir, teacher_dir, tmp_pa
         "masked_lm",
         "roberta_wwm",
         "distilbert",
-        "kl_divergence=1+masked_lm=1",
+        "minirbt",
     ]
     assert not tool.find_study(StudyConfig(teacher=bare_dir, **settings)).has_head
 

@@ -35,7 +35,7 @@ class StudyConfig(StudentRunsConfig):
     """The settings of this tool; its flags are generated from them."""
 
     recipes: tuple[str, ...] = setting(
-        ("roberta_wwm", "distilbert", "kl_divergence=1+masked_lm=1"),
+        ("roberta_wwm", "distilbert", "minirbt"),
         "Recipes of the distilled students, separated by commas, in the form of compare_recipes. "
         "The first also continues a base model.",
         parse=parse_words,
