@@ -252,7 +252,7 @@ DATA_PARALLEL = "--distribution=data_parallel"
 @pytest.mark.parametrize(
     ("flags", "flag"),
     [
-        (f"{DATA_PARALLEL}", "--distribution"),
+        (f"{DATA_PARALLEL}", "--backend"),
         ("--num_processes=2", "--num_processes"),
         (f"{DATA_PARALLEL} --backend=jax --coordinator_address=here", "--coordinator_address"),
     ],
@@ -264,7 +264,7 @@ def test_flags_that_contradict_each_other_are_refused(capsys, flags: str, flag: 
 
 
 def test_library_refuses_data_parallel_on_tensorflow(config) -> None:
-    with refused("distribution", "tensorflow"):
+    with refused("backend", "tensorflow"):
         distilled(config, distribution="data_parallel")
 
 
@@ -344,8 +344,8 @@ def test_incomplete_flags_of_processes_are_refused_by_name(flags: tuple, message
     ("environment", "message"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "JAX_COORDINATOR_ADDRESS=localhost:1 ("),
-        ({"JAX_COORDINATOR_ADDRESS": "here"}, "expected HOST:PORT of process 0, received 'here'"),
-        (_slurm(1, 1, 1), "received none (process_id and"),
+        ({"JAX_COORDINATOR_ADDRESS": "here"}, "must be HOST:PORT of process 0, got 'here'"),
+        (_slurm(1, 1, 1), "got none (process_id and"),
     ],
 )
 def test_incomplete_environment_of_processes_is_refused(
