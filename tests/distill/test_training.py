@@ -233,7 +233,7 @@ def test_malformed_record_with_valid_checksum_is_refused(
     config, cache_dir, tmp_path, monkeypatch, row: int, name: str
 ) -> None:
     """Records that are read before the run are reported with their shard, others with the cache."""
-    monkeypatch.setattr(list_mass, "_SAMPLE", 1)
+    monkeypatch.setattr(list_mass, "_NUM_EXAMPLES", 1)
     made = tmp_path / "made"
     shutil.copytree(cache_dir, made)
     loaded = manifests.load(made)

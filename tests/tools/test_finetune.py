@@ -305,7 +305,7 @@ def test_fine_tuned_model_is_evaluated_and_fine_tuned_again(
     config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
     (model / "config.json").write_text(json.dumps(config))
     assert _run(**again, do_train=False) == 0
-    assert "taken for 0, 1, in this order" in capsys.readouterr().err
+    assert "taken as 0, 1, in this order" in capsys.readouterr().err
     assert (tmp_path / "again/evaluated/metrics.json").is_file()
     # On another task the head is dropped, so evaluation without training is refused.
     other_task = {**again, "task": "ocnli", "data_dir": pair_dir, "num_train_epochs": 1}
