@@ -88,10 +88,12 @@ WORD_PIECES = ("the", "small", "model", "large", "one", "step", "by", "be", "##r
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects opt-in tests unless -m is set."""
-    if config.option.markexpr:
-        return
+    """Deselects opt-in tests unless -m is set; -m long selects long tests of the suite only."""
     opt_in = {"docs", "export", "peers", "ray", "remote", "shared", "slow", "tpu"}
+    if not config.option.markexpr:
+        opt_in.add("long")
+    elif config.option.markexpr != "long":
+        return
     selected = [item for item in items if not opt_in & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     items[:] = selected

@@ -269,6 +269,7 @@ def _lines(content: bytes) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
+@pytest.mark.long
 def test_interrupted_student_in_a_bucket_resumes_to_equal_bytes(
     bucket, distill_config, cache_dir, teacher_dir, tmp_path, monkeypatch
 ) -> None:
@@ -329,6 +330,7 @@ def test_shard_that_cannot_be_downloaded_is_named(
     assert caught.value.filename == calls[moment]
 
 
+@pytest.mark.long
 def test_cache_larger_than_the_mirror_limit_trains_to_the_same_bits(
     bucket, distill_config, cache_dir, monkeypatch, tmp_path
 ) -> None:
@@ -361,6 +363,7 @@ def test_cache_larger_than_the_mirror_limit_trains_to_the_same_bits(
     assert caught.value.subject == LIMIT_VARIABLE
 
 
+@pytest.mark.long
 def test_only_shards_that_are_read_are_downloaded(bucket, distill_config, cache_dir) -> None:
     """The input is a glob of one shard, with a check of sizes only."""
     config = distill_config(

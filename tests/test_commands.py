@@ -326,6 +326,7 @@ def _last_evaluation(folder: pathlib.Path) -> dict[str, float]:
     return [line for line in lines if line["split"] == "eval"][-1]
 
 
+@pytest.mark.long
 def test_pipeline_gives_equal_results_on_both_backends(
     prepare_flags, teacher_dir, tmp_path
 ) -> None:
@@ -375,6 +376,7 @@ def test_pipeline_gives_equal_results_on_both_backends(
     assert caches[0].teacher_info == caches[1].teacher_info
 
 
+@pytest.mark.long
 def test_published_command_lines_of_the_original_project_run(
     prepare_flags, teacher_dir, vocab_file, tmp_path
 ) -> None:

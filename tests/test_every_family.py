@@ -37,6 +37,7 @@ def sentences(tmp_path, corpus_dir):
     return path
 
 
+@pytest.mark.long
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports come from TensorFlow")
 @pytest.mark.parametrize(
     "formats", ["hf,saved_model", pytest.param("litert,onnx", marks=pytest.mark.export)]

@@ -143,6 +143,7 @@ def test_transformers_opens_the_modernbert_student(student) -> None:
     assert_parity(model, load_torch(student), _batch(model.config.vocab_size), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backend", ["tensorflow", pytest.param("jax", marks=[*JAX.marks, pytest.mark.slow])]
 )

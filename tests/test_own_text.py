@@ -45,6 +45,7 @@ def tokenizer_file(request) -> pathlib.Path:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.long
 def test_own_tokenizer_runs_through_three_stages(
     tokenizer_file, corpus_dir, tmp_path, capsys
 ) -> None:

@@ -85,6 +85,7 @@ def _config(cache: pathlib.Path, output_dir: pathlib.Path, **changes) -> Distill
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_cut", [True, False])
 def test_student_of_a_padded_model_has_no_unused_rows(
     is_cut: bool, teacher_dir, padded_dir, cache_dir, vocab, tmp_path
@@ -101,6 +102,7 @@ def test_student_of_a_padded_model_has_no_unused_rows(
         np.testing.assert_array_equal(weights[0][name], value)
 
 
+@pytest.mark.long
 def test_live_teacher_gives_unused_rows_no_mass(
     teacher_dir, padded_dir, examples_dir, tmp_path
 ) -> None:
@@ -120,6 +122,7 @@ def test_live_teacher_gives_unused_rows_no_mass(
         assert reports[0][name] == pytest.approx(reports[1][name], rel=1e-5), name
 
 
+@pytest.mark.long
 def test_tools_accept_a_padded_teacher(
     padded_cache_dir, padded_dir, examples_dir, tmp_path, capsys
 ) -> None:

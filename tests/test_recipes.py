@@ -63,6 +63,7 @@ _TO_RUN = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", _TO_RUN)
 def test_losses_of_every_recipe_fall(
     recipe, corpus_dir, vocab_file, deep_teacher, tmp_path, capsys

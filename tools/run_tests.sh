@@ -2,6 +2,7 @@
 # Makes a virtual environment, installs the project into it, lints it and runs its tests.
 #
 #   bash tools/run_tests.sh                 the suite
+#   bash tools/run_tests.sh -m long         its long tests
 #   bash tools/run_tests.sh -m docs         the examples of the README files
 #   bash tools/run_tests.sh -m peers        comparisons that need torch and transformers
 #

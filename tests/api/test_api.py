@@ -115,6 +115,7 @@ def test_merging_a_cache_with_itself_keeps_its_probabilities(cache_dir, tmp_path
         np.testing.assert_allclose(received, expected, atol=2e-3)
 
 
+@pytest.mark.long
 def test_three_stages_make_a_student(corpus_dir, vocab_file, teacher_dir, tmp_path) -> None:
     corpus = api.CorpusSource(input_dir=str(corpus_dir))
     examples, cache, student = (str(tmp_path / name) for name in ("examples", "cache", "student"))
@@ -158,6 +159,7 @@ def _snippets() -> list[str]:
     return [block for block in blocks if "open_cache" in block]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(2))
 def test_readme_snippet_reads_a_cache_in_few_lines(cache_dir, tmp_path, number: int) -> None:
     snippet = _snippets()[number]

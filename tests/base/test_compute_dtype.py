@@ -42,6 +42,7 @@ def test_detect_chooses_float32_without_a_description_of_the_processor(tmp_path)
     assert compute_dtype.detect(["cpu:0"], tmp_path / "none")[0] == "float32"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "chosen", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"]
 )

@@ -51,6 +51,7 @@ def _train(output_dir: Location, table_bytes: int, *arguments: str) -> Location:
     return output_dir
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", ["top-k", "states", "live"])
 def test_training_in_blocks_gives_the_same_student(

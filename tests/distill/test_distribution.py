@@ -103,6 +103,7 @@ def _batches_of_processes(
     return agreed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "chunking", [Chunking(12, 3, 8), Chunking(12, 1, 8), Chunking(24, 2, 1), Chunking(12, 1, 1)]
 )
@@ -387,6 +388,7 @@ for attempt in (lambda: replicas.broadcast_from_primary(both, fail), verify):
 """
 
 
+@pytest.mark.long
 @needs_jax
 def test_barrier_continues_all_processes_or_none() -> None:
     address = _free_address()

@@ -263,6 +263,7 @@ def own_settings(windows_dir) -> dict:
     }
 
 
+@pytest.mark.long
 def test_interrupted_run_equals_an_uninterrupted_run(config, cache, monkeypatch) -> None:
     # The second epoch begins before the checkpoint of step 20.
     assert cache.manifest.num_examples("train") < 20 * 16

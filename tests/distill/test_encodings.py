@@ -111,6 +111,7 @@ def test_decoded_probabilities_are_close_to_float16(caches, cache_dir, name) -> 
     assert mean == 16 if CACHES[name]["truncation_mass"] is None else 1 < mean < 15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["compact0.3", "float16sampled"])
 def test_student_learns_from_a_truncated_or_sampled_cache(caches, config, name) -> None:
     cache = str(caches[name])
@@ -169,6 +170,7 @@ def test_compact_encoding_and_truncation_shrink_the_cache(caches) -> None:
         assert sizes[f"{encoding}0.3"] < sizes[encoding]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["compact", "compact0.3", "compactsampled"])
 def test_cache_made_in_tasks_has_the_same_bytes(caches, cache_config, tmp_path, name) -> None:
     folder = tmp_path / "cache"

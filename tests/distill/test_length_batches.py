@@ -336,6 +336,7 @@ def expect_equal_updates(case: str, cache_dir: str, teacher: str) -> None:
     _expect_equal_changes(*changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "live")) for case in CASES]
 )

@@ -50,6 +50,7 @@ def _evaluate(config: DistillConfig, **changes) -> dict[str, float]:
     return distilled(config, do_train=False, **changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("tail", [None, "bucket", "label", "renormalize"])
 def test_live_top_k_equals_the_cached_one(config, cache_dir, tail, temperature) -> None:
@@ -62,6 +63,7 @@ def test_live_top_k_equals_the_cached_one(config, cache_dir, tail, temperature) 
         assert live[name] == pytest.approx(cached[name], rel=2e-3, abs=1e-5), name
 
 
+@pytest.mark.long
 def test_whole_distribution_equals_k_of_the_vocabulary_size(config, vocab) -> None:
     changes = {"losses": {"kl_divergence": 1.0}, "temperature": 3.0}
     dense = _evaluate(config, **changes)
@@ -71,6 +73,7 @@ def test_whole_distribution_equals_k_of_the_vocabulary_size(config, vocab) -> No
             assert truncated[name] == pytest.approx(dense[name], rel=1e-4, abs=1e-5), (tail, name)
 
 
+@pytest.mark.long
 def test_cached_top_k_combines_with_live_hidden_states(config, hidden_cache_dir) -> None:
     """The top-k comes from the cache, all hidden states from the teacher."""
     mixed = _evaluate(config, input_dir=str(hidden_cache_dir), layer_groups="3:2")
@@ -105,6 +108,7 @@ def test_cached_hidden_states_equal_the_teachers_means(hidden_cache_dir, teacher
         assert (np.abs(received - expected) <= bound)[real].all()
 
 
+@pytest.mark.long
 def test_training_with_a_live_teacher_reduces_every_loss(config, tmp_path) -> None:
     losses = {"kl_divergence": 5.0, "masked_lm": 2.0, "hidden_cosine": 1.0, "attention_mse": 100.0}
     changed = dataclasses.replace(
@@ -132,6 +136,7 @@ def test_training_with_a_live_teacher_reduces_every_loss(config, tmp_path) -> No
     assert size < 3.1 * student + 1000
 
 
+@pytest.mark.long
 def test_loss_positions_all_changes_only_losses_on_distributions(config) -> None:
     """The label loss is still computed at masked positions only."""
     masked = _evaluate(config)
@@ -142,6 +147,7 @@ def test_loss_positions_all_changes_only_losses_on_distributions(config) -> None
     assert everywhere["kl_divergence"] != pytest.approx(masked["kl_divergence"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_narrower_student_learns_a_projection(
     config, hidden_cache_dir, monkeypatch, tmp_path
 ) -> None:
@@ -167,6 +173,7 @@ def test_narrower_student_learns_a_projection(
     assert_same_weights(again.output_dir, changed.output_dir)
 
 
+@pytest.mark.long
 def test_narrower_student_learns_states_of_embeddings_and_layers(
     config, examples_dir, teacher_dir, monkeypatch, tmp_path
 ) -> None:
@@ -197,6 +204,7 @@ def test_narrower_student_learns_states_of_embeddings_and_layers(
     assert_same_weights(again.output_dir, cached.output_dir)
 
 
+@pytest.mark.long
 def test_hidden_mse_of_equal_embeddings_is_zero(config) -> None:
     """A student that starts with the teacher's embeddings has the same embeddings' output."""
     changes = {"losses": {"hidden_mse": 1.0}, "compute_dtype": "float32"}
@@ -214,6 +222,7 @@ def test_run_configuration_records_the_layers_of_each_loss(config) -> None:
     assert preparation.prepare(given).request()["hidden_groups"] == "0:0,1:1,2:2,3:3"
 
 
+@pytest.mark.long
 def test_loss_weights_follow_their_schedules(config) -> None:
     """The last update has the last weight, also with gradient accumulation."""
     changed = dataclasses.replace(
@@ -237,6 +246,7 @@ def test_loss_weights_follow_their_schedules(config) -> None:
     assert line["loss"] == pytest.approx(3.0 * line["kl_divergence"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_frozen_tables_do_not_change(config, teacher_dir) -> None:
     distilled(config, freeze=("position_embeddings", "word_embeddings"))
     trained, teacher = read_weights(config.output_dir), read_weights(teacher_dir)
@@ -245,6 +255,7 @@ def test_frozen_tables_do_not_change(config, teacher_dir) -> None:
         assert np.array_equal(trained[name], teacher[name]) != moves, name
 
 
+@pytest.mark.long
 def test_distilbert_student_is_made_from_a_bert(
     config, tmp_path, vocab_file, examples_config
 ) -> None:
@@ -324,6 +335,7 @@ def test_missing_targets_and_layers_are_refused(
     assert not config.output_dir.exists()
 
 
+@pytest.mark.long
 def test_attention_losses_train_a_narrower_student(config, tmp_path) -> None:
     """Relation heads have different sizes in the two models. Every attention loss falls."""
     student = dataclasses.replace(config.student, student_hidden_size=16, student_layers=3)
@@ -346,6 +358,7 @@ def test_attention_losses_train_a_narrower_student(config, tmp_path) -> None:
     assert request["relation_heads"] == 8
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("error:Gradients do not exist")
 def test_head_that_no_loss_trains_does_not_change(config, teacher_dir, capsys) -> None:
     """The head does not change under weight decay either, and one line is printed about it."""
@@ -360,6 +373,7 @@ def test_head_that_no_loss_trains_does_not_change(config, teacher_dir, capsys) -
     assert sum("masked-LM head" in line and "relation_kl" in line for line in lines) == 1
 
 
+@pytest.mark.long
 def test_attention_losses_of_a_copied_layer_are_zero(config, still_teacher_dir) -> None:
     """The student's first layer is a copy of the teacher's."""
     changes = {
@@ -380,6 +394,7 @@ def embedding_cache_dir(tmp_path_factory, examples_dir, teacher_dir) -> pathlib.
     return make_cache(folder, examples_dir, teacher_dir, cache_embedding="mean")
 
 
+@pytest.mark.long
 def test_cached_embeddings_equal_the_teachers_for_unmasked_text(
     embedding_cache_dir, teacher_dir
 ) -> None:
@@ -408,6 +423,7 @@ def test_manifest_without_embeddings_has_no_embedding_keys(cache_dir) -> None:
     assert "cache_embedding" not in manifest["flags"]
 
 
+@pytest.mark.long
 def test_cached_and_live_embeddings_agree(config, embedding_cache_dir) -> None:
     """The tolerance is the rounding of float16."""
     losses = {"losses": {"embedding_cosine": 1.0, "embedding_mse": 1.0, "masked_lm": 1.0}}
@@ -420,6 +436,7 @@ def test_cached_and_live_embeddings_agree(config, embedding_cache_dir) -> None:
     assert cached["masked_lm"] == pytest.approx(live["masked_lm"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_narrower_student_learns_embeddings(
     config, embedding_cache_dir, monkeypatch, tmp_path
 ) -> None:

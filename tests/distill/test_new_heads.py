@@ -150,6 +150,7 @@ def _products_on_tensorflow(model: MaskedLM) -> list[int]:
     return [sum("MatMul" in op.type for op in graph.get_operations()) for graph in graphs]
 
 
+@pytest.mark.long
 def test_gradient_does_not_reach_a_frozen_encoder(teacher_dir) -> None:
     """The gradient takes two more products: for the dense layer's kernel and for its output."""
     if keras.config.backend() == "tensorflow":
@@ -159,6 +160,7 @@ def test_gradient_does_not_reach_a_frozen_encoder(teacher_dir) -> None:
         assert (forward > 10, both - forward) == (True, 2)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_gradient_does_not_reach_a_frozen_encoder_on_jax(teacher_dir) -> None:
     output = run_python("-c", ON_JAX, str(teacher_dir), KERAS_BACKEND="jax").stdout
@@ -166,6 +168,7 @@ def test_gradient_does_not_reach_a_frozen_encoder_on_jax(teacher_dir) -> None:
     assert (forward > 10, both - forward) == (True, 2)
 
 
+@pytest.mark.long
 def test_an_interrupted_training_of_a_head_resumes(config, monkeypatch) -> None:
     frozen = dataclasses.replace(config, freeze=("encoder",))
     expect_same_after_interrupt(monkeypatch, frozen, update=8, step=5)
@@ -194,6 +197,7 @@ def _label_shares(examples_dir, vocab_size: int) -> np.ndarray:
     return counts / counts.sum()
 
 
+@pytest.mark.long
 def test_encoder_without_a_head_starts_with_a_new_head(
     config, bare_dir, teacher_dir, capsys
 ) -> None:
@@ -215,6 +219,7 @@ def test_encoder_without_a_head_starts_with_a_new_head(
         np.testing.assert_allclose(initial[name], exact, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["cache", "windows"])
 def test_narrower_student_of_an_encoder_gets_a_new_head(
     config, bare_dir, cache_dir, windows_dir, kind
@@ -231,6 +236,7 @@ def test_narrower_student_of_an_encoder_gets_a_new_head(
     assert shares.sum() == pytest.approx(1.0, rel=1e-4) and shares.max() > 10 * shares.min()
 
 
+@pytest.mark.long
 def test_identity_of_a_new_head_is_cut_to_the_embedding_width(config, tmp_path, vocab_file) -> None:
     sizes = {"embedding_size": 16, "model_type": "albert"}
     folder = save_tiny_bert(tmp_path / "albert", vocab_file, seed=2, **sizes)
@@ -243,6 +249,7 @@ def test_identity_of_a_new_head_is_cut_to_the_embedding_width(config, tmp_path, 
     np.testing.assert_array_equal(initial["predictions.dense.weight"], np.eye(16, 32))
 
 
+@pytest.mark.long
 def test_training_with_a_new_head_is_reproducible(config, bare_dir) -> None:
     student = StudentConfig(student=bare_dir)
     other = dataclasses.replace(config, output_dir=f"{config.output_dir}-again")
@@ -251,6 +258,7 @@ def test_training_with_a_new_head_is_reproducible(config, bare_dir) -> None:
     assert_same_weights(config.output_dir, other.output_dir)
 
 
+@pytest.mark.long
 def test_model_with_a_trained_new_head_is_a_teacher(config, bare_dir, tmp_path) -> None:
     settings = {"num_train_steps": 3, "freeze": ("encoder",)}
     distilled(config, student=StudentConfig(student=bare_dir), **settings)

@@ -63,6 +63,7 @@ def _signal_in_evaluation(patch, due: Callable[[int], bool]) -> None:
     patch.setattr(training._EvaluationStop, "on_test_batch_end", signalled)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_resumed_run_equals_an_uninterrupted_run(
     whole, monkeypatch, tmp_path, number
@@ -85,6 +86,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_run(
         assert report["masked_lm"] == read_lines(whole.output_dir)[-1]["masked_lm"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_run_stopped_in_an_evaluation_repeats_it_on_resume(
     whole, config, monkeypatch, moment: int
@@ -116,6 +118,7 @@ def test_evaluation_without_training_is_stopped(whole, monkeypatch) -> None:
     assert "stopped by SIGTERM in the evaluation;" in str(caught.value)
 
 
+@pytest.mark.long
 def test_barrier_follows_the_writing_of_files(config, monkeypatch) -> None:
     """A process that writes nothing must not end while another process still writes."""
     seen = []
@@ -136,6 +139,7 @@ def test_barrier_follows_the_writing_of_files(config, monkeypatch) -> None:
     assert {"model.safetensors", "config.json", "vocab.txt"} <= seen[-1]
 
 
+@pytest.mark.long
 def test_error_of_closing_the_log_does_not_hide_the_stop(config, monkeypatch, capsys) -> None:
     def close(log: object) -> None:
         raise OSError("503 SlowDown")
@@ -158,6 +162,7 @@ def test_stopped_run_that_has_diverged_writes_no_checkpoint(config, monkeypatch)
     assert checkpoints.checkpoint_steps(config.output_dir) == []
 
 
+@pytest.mark.long
 def test_second_ctrl_c_interrupts_at_once(config, monkeypatch) -> None:
     _signal_at(monkeypatch, 7, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="resume from step 5, the last checkpoint"):
@@ -179,6 +184,7 @@ def test_only_the_main_thread_handles_signals() -> None:
     assert seen == [before, False]
 
 
+@pytest.mark.long
 def test_run_resumes_from_the_newest_valid_checkpoint(whole, config, capsys) -> None:
     expected, folder = whole.output_dir, config.output_dir
     shutil.copytree(expected, folder)
@@ -208,6 +214,7 @@ def test_number_of_kept_checkpoints_is_not_in_the_run_configuration(config) -> N
     assert read_lines(config.output_dir) == before
 
 
+@pytest.mark.long
 def test_command_stops_on_sigterm_with_a_checkpoint(config, tmp_path) -> None:
     """A real process stops at a step where neither a line nor a checkpoint is due."""
     more = {"save_checkpoints_steps": 100, "log_steps": 50, "max_eval_steps": 1}

@@ -122,6 +122,7 @@ def test_cache_made_in_tasks_is_byte_equal(
     assert read_folder(folder) == read_folder(states_cache_dir)
 
 
+@pytest.mark.long
 def test_losses_of_each_step_equal_those_of_a_live_teacher(
     config, examples_dir, teacher_dir
 ) -> None:
@@ -184,6 +185,7 @@ def test_teacher_as_its_own_student_agrees_with_itself(config, caches, teacher_d
     assert report["teacher_agreement"] > 0.98
 
 
+@pytest.mark.long
 def test_output_table_is_neither_trained_nor_in_checkpoints(config, states_cache_dir) -> None:
     training.distill(config)
     path = config.output_dir / "checkpoints" / "step-00000012.safetensors"

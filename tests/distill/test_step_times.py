@@ -80,6 +80,7 @@ def test_profile_steps_after_the_last_step_are_refused() -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_run_writes_trace_and_rates(config, tmp_path, backend: str) -> None:
     pytest.importorskip(backend)
@@ -100,6 +101,7 @@ def test_run_writes_trace_and_rates(config, tmp_path, backend: str) -> None:
         assert line["input_wait_seconds"] >= 0.0
 
 
+@pytest.mark.long
 def test_run_that_resumes_after_the_traced_steps_prints_a_line(config, capsys) -> None:
     steps = StepRange(1, 2)
     distilled(config, num_train_steps=3, save_checkpoints_steps=3)

@@ -36,6 +36,7 @@ from tests.distill.running import (
 DISTILLATION = {"soft_cross_entropy": 1.0, "probability_cosine": 1.0}
 
 
+@pytest.mark.long
 def test_run_writes_student_log_and_checkpoints(config, teacher_dir, cache_dir) -> None:
     report = training.distill(config)
     folder = config.output_dir
@@ -78,6 +79,7 @@ def test_interrupted_run_equals_an_uninterrupted_run(config, monkeypatch) -> Non
     expect_same_after_interrupt(monkeypatch, config, update=11, step=10)
 
 
+@pytest.mark.long
 def test_finished_run_is_not_trained_again(config) -> None:
     training.distill(config)
     before = read_lines(config.output_dir)
@@ -88,6 +90,7 @@ def test_finished_run_is_not_trained_again(config) -> None:
         distilled(config, learning_rate=2e-3)
 
 
+@pytest.mark.long
 def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
     """Compares two batches with equally many masked positions, and both in one batch."""
     random = np.random.default_rng(0)
@@ -127,6 +130,7 @@ def test_accumulation_equals_one_large_batch(still_teacher_dir) -> None:
         assert np.abs(value - start[name]).max() > 1e-4 or name.endswith("key/bias")
 
 
+@pytest.mark.long
 def test_steps_count_updates_under_accumulation(config) -> None:
     distilled(config, gradient_accumulation_steps=2, train_batch_size=4)
     lines = read_lines(config.output_dir)
@@ -135,6 +139,7 @@ def test_steps_count_updates_under_accumulation(config) -> None:
     assert rates[-1] < 2e-4
 
 
+@pytest.mark.long
 def test_diverging_run_ends_with_an_error(config) -> None:
     with refused("learning_rate", "diverged"):
         distilled(config, learning_rate=1e30, clip_norm=0.0, num_warmup_steps=0)
@@ -149,6 +154,7 @@ def test_smaller_k_uses_the_first_cached_tokens(config) -> None:
         distilled(config, truncation_factor=17)
 
 
+@pytest.mark.long
 def test_model_is_trained_from_labels_only(config, examples_dir, tmp_path, vocab) -> None:
     """Training starts from a configuration file and random weights."""
     file = tmp_path / "bert_config.json"
@@ -168,6 +174,7 @@ def test_model_is_trained_from_labels_only(config, examples_dir, tmp_path, vocab
     assert report["masked_lm_perplexity"] < 0.7 * len(vocab)
 
 
+@pytest.mark.long
 def test_mixed_precision_loss_is_close_to_float32(config, tmp_path) -> None:
     reports = [
         distilled(config, compute_dtype=dtype, output_dir=str(tmp_path / dtype))
@@ -249,6 +256,7 @@ def test_malformed_record_with_valid_checksum_is_refused(
     assert caught.value.subject == str(made if row else made / shard.file)
 
 
+@pytest.mark.long
 def test_flags_equal_to_the_manifest_keep_the_run_configuration(config) -> None:
     training.distill(config)
     before = read_lines(config.output_dir)
@@ -278,6 +286,7 @@ def test_repeatedly_killed_run_equals_an_undisturbed_run(config, tmp_path) -> No
     assert_same_weights(cut, whole)
 
 
+@pytest.mark.long
 def test_recomputing_activations_changes_no_bit_of_the_student(config, tmp_path) -> None:
     """The run configuration does not record the setting, so a run can resume with it."""
     few = dataclasses.replace(config, num_train_steps=4, save_checkpoints_steps=2)

@@ -12,6 +12,7 @@ from tests.fuzz.readers import all_readers
 READERS = [pytest.param(reader, id=name) for name, reader in all_readers().items()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reader", READERS)
 def test_corrupted_files_give_a_value_or_a_one_line_error(
     reader: Reader, tmp_path: pathlib.Path

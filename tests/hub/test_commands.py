@@ -23,6 +23,7 @@ def _run(client, command: str, **settings: object) -> str:
     return output
 
 
+@pytest.mark.long
 def test_stages_write_the_same_shards_for_a_models_id_as_for_its_directory(
     client, hub, commit, corpus_dir, examples_dir, cache_dir, tmp_path
 ) -> None:
@@ -62,6 +63,7 @@ def test_stages_write_the_same_shards_for_a_models_id_as_for_its_directory(
     assert "flax_model.msgpack" not in hub.downloaded()
 
 
+@pytest.mark.long
 def test_load_model_accepts_a_model_of_the_hub(client, commit, teacher_dir) -> None:
     code = (
         "from pipeline import api\n"

@@ -57,6 +57,7 @@ def test_only_the_shards_in_the_index_are_downloaded(client, hub, made_files) ->
     assert present == {"config.json", "vocab.txt", f"{WEIGHTS}.index.json", *names}
 
 
+@pytest.mark.long
 def test_revision_may_be_a_branch_a_tag_or_a_commit(client, hub, made_files) -> None:
     first = hub.add("org/name", made_files(11))
     second = hub.commit("org/name", made_files(12), "refs/pr/1")

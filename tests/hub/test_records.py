@@ -110,6 +110,7 @@ def _distill(cache: pathlib.Path, start: pathlib.Path, folder: pathlib.Path) -> 
     return run_distill.main(["run_distill", *flags.split()])
 
 
+@pytest.mark.long
 def test_model_card_of_a_student_names_start_and_teacher(
     hub_cache_dir, snapshot_dir, teacher_dir, tmp_path
 ) -> None:

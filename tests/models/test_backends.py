@@ -57,6 +57,7 @@ def test_code_before_the_check_of_flags_imports_no_framework():
     run_python("-c", LIGHT, KERAS_BACKEND="tensorflow")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compares with TensorFlow")
 def test_jax_equals_tensorflow_and_does_not_import_it(tmp_path, batch):

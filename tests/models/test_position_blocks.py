@@ -25,6 +25,7 @@ def _arrays(batch: int, positions: int, vocab_size: int = 11, width: int = 5):
     return constants, {"states": states, "labels": labels}
 
 
+@pytest.mark.long
 @given(
     batch=st.integers(1, 4),
     positions=st.integers(1, 9),

@@ -48,6 +48,7 @@ def _records(folder: pathlib.Path, split: str) -> list[dict[str, bytes]]:
     ]
 
 
+@pytest.mark.long
 def test_every_target_equals_the_dense_teacher(cache_dir, examples_dir, teacher_dir) -> None:
     """The reference runs one unpadded example at a time, with float64 after the logits."""
     source = model_directory.find_model(teacher_dir)
@@ -102,6 +103,7 @@ def test_repeated_capture_is_byte_equal(cache_dir, config) -> None:
     assert read_folder(config.output_dir) == read_folder(cache_dir)
 
 
+@pytest.mark.long
 def test_last_task_publishes_the_cache_that_all_tasks_share(cache_dir, config) -> None:
     folder = config.output_dir
     for index in (2, 0, 1):
@@ -238,6 +240,7 @@ def test_a_teacher_without_a_head_is_refused(config, tmp_path, teacher_dir) -> N
     assert not config.output_dir.exists()
 
 
+@pytest.mark.long
 def test_capture_uses_the_decoder_of_an_untied_teacher(
     config, tmp_path, vocab_file, examples_dir
 ) -> None:

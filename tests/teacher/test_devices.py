@@ -80,6 +80,7 @@ def captures(examples_dir, teacher_dir, tmp_path_factory) -> _Captures:
     return made
 
 
+@pytest.mark.long
 @needs_jax
 def test_eight_devices_make_the_cache_of_one(captures) -> None:
     captures.run(captures.start("eight", "--distribution=data_parallel", devices=8))
@@ -99,6 +100,7 @@ def _joined_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return first, second
 
 
+@pytest.mark.long
 @needs_jax
 def test_joined_processes_share_the_shards(captures) -> None:
     processes = [captures.start("two", *flags, devices=2) for flags in _joined_flags()]
@@ -110,6 +112,7 @@ def test_joined_processes_share_the_shards(captures) -> None:
         assert f"/{sum(counts[process::2])} " in stderr, stderr
 
 
+@pytest.mark.long
 @needs_jax
 @pytest.mark.parametrize("failing", [0, 1])
 def test_failure_of_a_joined_process_ends_the_other_with_one_line(

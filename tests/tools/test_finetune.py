@@ -99,6 +99,7 @@ def test_sentence_pairs_are_classified(flags, pair_dir) -> None:
     assert labels <= {"entailment", "neutral", "contradiction"}
 
 
+@pytest.mark.long
 def test_regression_learns_the_similarity(flags, similarity_dir) -> None:
     changes = {"data_dir": similarity_dir, "num_train_epochs": 10, "learning_rates": "5e-3"}
     assert _run(**{**flags, "task": "stsb", **changes}) == 0
@@ -108,6 +109,7 @@ def test_regression_learns_the_similarity(flags, similarity_dir) -> None:
     assert json.loads(config.read_text())["problem_type"] == "regression"
 
 
+@pytest.mark.long
 def test_questions_are_answered_over_several_windows(flags, questions_dir) -> None:
     changes = {"task": "cmrc2018", "data_dir": questions_dir, "num_train_epochs": 12}
     assert _run(**{**flags, **changes, "max_seq_length": 40}, doc_stride=20) == 0
@@ -119,6 +121,7 @@ def test_questions_are_answered_over_several_windows(flags, questions_dir) -> No
     assert len(answers) == 12 and "咖啡馆" in answers.values()
 
 
+@pytest.mark.long
 def test_words_are_tagged_over_several_windows(capsys, flags, tags_dir, tmp_path) -> None:
     """The labels come from the training file; the test file has none."""
     changes = {"task": tags_dir / "tags.yaml", "data_dir": tags_dir, "max_seq_length": 12}
@@ -186,6 +189,7 @@ def test_tags_that_the_head_lacks_are_refused(flags, tags_dir, tags_teacher_dir,
     assert error.received.endswith("with 5 labels (O, B-LOC, I-LOC, B-ORG, I-ORG)")
 
 
+@pytest.mark.long
 def test_modernbert_is_fine_tuned_on_both_kinds(flags, questions_dir, vocab_file, tmp_path) -> None:
     """The classification head reads the mean of all tokens; the span head reads each token."""
     config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
@@ -219,6 +223,7 @@ def test_untrained_head_scores_chance(flags, tmp_path) -> None:
     assert 0.3 < rate["metrics"]["accuracy"]["mean"] < 0.7
 
 
+@pytest.mark.long
 def test_grid_of_runs_is_completed_and_extended(capsys, flags) -> None:
     folder = flags["output_dir"]
     flags = {**flags, "num_train_epochs": 2}
@@ -242,6 +247,7 @@ def test_grid_of_runs_is_completed_and_extended(capsys, flags) -> None:
     assert " ± " in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_same_seed_gives_the_same_bits(flags, tmp_path) -> None:
     """Earlier training in the same process does not change the result."""
     flags = {**flags, "num_train_epochs": 2}
@@ -258,6 +264,7 @@ def test_same_seed_gives_the_same_bits(flags, tmp_path) -> None:
     assert not np.array_equal(first["classifier.weight"], other_seed["classifier.weight"])
 
 
+@pytest.mark.long
 def test_killed_run_is_repeated(flags) -> None:
     flags = {**flags, "num_train_epochs": 1}
     assert _run(**flags) == 0
@@ -289,6 +296,7 @@ def test_concurrent_run_in_the_same_directory_is_refused(capsys, flags, monkeypa
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.long
 def test_fine_tuned_model_is_evaluated_and_fine_tuned_again(
     capsys, flags, tmp_path, pair_dir
 ) -> None:
@@ -317,6 +325,7 @@ def test_fine_tuned_model_is_evaluated_and_fine_tuned_again(
     assert _run(**other_task) == 0
 
 
+@pytest.mark.long
 def test_runs_of_a_student_share_the_teacher_cache(flags, task_teacher_dir) -> None:
     teacher = {"finetune_teacher": task_teacher_dir, "distill_weight": 1.0}
     assert _run(**{**flags, "num_train_epochs": 1}, **teacher, seeds="1,2") == 0
@@ -399,6 +408,7 @@ def test_error_of_another_run_configuration_prints_both_values(capsys, flags, tm
     assert (full / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_diverged_learning_rate_does_not_stop_the_others(capsys, flags) -> None:
     flags = {**flags, "clip_norm": 0, "log_steps": 1, "num_train_epochs": 2}
     line = _fails(capsys, **{**flags, "learning_rates": "1e30"})

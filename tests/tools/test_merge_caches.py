@@ -41,6 +41,7 @@ def _dense(model: MaskedLM, features: Features, vocab_size: int) -> np.ndarray:
     return p / p.sum(-1, keepdims=True)
 
 
+@pytest.mark.long
 def test_merged_targets_of_all_tokens_equal_the_dense_average(
     examples_dir, teacher_dir, other_teacher_dir, vocab, tmp_path
 ) -> None:
@@ -129,6 +130,7 @@ def test_manifest_records_the_merged_caches(cache_dir, other_cache_dir, merged_d
     manifests.verify(merged_dir, merged, full=True)
 
 
+@pytest.mark.long
 def test_student_learns_from_a_merged_cache(merged_dir, teacher_dir, tmp_path) -> None:
     config = DistillConfig(
         output_dir=str(tmp_path / "student"),

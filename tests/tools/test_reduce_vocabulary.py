@@ -158,6 +158,7 @@ def test_printed_shares_of_covered_split_and_unknown_tokens_add_up(
     assert float(printed[8].split()[2]) > 1.0
 
 
+@pytest.mark.long
 def test_student_with_split_words_trains(cut_student_dir, cache_dir, tmp_path, capsys) -> None:
     inputs = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
     sizes = {"num_train_steps": 20, "train_batch_size": 8, "learning_rate": 3e-3, "log_steps": 5}
@@ -178,6 +179,7 @@ def test_coverage_keeps_the_most_frequent_tokens(student_dir, flags, tmp_path, c
     assert _tokens(tmp_path / "more") == _tokens(student_dir)
 
 
+@pytest.mark.long
 def test_student_trains_from_the_teachers_cache(student_dir, cache_dir, tmp_path) -> None:
     """The command runs in a process that cannot import transformers."""
     folder = tmp_path / "trained"
@@ -244,6 +246,7 @@ def test_reduced_student_trains_on_masked_examples(
     assert "tokens; others are read as [UNK]\n" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_another_vocabulary_is_another_run_configuration(
     student_dir, cache_dir, tmp_path, capsys
 ) -> None:
@@ -338,6 +341,7 @@ def make_inputs(examples_config, tmp_path) -> Callable[[pathlib.Path], tuple[pat
     return make
 
 
+@pytest.mark.long
 def test_sentencepiece_student_is_reduced_and_trained(make_inputs, spiece_file, tmp_path) -> None:
     examples, teacher = make_inputs(spiece_file)
     student = tmp_path / "student"

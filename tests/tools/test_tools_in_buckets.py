@@ -137,6 +137,7 @@ def test_broken_cache_in_a_bucket_is_verified_and_repaired(
     assert f"no problems found: {cache}" in _run(capsys, verify_cache, input_dir=cache)
 
 
+@pytest.mark.long
 def test_fine_tuning_in_a_bucket_writes_the_same_bytes(
     capsys, bucket_and_disk, bucket, tmp_path, sentiment_dir, model_dir
 ) -> None:

@@ -81,6 +81,7 @@ def test_report_on_another_teacher_shows_large_errors(
     assert report.label_error > 1.0
 
 
+@pytest.mark.long
 def test_agreement_and_calibration_equal_plain_loops(model, cache_dir) -> None:
     """The reference loops over the cache of the same teacher."""
     cache = _open(cache_dir)

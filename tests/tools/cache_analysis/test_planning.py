@@ -98,6 +98,7 @@ def test_divergences_decrease_with_k_and_vanish_for_the_whole_vocabulary(
     assert len(masses) == 1
 
 
+@pytest.mark.long
 def test_planned_divergence_equals_that_of_the_cache(model, config, cache_dir) -> None:
     """The reference sums p log(p / q) over the vocabulary, with q decoded from a cache."""
     plans = _measure(model, config, ALL, [16]).plans

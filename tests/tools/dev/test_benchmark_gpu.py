@@ -68,6 +68,7 @@ np.testing.assert_allclose(plain_jax.cached_losses(expected, targets), loss, rto
 """
 
 
+@pytest.mark.long
 @needs_jax
 def test_model_without_keras_has_the_logits_and_the_loss_of_the_project() -> None:
     run_python("-c", COMPARE, **ON_JAX)

@@ -47,6 +47,7 @@ def models(tmp_path_factory, vocab) -> dict[str, pathlib.Path]:
     return {kind: save_tiny_head(folder / kind, teacher, head) for kind, head in HEADS.items()}
 
 
+@pytest.mark.long
 def test_modernbert_is_exported_with_each_kind_of_head(vocab, sentences, tmp_path) -> None:
     """Its head has several layers, over one token or over the mean of all tokens."""
     config = {**FAMILIES["modernbert"].config_defaults, "model_type": "modernbert"}
@@ -79,6 +80,7 @@ def _report(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in report["rows"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", HEADS)
 def test_formats_without_packages_agree_for_each_head(
     models, sentences, tmp_path, kind: str
@@ -150,6 +152,7 @@ def test_consecutive_lines_become_pairs(models, sentences, tmp_path) -> None:
     assert pair.batch[INPUT_IDS].tolist() == [[cls, *first, sep, sep, *second, sep]]
 
 
+@pytest.mark.long
 def test_a_model_of_pairs_is_compared_on_pairs(models, sentences, tmp_path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(models[CLASSIFICATION], run / "model")

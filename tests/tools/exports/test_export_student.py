@@ -96,6 +96,7 @@ def test_examples_of_a_cache_keep_their_masks(examples_dir) -> None:
     assert eval_examples[0].batch[SEGMENT_IDS].tolist() == [segments]
 
 
+@pytest.mark.long
 def test_formats_without_packages_agree_with_the_model(
     teacher_dir, sentences, tmp_path, capsys
 ) -> None:
@@ -142,6 +143,7 @@ def test_formats_without_packages_agree_with_the_model(
     assert "| saved_model | tensorflow " in card
 
 
+@pytest.mark.long
 def test_exports_may_be_compared_on_a_cache(teacher_dir, cache_dir, tmp_path) -> None:
     out = tmp_path / "out"
     settings = {"model": teacher_dir, "input_dir": cache_dir, "formats": "saved_model"}
@@ -154,6 +156,7 @@ def test_exports_may_be_compared_on_a_cache(teacher_dir, cache_dir, tmp_path) ->
     assert report["rows"][1]["comparison"]["num_guesses"] == tokens
 
 
+@pytest.mark.long
 def test_a_model_without_segments_has_no_input_of_them(vocab_file, sentences, tmp_path) -> None:
     changes = {"model_type": "distilbert", "type_vocab_size": 0}
     model = save_tiny_bert(tmp_path / "model", vocab_file, seed=3, num_layers=1, **changes)
@@ -163,6 +166,7 @@ def test_a_model_without_segments_has_no_input_of_them(vocab_file, sentences, tm
     assert set(signature.structured_input_signature[1]) == {INPUT_IDS, INPUT_MASK}
 
 
+@pytest.mark.long
 def test_a_saved_model_that_only_its_writer_can_run_is_refused(tmp_path) -> None:
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="ids")])
     def run(ids: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -178,6 +182,7 @@ def test_a_saved_model_that_only_its_writer_can_run_is_refused(tmp_path) -> None
     assert "new process" in raised.value.subject
 
 
+@pytest.mark.long
 def test_a_new_process_imports_the_given_packages(tmp_path) -> None:
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="ids")])
     def run(ids: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -192,6 +197,7 @@ def test_a_new_process_imports_the_given_packages(tmp_path) -> None:
         )
 
 
+@pytest.mark.long
 def test_a_format_that_disagrees_is_left_out(
     teacher_dir, sentences, tmp_path, capsys, monkeypatch
 ) -> None:

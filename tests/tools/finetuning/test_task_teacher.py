@@ -88,6 +88,7 @@ def _refusal(config: FinetuneConfig, **changes: Any) -> InputError:
     return caught.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_cached_logits_equal_live_logits(request, monkeypatch, name: str) -> None:
     config = request.getfixturevalue(name)
@@ -109,6 +110,7 @@ def test_cached_logits_equal_live_logits(request, monkeypatch, name: str) -> Non
     manifest.verify(config.teacher_cache, written_manifest, full=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_cached_teacher_gives_the_same_student_as_a_live_one(
     request, monkeypatch, tmp_path, name: str
@@ -129,6 +131,7 @@ def test_cached_teacher_gives_the_same_student_as_a_live_one(
     assert losses == _losses(again.directory) and len(losses) > 1
 
 
+@pytest.mark.long
 def test_teacher_logits_change_the_student(config, tmp_path) -> None:
     distilled = training.finetune(config)
     changes = {"finetune_teacher": None, "teacher_cache": None, "output_dir": tmp_path / "alone"}
@@ -136,6 +139,7 @@ def test_teacher_logits_change_the_student(config, tmp_path) -> None:
     assert _weights(distilled.directory) != _weights(baseline.directory)
 
 
+@pytest.mark.long
 def test_the_second_student_does_not_call_the_teacher(
     config, task_teacher_dir, monkeypatch, tmp_path, vocab_file
 ) -> None:
@@ -226,6 +230,7 @@ def test_cache_of_other_tokens_or_another_task_is_refused(
     assert error.expected.startswith("the tokens of `model` (SHA-256 ")
 
 
+@pytest.mark.long
 def test_finished_run_is_refused_with_another_cache(config, tmp_path, teacher_dir) -> None:
     """Without a named teacher, the cache's contents identify the run."""
     finished = training.finetune(config)
