@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on real text, in five minutes on two CPU cores after installing.
+# The whole pipeline on real text, in about two minutes on two CPU cores after installing.
 #
 #   bash tools/quickstart.sh                          Chinese text that comes with a package
 #   bash tools/quickstart.sh --train_teacher          the same with a teacher trained first
