@@ -265,6 +265,7 @@ class DocumentMasker:
             for number in range(begin, begin + len(inputs))
         ]
         counts = masked.counts.tolist()
+        # The counts of the first copy: every copy of a window has masked tokens, or none has.
         for (passage, _), count in zip(origins, counts, strict=False):
             passage.statistics[duplicates.WINDOWS[count > 0]] += 1
         rows = zip(itertools.product(range(num_copies), origins), counts, features, strict=True)
