@@ -109,7 +109,7 @@ def neighbor_weights(
         raise ValueError(f"config: expected a BERT, received a {config.model_type}")
     weights: dict[str, np.ndarray] = {}
     for row in weight_table(config):
-        rng = seeding.stream(seed, "neighbor weights", row.ours)
+        rng = seeding.keyed_rng(seed, "neighbor weights", row.ours)
         if row.ours.endswith("/gamma"):
             weights[row.ours] = np.ones(row.shape)
         elif row.ours.endswith(("/beta", "/bias")):

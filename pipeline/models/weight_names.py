@@ -211,7 +211,9 @@ def folded_table(
         return ()
     rows = settings.get(*folded.rows)
     if not isinstance(rows, int):
-        raise InputError(f"{where}: {folded.rows[0]}", "a positive integer", json_text.shown(rows))
+        raise InputError(
+            f"{where}: {folded.rows[0]}", "a positive integer", json_text.format_value(rows)
+        )
     shape = (rows, config.embedding_width)
     return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
 

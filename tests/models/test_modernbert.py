@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from pipeline.models.architectures.components import ATTENTIONS
 from pipeline.models.architectures.modernbert import rotate
-from pipeline.models.architectures.parts import ATTENTIONS
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import (
     ModelSource,

@@ -179,7 +179,7 @@ class _Sampler:
 
     def _add_layout(self, file: CorpusFile) -> CorpusFile:
         """Adds the layout of a file. Returns the file with text fields that exist in it."""
-        example, row = READERS[file.corpus.reader].look_into(file)
+        example, row = READERS[file.corpus.reader].inspect_file(file)
         spec = file.corpus.spec
         missing = tuple(name for name in spec.text_fields if row and name not in row)
         likely = fields.likely_text(fields.text_names(row)) if missing else None

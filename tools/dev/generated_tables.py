@@ -109,7 +109,7 @@ def family_table(which: str) -> str:
 
 
 def _sources(loss: type[base.Loss]) -> str:
-    if loss.needs == base.HIDDEN and loss.over == base.MASKED:
+    if loss.needs == base.HIDDEN and loss.averaged_over == base.MASKED:
         return _CACHED_STATES
     source = _SOURCES[loss.needs]
     return source if loss.from_cache is None else f"{source}, or {_CACHED_STATES}"
@@ -126,8 +126,8 @@ def loss_table(which: str) -> str:
         (
             f"`{name}`",
             _summary(loss),
-            loss.over,
-            "yes" if loss.tempered else "",
+            loss.averaged_over,
+            "yes" if loss.uses_temperature else "",
             _sources(loss),
             _defaults(loss),
         )

@@ -24,7 +24,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
 from tools import quickstart_text
-from tools.commands import Step, claim_directory, make_steps
+from tools.commands import Step, reserve_directory, run_steps
 from tools.local_teacher import LocalTraining
 from tools.report.runs import METRICS_FILE, read_metrics
 
@@ -138,8 +138,8 @@ def _train(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
     config = flags.read_config(values, TrainingConfig)
     work = config.work.expect_local()
-    claim_directory(work, config.decisive(), "a run with other settings")
-    make_steps(_steps(config), begun)
+    reserve_directory(work, config.output_settings(), "a run with other settings")
+    run_steps(_steps(config), begun)
     publish(work / "teacher", work / "windows", config.output_dir)
     print(f"teacher: {config.output_dir}")
 

@@ -133,24 +133,24 @@ class Preparation:
             yield f"{split.name}: {count:,} examples{more}"
             yield from split.notes
 
-    def request(self, config: FinetuneConfig) -> dict[str, Any]:
+    def run_config(self, config: FinetuneConfig) -> dict[str, Any]:
         """Returns the run configuration: JSON values that decide its model and scores."""
-        request = {
+        run_config = {
             "kind": "finetuned",
             # The path of the declaration is not part of the configuration, only its content.
             "task": self.spec.reading(),
             "model": self.source.sha256(),
             "vocab": self.tokenizer.info.sha256,
             "max_seq_length": self.max_seq_length,
-            **self._teacher_request(config),
-            **config.deciding(),
+            **self._teacher_run_config(config),
+            **config.output_settings(),
             **{f"{split.name}_split": split.sha256() for split in self._splits()},
         }
         if hub := config.hub_models():
-            request[manifests.HUB] = hub
-        return json.loads(json.dumps(request))
+            run_config[manifests.HUB] = hub
+        return json.loads(json.dumps(run_config))
 
-    def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:
+    def _teacher_run_config(self, config: FinetuneConfig) -> dict[str, Any]:
         """Returns the identity of the teacher, equal for the teacher and for its cache."""
         if self.teacher is not None:
             return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
@@ -257,7 +257,7 @@ def _read_split(run: Preparation, config: FinetuneConfig, name: str) -> Split:
     examples = data.examples
     limit = config.max_train_examples
     if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
-        drawn = seeding.stream(0, "train examples").choice(len(examples), limit, replace=False)
+        drawn = seeding.keyed_rng(0, "train examples").choice(len(examples), limit, replace=False)
         examples = [examples[index] for index in np.sort(drawn)]
     features = build_features(
         examples,

@@ -14,7 +14,7 @@ from data_specs.tasks import TaskSpec
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.base.text_encoding import not_utf8, utf8_stream
+from pipeline.base.text_encoding import not_utf8_error, utf8_stream
 
 MAX_ROW_BYTES = 16 * 2**20
 
@@ -121,7 +121,7 @@ def _all_lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise not_utf8(line, error, where) from error
+            raise not_utf8_error(line, error, where) from error
         yield where, text
 
 

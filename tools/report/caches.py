@@ -11,7 +11,7 @@ from tools.report.curves import (
     percents,
     whole_percents,
 )
-from tools.report.inputs import CacheFacts, Fidelity, Taught
+from tools.report.inputs import CacheFacts, CacheStudents, Fidelity
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run
 
@@ -124,7 +124,7 @@ def _measured_table(measured: Sequence[Fidelity]) -> Table:
 def caches(
     planned: Sequence[Fidelity],
     measured: Sequence[Fidelity],
-    taught: Sequence[Taught],
+    taught: Sequence[CacheStudents],
     made: Sequence[CacheFacts],
 ) -> Section | None:
     """Returns cache size against fidelity; None without caches.
@@ -152,7 +152,7 @@ def _made(made: Sequence[CacheFacts]) -> Table:
     return Table(titles, rows, texts=2)
 
 
-def _taught_chart(taught: Sequence[Taught]) -> Chart:
+def _taught_chart(taught: Sequence[CacheStudents]) -> Chart:
     least, most = (
         pick(taught, key=lambda students: students.bytes_per_position) for pick in (min, max)
     )

@@ -144,7 +144,7 @@ class Series:
 
 def shortened(text: str, most: int = _MAX_LABEL) -> str:
     """Returns a text of at most `most` columns, with … in its middle where it is longer."""
-    if text_width.columns(text) <= most:
+    if text_width.display_width(text) <= most:
         return text
     half = (most - 1) // 2
     end = text_width.clipped(text[::-1], half)[::-1]
@@ -314,7 +314,7 @@ def _set_axis(drawn: "MatplotlibAxis", axis: Axis, values: Sequence[float]) -> N
 
 
 def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
-    columns = 2 if max(text_width.columns(text) for _, text in entries) <= 24 else 1
+    columns = 2 if max(text_width.display_width(text) for _, text in entries) <= 24 else 1
     made.set_figheight(made.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
     place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     made.legend(*zip(*entries, strict=True), handlelength=3.0, **place)

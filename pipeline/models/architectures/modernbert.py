@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ACTIVATION_FUNCTIONS,
     MASKED_SCORE,
     DType,
-    LayerParts,
+    LayerBuilder,
     Tensor,
     attend,
     projections,
@@ -39,9 +39,9 @@ class Embeddings(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
         super().__init__(name="embeddings", dtype=dtype)
         self.config = config
-        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.layer_norm = self.parts.layer_norm()
-        self.dropout = self.parts.dropout(config.embedding_dropout)
+        self.builder = LayerBuilder(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.builder.layer_norm()
+        self.dropout = self.builder.dropout(config.embedding_dropout)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -49,7 +49,7 @@ class Embeddings(keras.layers.Layer):
         self.word_embeddings = self.add_weight(
             name=name,
             shape=(self.config.vocab_size, self.config.hidden_size),
-            initializer=self.parts.initializer(name),
+            initializer=self.builder.initializer(name),
             autocast=False,
         )
         for layer in (self.layer_norm, self.dropout):
@@ -108,7 +108,7 @@ class Attention(keras.layers.Layer):
         is_global = config.is_global_layer(index)
         self.theta = config.global_rope_theta if is_global else config.local_rope_theta
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.layer_norm = layers.layer_norm() if index else None
         self.query_key_value = layers.dense(3 * config.hidden_size, "query_key_value")
         self.projection = layers.residual_dense(config.hidden_size, "output")
@@ -163,7 +163,7 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.layer_norm = layers.layer_norm()
         # The first half is activated, then multiplied with the second half.
         self.intermediate = layers.dense(2 * config.intermediate_size, "intermediate")

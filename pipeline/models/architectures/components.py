@@ -48,7 +48,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerParts:
+class LayerBuilder:
     """Makes the parts of one layer, each with separate random numbers.
 
     Attributes:
