@@ -119,7 +119,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         name: the value of the setting `task`.
         title: a description for readers.
         url: the source of the data.
-        licence: the licence of the data.
+        licence: the license of the data.
         language: a language code, for example `zh`.
         kind: one of `KINDS`.
         text_fields: one or two fields of a row. In a `squad` file, always question and

@@ -201,9 +201,9 @@ def _read_pairs(config: EmbedConfig) -> tuple[TaskSpec, SplitData]:
         raise InputError(Setting("task"), received=error) from error
     expect_similarities(spec)
     data = read_split(spec, config.data_dir, config.eval_split)
-    unlabelled = [example.key for example in data.examples if example.label is None]
-    if unlabelled:
-        received = f"{config.eval_split}, whose row {unlabelled[0]} has none"
+    unlabeled = [example.key for example in data.examples if example.label is None]
+    if unlabeled:
+        received = f"{config.eval_split}, whose row {unlabeled[0]} has none"
         raise InputError(Setting("eval_split"), "a split with similarities", received)
     return spec, data
 

@@ -35,7 +35,7 @@ class Declaration:
         decides_output: whether the setting is part of the run configuration on disk. A run with
             another value then needs another output directory.
         omit_default: whether the run configuration leaves out the default value. Directories
-            from before the setting existed are then still recognised.
+            from before the setting existed are then still recognized.
         parse: turns text into the value, or raises an `InputError` without a subject.
         aliases: other names of the flag.
         hub_files: for a location that may be a model of the hub, the files to download:

@@ -160,7 +160,7 @@ def _expect_chips_for_jax() -> None:
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
     """Sets Keras's backend, and imports Keras and further modules.
 
-    No device is initialised. Keras must not have been imported before.
+    No device is initialized. Keras must not have been imported before.
     """
     if values.backend == "jax":
         _expect_chips_for_jax()
@@ -202,7 +202,7 @@ def show_devices(backend: str) -> list[str]:
 
 
 def join_processes(values: flags.FlagValues) -> None:
-    """Joins the other processes, if there are any. Call it before devices are initialised.
+    """Joins the other processes, if there are any. Call it before devices are initialized.
 
     Args:
         values: parsed flags of `BackendSettings`, `ProcessSettings` and `distribution`.

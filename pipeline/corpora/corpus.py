@@ -1,6 +1,6 @@
 """Resolves and opens the corpora of a run, and divides them into blocks of raw documents.
 
-The main process divides the files, which is cheap. Workers decode, clean and tokenise.
+The main process divides the files, which is cheap. Workers decode, clean and tokenize.
 """
 
 import collections

@@ -132,7 +132,7 @@ class DocumentMasker:
         """Yields the masked copies of all windows of passages, or the unmasked windows.
 
         Yields:
-            the passage, an example id, and the serialised example.
+            the passage, an example id, and the serialized example.
         """
         seed = self._config.random_seed
         for group in self._groups(passages):

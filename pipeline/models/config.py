@@ -71,7 +71,7 @@ class EncoderConfig:
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention probabilities.
         initializer_range: standard deviation of random weights (truncated normal).
-        layer_norm_eps: added to the variance in layer normalisation.
+        layer_norm_eps: added to the variance in layer normalization.
         pad_token_id: id of [PAD]. RoBERTa's positions begin after it. Padding itself is marked
             only by `input_mask`.
         model_type: the family, a key of `FAMILIES`.

@@ -146,8 +146,8 @@ class Encoder(keras.layers.Layer):
 
         Returns:
             `hidden_states`, a list of N + 1 tensors [B, L, D] in the compute dtype, the
-            embeddings' output first. The last one is normalised if the architecture has a
-            final normalisation. For each of `wanted`, a list of N tensors.
+            embeddings' output first. The last one is normalized if the architecture has a
+            final normalization. For each of `wanted`, a list of N tensors.
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.

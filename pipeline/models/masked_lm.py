@@ -52,7 +52,7 @@ def vocabulary_logits(states: Tensor, table: Tensor, bias: Tensor, *, dtype: str
 
 
 class MaskedLMHead(keras.layers.Layer):
-    """The dense layer, activation and normalisation before the vocabulary, and the output bias.
+    """The dense layer, activation and normalization before the vocabulary, and the output bias.
 
     `decoder` is the matrix of the output layer, float32 [V, E], or None if the word embeddings
     are this matrix.
@@ -91,7 +91,7 @@ class MaskedLMHead(keras.layers.Layer):
 
 
 class MaskedLM(keras.Model):
-    """An encoder for masked language modelling. The constructor makes all variables.
+    """An encoder for masked language modeling. The constructor makes all variables.
 
     Args:
         config: shapes and rates.

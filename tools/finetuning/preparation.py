@@ -124,7 +124,7 @@ class Preparation:
         return [split for split in splits if split is not None]
 
     def describe(self) -> Iterator[str]:
-        """Yields lines that summarise what was read."""
+        """Yields lines that summarize what was read."""
         yield from self.tokenizer.notes
         yield self._describe_head()
         for split in self._splits():
@@ -237,12 +237,12 @@ def _read_splits(run: Preparation, config: FinetuneConfig) -> Preparation:
     names = {config.eval_split, config.predict_split} - {None}
     splits = {name: _read_split(run, config, name) for name in sorted(names)}
     examples = splits[config.eval_split].examples
-    unlabelled = [
+    unlabeled = [
         example.key for example in examples if example.label is None and not example.answers
     ]
-    if unlabelled:
+    if unlabeled:
         expected = f"a split of `task`={run.spec.name} with labels"
-        received = f"{config.eval_split}, whose example {unlabelled[0]} has none"
+        received = f"{config.eval_split}, whose example {unlabeled[0]} has none"
         raise InputError(Setting("eval_split"), expected, received)
     return dataclasses.replace(
         run,

@@ -238,7 +238,7 @@ class TaskExample:
         texts: one or two texts; the question and its context; or the words of a token
             classification.
         label: the class index, the number or the words' tags to predict; None for questions
-            and for unlabelled examples.
+            and for unlabeled examples.
         answers: the right answers to a question; empty if the file has none.
     """
 
@@ -254,7 +254,7 @@ class SplitData:
 
     Attributes:
         spec: the task.
-        labelled: whether each row must have a label; benchmarks withhold those of test files.
+        labeled: whether each row must have a label; benchmarks withhold those of test files.
         skip_bad_rows: whether bad rows are left out and noted.
         examples: the examples in the order of the files.
         num_left_out: number of rows left out because of the task's `skip_labels`.
@@ -265,7 +265,7 @@ class SplitData:
     """
 
     spec: TaskSpec
-    labelled: bool
+    labeled: bool
     skip_bad_rows: bool
     examples: list[TaskExample] = dataclasses.field(default_factory=list)
     num_left_out: int = 0

@@ -126,7 +126,7 @@ class Trainer:
 
     Args:
         model: the model to train.
-        objective: the loss to minimise.
+        objective: the loss to minimize.
         optimizer: built for the model's variables.
         example: a batch; other batches differ from it only in their lengths.
     """

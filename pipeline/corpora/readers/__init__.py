@@ -27,7 +27,7 @@ _DESCRIPTIONS = (
 class FileReader(Reader):
     """Reader of files of any format.
 
-    The format of a file is recognised by its content. If that is not possible, it is the declared
+    The format of a file is recognized by its content. If that is not possible, it is the declared
     reader, otherwise the format of the file's suffix, otherwise text.
     """
 
@@ -129,8 +129,8 @@ def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
         file: the file.
         start: the first bytes of its decompressed content.
     """
-    recognised = (name for name, reader in FORMATS.items() if reader.recognises(start))
-    file_format = next(recognised, None)
+    recognized = (name for name, reader in FORMATS.items() if reader.recognizes(start))
+    file_format = next(recognized, None)
     if file_format is None and file.corpus.reader != AUTO:
         file_format = file.corpus.reader
     if file_format is None:

@@ -33,7 +33,7 @@ class ArrowReader(Reader):
     suffixes = (".arrow", ".feather")
     is_text = False
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """See `Reader`."""
         return start.startswith((_FILE_MAGIC, _STREAM_MAGIC))
 

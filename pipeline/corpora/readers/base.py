@@ -57,7 +57,7 @@ class Reader:
         """
         return files
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """Returns whether the first bytes of a file's content identify this format."""
         return False
 

@@ -49,7 +49,7 @@ class ParquetReader(Reader):
     suffixes = (".parquet", ".pq")
     is_text = False
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """See `Reader`. Text may start with these letters, but no control byte follows them."""
         after = start[len(_MAGIC) : len(_MAGIC) + 1]
         return start.startswith((_MAGIC, _ENCRYPTED_MAGIC)) and after < b" " and not after.isspace()

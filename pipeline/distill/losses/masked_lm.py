@@ -1,4 +1,4 @@
-"""Masked language modelling: the loss of the true token."""
+"""Masked language modeling: the loss of the true token."""
 
 from collections.abc import Mapping
 from typing import Any

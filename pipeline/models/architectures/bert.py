@@ -27,7 +27,7 @@ HAS_FINAL_NORM = False
 
 
 class Embeddings(keras.layers.Layer):
-    """Sum of word, position and segment embeddings, normalised, [B, L, D].
+    """Sum of word, position and segment embeddings, normalized, [B, L, D].
 
     The embeddings of ALBERT and ELECTRA may have another width, and are then projected to D.
 
@@ -88,7 +88,7 @@ class Embeddings(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Self-attention with its output projection, residual and normalisation."""
+    """Self-attention with its output projection, residual and normalization."""
 
     def __init__(
         self, config: EncoderConfig, *, index: int, scope: str, seed: int, dtype: DType = None
@@ -145,7 +145,7 @@ class Attention(keras.layers.Layer):
 
 
 class FeedForward(keras.layers.Layer):
-    """The two dense layers after attention, with residual and normalisation."""
+    """The two dense layers after attention, with residual and normalization."""
 
     def __init__(
         self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None

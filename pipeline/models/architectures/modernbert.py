@@ -30,7 +30,7 @@ HAS_FINAL_NORM = True
 
 
 class Embeddings(keras.layers.Layer):
-    """Word embeddings, normalised, [B, L, D]; positions enter in the attention layers.
+    """Word embeddings, normalized, [B, L, D]; positions enter in the attention layers.
 
     The table is a float32 variable that is never cast on access, so that the vocabulary
     matmul reads it without rounding.
@@ -95,9 +95,9 @@ def rotate(x: Tensor, theta: float) -> Tensor:
 
 
 class Attention(keras.layers.Layer):
-    """Normalisation, then self-attention with its output projection; the residual is added.
+    """Normalization, then self-attention with its output projection; the residual is added.
 
-    The first layer has no normalisation, because the embeddings are already normalised.
+    The first layer has no normalization, because the embeddings are already normalized.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class Attention(keras.layers.Layer):
         Returns:
             [B, L, D]; and the `wanted` activations, by name.
         """
-        normalised = hidden if self.layer_norm is None else self.layer_norm(hidden)
-        projected = ops.split(self.query_key_value(normalised), 3, axis=-1)
+        normalized = hidden if self.layer_norm is None else self.layer_norm(hidden)
+        projected = ops.split(self.query_key_value(normalized), 3, axis=-1)
         query, key, value = (
             split_heads(vectors, self.config.num_attention_heads) for vectors in projected
         )
@@ -155,7 +155,7 @@ class Attention(keras.layers.Layer):
 
 
 class FeedForward(keras.layers.Layer):
-    """Normalisation, then a gated unit and a dense layer; the residual is added."""
+    """Normalization, then a gated unit and a dense layer; the residual is added."""
 
     def __init__(
         self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None

@@ -411,10 +411,10 @@ def _question_example(
         if start is not None:
             data.num_relocated += start != answer.answer_start
             answers.append(Answer(answer.text, start))
-        elif data.labelled:
+        elif data.labeled:
             description = f"the answer {answer.text[:40]!r} in its context at character"
             raise InputError(where, f"{description} {answer.answer_start}", "none")
-    if data.labelled and not answers:
+    if data.labeled and not answers:
         received = f"an unanswerable question of SQuAD 2.0, which {data.spec.name} does not have"
         raise InputError(where, "an answer", received)
     return TaskExample(key, (question.question, context), answers=tuple(answers))

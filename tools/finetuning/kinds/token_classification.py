@@ -25,7 +25,7 @@ from pipeline.models.families.base import Family
 from pipeline.tokenizers.tokens import Tokenizer
 from tools.finetuning.inputs import NO_TARGET, TARGETS, Feature, Layout
 from tools.finetuning.kinds.base import Predictions, TaskKind, WriteSubmission
-from tools.finetuning.kinds.labelled_rows import json_id
+from tools.finetuning.kinds.labeled_rows import json_id
 from tools.finetuning.task_files import (
     Sentence,
     SplitData,
@@ -350,7 +350,7 @@ def _write_entities(
 def _read_columns(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
     """Yields the sentences of a file of columns; None for a bad sentence."""
     spec = data.spec
-    may_lack = not data.labelled and spec.columns[-1] == spec.label_field
+    may_lack = not data.labeled and spec.columns[-1] == spec.label_field
     sentences = read_sentences(path, spec.columns, data.bad_row, may_lack_last=may_lack)
     for sentence in sentences:
         example = None
@@ -400,7 +400,7 @@ def _expect_tag(spec: TaskSpec, tag: str, where: str) -> str:
 def _read_entities(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
     """Yields the texts of JSON lines, with each character as a word; None for a bad line."""
     spec = data.spec
-    needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
+    needed = (*spec.text_fields, *([spec.label_field] if data.labeled else []))
     for row in read_rows(spec, path, needed, data.bad_row):
         example = None
         if row is not None:

@@ -19,7 +19,7 @@ from tools.finetuning.task_files import SplitData, TaskExample, is_text, read_ro
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 
-class LabelledRows(TaskKind):
+class LabeledRows(TaskKind):
     """A kind of task whose examples have one label each.
 
     Attributes:
@@ -47,7 +47,7 @@ class LabelledRows(TaskKind):
     def read(self, data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
         """Yields the examples of the rows that are not left out."""
         spec = data.spec
-        needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
+        needed = (*spec.text_fields, *([spec.label_field] if data.labeled else []))
         number = 0
         for path in paths:
             for row in read_rows(spec, path, needed, data.bad_row):
@@ -68,7 +68,7 @@ class LabelledRows(TaskKind):
                 data.bad_row(InputError(f"{where}: {name}", "text", format_value(text)))
                 return None
         texts = tuple(fields[name] for name in spec.text_fields)
-        if not data.labelled and spec.label_field not in fields:
+        if not data.labeled and spec.label_field not in fields:
             return TaskExample(key, texts)
         value = fields[spec.label_field]
         text = str(value) if isinstance(value, str | int | float) else repr(value)
