@@ -59,7 +59,7 @@ BRITISH = {
     r"signall(?=ed|ing)": "signal",
     "analys(?=ed|ing)": "analyz",
     r"(?:factor|final|general|initial|local|maxim|minim|normal|optim|organ|parallel|quant|random|"
-    r"recogn|serial|special|standard|summar|synchron|token|util|vector|visual)is(?=e|ing|at)": "-iz",
+    r"recogn|serial|special|standard|summar|synchron|token|util|vector)is(?=e|ing|at)": "-iz",
 }
 _BRITISH = {
     re.compile(
