@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from data_specs import declarations
-from data_specs.declarations import Words, shown
+from data_specs.declarations import Words, format_value
 
 FOLDER = pathlib.Path(__file__).with_name("corpora")
 
@@ -35,7 +35,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         name: name of the declaration, for `corpus_spec`.
         title: description of the corpus.
         url: source of the corpus.
-        licence: licence of the corpus.
+        licence: license of the corpus.
         files: globs of file names, without suffixes of compressions; all files by default.
         reader: reader of files whose content does not identify their format, one of
             `pipeline.corpora.readers.READERS`.
@@ -74,7 +74,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ):
             value = getattr(self, key)
             if bool(value) != (self.documents == documents):
-                received = shown(value)
+                received = format_value(value)
                 raise ValueError(
                     f"{key}: expected {expected}, and no value otherwise, received {received}"
                 )
@@ -82,7 +82,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             # The reader matches the expression with lines of bytes.
             re.compile(self.document_start.encode("utf-8"))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
-            received = f"{shown(self.document_start)} ({error})"
+            received = f"{format_value(self.document_start)} ({error})"
             message = f"document_start: expected a regular expression, received {received}"
             raise ValueError(message) from error
 

@@ -21,7 +21,7 @@ _SHOWN.maxstring = _SHOWN.maxother = 200
 _MESSAGE = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value as one line of limited length, for messages."""
     return _SHOWN.repr(value)
 
@@ -33,7 +33,9 @@ def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         ValueError: it is not. The message names the key.
     """
     if value not in allowed:
-        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, received {shown(value)}")
+        raise ValueError(
+            f"{key}: expected one of {', '.join(allowed)}, received {format_value(value)}"
+        )
 
 
 def expect_path(key: str, value: str) -> None:
@@ -44,7 +46,7 @@ def expect_path(key: str, value: str) -> None:
     """
     content = value.encode("utf-8", "surrogatepass")
     if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
-        raise ValueError(f"{key}: expected a path, received {shown(value)}")
+        raise ValueError(f"{key}: expected a path, received {format_value(value)}")
 
 
 def known_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -67,7 +69,9 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return pathlib.Path(name)
     if name not in names:
-        message = f"expected one of {', '.join(names)}, or a .yaml file, received {shown(name)}"
+        message = (
+            f"expected one of {', '.join(names)}, or a .yaml file, received {format_value(name)}"
+        )
         raise ValueError(message)
     return folder / f"{name}.yaml"
 
@@ -117,7 +121,7 @@ def build(kind: type, values: Any, where: str) -> Any:
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {_describe(str(error), kind)}") from error
     except UnicodeEncodeError as error:
-        received = shown(error.object)
+        received = format_value(error.object)
         raise ValueError(f"{where}: expected valid Unicode, received {received}") from error
 
 

@@ -119,7 +119,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         name: the value of the setting `task`.
         title: a description for readers.
         url: the source of the data.
-        licence: the licence of the data.
+        licence: the license of the data.
         language: a language code, for example `zh`.
         kind: one of `KINDS`.
         text_fields: one or two fields of a row. In a `squad` file, always question and
@@ -195,7 +195,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ("columns", "all with header: false", len(self.columns) > 0, not self.header),
         ):
             if is_given != belongs and not (is_tags and key == "labels"):
-                received = declarations.shown(getattr(self, key))
+                received = declarations.format_value(getattr(self, key))
                 raise ValueError(f"{key}: expected {expected} and only there, received {received}")
 
     def _check_labels(self) -> None:
@@ -224,7 +224,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("columns: expected all with reader: conll, received none")
         wrong = [tag for tag in self.labels if not is_tag(tag, self.scheme)]
         if self.labels and (wrong or OUTSIDE_TAG not in self.labels):
-            received = declarations.shown(wrong[0]) if wrong else f"none that is {OUTSIDE_TAG}"
+            received = (
+                declarations.format_value(wrong[0]) if wrong else f"none that is {OUTSIDE_TAG}"
+            )
             raise ValueError(f"labels: expected {describe_tags(self.scheme)}, received {received}")
         try:
             groups = re.compile(self.word_pattern).groups
@@ -240,7 +242,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 declarations.expect_path("files", name)
                 steps = pathlib.PurePosixPath(name).parts
                 if not steps or name.startswith("/") or ".." in steps:
-                    received = declarations.shown(name)
+                    received = declarations.format_value(name)
                     raise ValueError(f"files: expected names below the folder, received {received}")
 
     @property
@@ -286,4 +288,6 @@ def _expect_plain_name(key: str, name: str) -> None:
     """Checks the name of a file or directory, which must not contain a path."""
     declarations.expect_path(key, name)
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"{key}: expected a plain name, received {declarations.shown(name)}")
+        raise ValueError(
+            f"{key}: expected a plain name, received {declarations.format_value(name)}"
+        )

@@ -33,7 +33,7 @@ def _create(values: absl_flags.FlagValues) -> None:
         expected = f"{FLOAT32} or {BFLOAT16} with `runner`=ray, whose nodes may differ"
         raise InputError(Setting("compute_dtype"), expected, AUTO)
     else:
-        # Only the jobs use the devices, so this process initialises none.
+        # Only the jobs use the devices, so this process initializes none.
         running.import_backend(values)
 
     from pipeline.teacher import capture, summary

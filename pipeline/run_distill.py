@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings, ProcessSettings, RecipeSettings
-from pipeline.distill.settings import DistillConfig, StudentConfig, shrink
+from pipeline.distill.settings import DistillConfig, StudentConfig, short_run_settings
 
 FLAGS = flags.FlagSet(
     (RecipeSettings, StudentConfig, DistillConfig, BackendSettings, ProcessSettings)
@@ -28,7 +28,9 @@ def read_config(values: absl_flags.FlagValues) -> DistillConfig:
     Raises:
         InputError: settings contradict each other.
     """
-    changes = shrink(flags.read_values(values, DistillConfig)) if values.run_local else {}
+    changes = (
+        short_run_settings(flags.read_values(values, DistillConfig)) if values.run_local else {}
+    )
     if changes:
         changed_values = ", ".join(f"{name}={value:g}" for name, value in changes.items())
         print(f"--run_local: {changed_values}", file=sys.stderr)
@@ -49,7 +51,7 @@ def _distill(values: absl_flags.FlagValues) -> None:
     if process.distributed:
         print(f"process {process.process} of {process.num_processes}", file=sys.stderr)
     report = training.distill(config)
-    if not process.writes:
+    if not process.is_primary:
         return
     print("\n".join(training.describe(report)))
     if config.do_train:

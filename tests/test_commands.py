@@ -198,7 +198,7 @@ def test_static_masks_are_the_default_five_copies(capsys, prepare_flags) -> None
     assert create_pretraining_data.main(["x", *_flags(prepare_flags)]) == 0
     loaded = manifest.load(Location.parse(prepare_flags["output_dir"]))
     assert loaded.dupe_factor == loaded.flags["dupe_factor"] == 5
-    # The default masking adds no keys, so directories of earlier versions are recognised.
+    # The default masking adds no keys, so directories of earlier versions are recognized.
     assert not {"masking", "mask_smoothing"} & loaded.flags.keys()
     assert create_pretraining_data.main(["x", "--help"]) == 0
     assert "5 by default" in " ".join(capsys.readouterr().out.split())

@@ -157,12 +157,14 @@ def test_recipes_have_the_published_settings() -> None:
 def test_run_local_only_lowers_sizes_and_raises_the_rate() -> None:
     names = settings.DistillConfig.__dataclass_fields__
     defaults = {name: field.default for name, field in names.items()}
-    changed = settings.shrink({**defaults, "train_batch_size": 4, "learning_rate": 1e-2})
+    changed = settings.short_run_settings(
+        {**defaults, "train_batch_size": 4, "learning_rate": 1e-2}
+    )
     assert "train_batch_size" not in changed
     assert "learning_rate" not in changed
     assert changed["num_train_steps"] == 60
     assert "num_warmup_steps" not in changed
-    few = settings.shrink({**defaults, "num_train_steps": 30, "num_warmup_steps": 300})
+    few = settings.short_run_settings({**defaults, "num_train_steps": 30, "num_warmup_steps": 300})
     assert "num_train_steps" not in few
     assert few["num_warmup_steps"] == 3
 

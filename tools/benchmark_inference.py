@@ -89,7 +89,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class FigureSummary:
     """Summary of a model's figures over all turns.
 
     Attributes:
@@ -133,17 +133,17 @@ class Speed:
     computation: str
     parameters: int
     megabytes: float
-    latency: Measured
-    throughput: Measured
+    latency: FigureSummary
+    throughput: FigureSummary
 
 
-def measured(
+def summarize(
     figures: Sequence[float], first: Sequence[float], *, larger_is_better: bool
-) -> Measured:
+) -> FigureSummary:
     """Returns the summary of a model's figures, compared turn by turn with the first model."""
     pairs = list(zip(figures, first, strict=True))
     compared = measurement.compare_pairs(pairs, is_rate=larger_is_better, name="", unit="")
-    return Measured(statistics.median(figures), min(figures), max(figures), compared)
+    return FigureSummary(statistics.median(figures), min(figures), max(figures), compared)
 
 
 def find_models(config: BenchmarkConfig) -> list[Model]:
@@ -152,7 +152,7 @@ def find_models(config: BenchmarkConfig) -> list[Model]:
     Raises:
         InputError: a directory is not a model, or has no weights or too few positions.
     """
-    names = [hub_id.name_of(path.resolve()) for path in config.models]
+    names = [hub_id.display_name(path.resolve()) for path in config.models]
     models = []
     for path, name in zip(config.models, names, strict=True):
         source = model_directory.find_model(path)
@@ -232,8 +232,8 @@ def measure(
             computation,
             weight_names.count_parameters(model.source.config),
             size,
-            measured(latency, latencies[0], larger_is_better=False),
-            measured(throughput, throughputs[0], larger_is_better=True),
+            summarize(latency, latencies[0], larger_is_better=False),
+            summarize(throughput, throughputs[0], larger_is_better=True),
         )
         for model, size, latency, throughput in zip(
             models, sizes, latencies, throughputs, strict=True
@@ -249,7 +249,7 @@ def _build(model: Model, device: str, computation: str) -> tuple[Forward, float]
 
 
 def _cells(speed: Speed) -> list[str]:
-    def times_better(figures: Measured) -> str:
+    def times_better(figures: FigureSummary) -> str:
         low, high = figures.compared.spread
         return f"{figures.compared.ratio:.2f} ({low:.2f}-{high:.2f})"
 
@@ -274,7 +274,7 @@ def table(speeds: Sequence[Speed]) -> str:
 
 
 def to_json(speed: Speed) -> dict[str, Any]:
-    """Returns the fields as JSON values, with `Measured.to_json` for the figures."""
+    """Returns the fields as JSON values, with `FigureSummary.to_json` for the figures."""
     fields = {field.name: getattr(speed, field.name) for field in dataclasses.fields(speed)}
     return fields | {"latency": speed.latency.to_json(), "throughput": speed.throughput.to_json()}
 

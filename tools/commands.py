@@ -45,7 +45,7 @@ class Step:
     kind: str | None = None
 
 
-def make_steps(steps: Sequence[Step], start: float, num_more: int = 0) -> None:
+def run_steps(steps: Sequence[Step], start: float, num_more: int = 0) -> None:
     """Runs the steps that are not done.
 
     Args:
@@ -134,7 +134,7 @@ class SeparateProcess:
             self._pool = None
 
 
-def claim_directory(
+def reserve_directory(
     work: Location, settings: dict[str, Any], contents: str, hint: str = "choose another"
 ) -> None:
     """Makes the directory of a tool's run, or checks that it belongs to the same run.

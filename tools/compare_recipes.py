@@ -28,11 +28,11 @@ from pipeline.distill.losses import LOSSES
 from pipeline.distill.losses.weights import parse_losses
 from pipeline.distill.settings import DistillConfig
 from pipeline.models.formats import model_directory
-from tools.commands import make_steps
+from tools.commands import run_steps
 from tools.recipe_comparison.settings import CompareRecipesConfig
 
 if TYPE_CHECKING:
-    from tools.recipe_comparison.mixes import Mix, Recipe
+    from tools.recipe_comparison.variants import Recipe, RecipeVariant
 
 # Settings of a flagfile that the comparison decides for all recipes.
 _EQUAL = (
@@ -66,7 +66,7 @@ def read_recipe(entry: str) -> "Recipe":
     Raises:
         InputError: the recipe does not exist, or its flags are invalid.
     """
-    from tools.recipe_comparison.mixes import LIVE, Recipe, expect_codec
+    from tools.recipe_comparison.variants import LIVE, Recipe, expect_codec
 
     name, _, codec = entry.partition("@")
     if codec not in ("", LIVE):
@@ -106,39 +106,39 @@ def _read_flags(path: Location) -> dict[str, Any]:
     return {name: values[name].value for name in names if values[name].present}
 
 
-def _read_mixes(config: CompareRecipesConfig) -> tuple[list["Mix"], int]:
-    """Returns the mixes, and the number of layers of the students."""
-    from tools.recipe_comparison import mixes
+def _read_variants(config: CompareRecipesConfig) -> tuple[list["RecipeVariant"], int]:
+    """Returns the variants, and the number of layers of the students."""
+    from tools.recipe_comparison import variants
 
     recipes = [read_recipe(entry) for entry in config.recipes]
-    mixes.expect_codec(config.cache, "cache")
+    variants.expect_codec(config.cache, "cache")
     teacher = model_directory.find_model(config.teacher).config
     layers, sizes = config.student_layers or max(1, teacher.num_hidden_layers // 2), set()
     if config.student is not None:
         student = model_directory.find_model(config.student).config
         layers, sizes = student.num_hidden_layers, {student.hidden_size}
-    recipe_mixes = mixes.make_mixes(
+    recipe_variants = variants.make_variants(
         recipes,
-        shapes=mixes.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size, *sizes)),
+        shapes=variants.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size, *sizes)),
         cache=config.cache,
         masked_lm_weight=config.masked_lm_weight,
     )
-    return recipe_mixes, layers
+    return recipe_variants, layers
 
 
 def _compare(values: absl_flags.FlagValues) -> None:
     start_time = time.monotonic()
     config = flags.read_config(values, CompareRecipesConfig)
     running.import_quietly("keras", "tensorflow")
-    mixes, student_layers = _read_mixes(config)
+    variants, student_layers = _read_variants(config)
 
     from tools.recipe_comparison import table
     from tools.recipe_comparison.comparison import RecipeComparison
 
-    comparison = RecipeComparison(config, mixes, student_layers)
-    comparison.claim()
+    comparison = RecipeComparison(config, variants, student_layers)
+    comparison.reserve()
     with contextlib.closing(comparison):
-        make_steps(list(comparison.steps()), start_time)
+        run_steps(list(comparison.steps()), start_time)
     report = table.read_report(comparison)
     text = table.markdown(report, table.score_columns(comparison))
     (config.work / "comparison.json").write_json(report)

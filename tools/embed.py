@@ -30,7 +30,7 @@ from pipeline.base import compute_dtype, hub_id, json_text
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
-from pipeline.base.text_encoding import not_utf8, utf8_stream
+from pipeline.base.text_encoding import not_utf8_error, utf8_stream
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
 from pipeline.models.formats import model_directory
@@ -117,7 +117,7 @@ def read_texts(path: Location, text_field: str) -> Iterator[str]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise not_utf8(line, error, where) from error
+                raise not_utf8_error(line, error, where) from error
             yield _field_of(text, text_field, where) if path.suffix == _JSON_LINES else text
 
 
@@ -125,12 +125,14 @@ def _field_of(line: str, name: str, where: str) -> str:
     try:
         value = json_text.load(line)
     except ValueError as error:
-        raise InputError(where, "a JSON object", f"{json_text.shown(line)} ({error})") from error
+        raise InputError(
+            where, "a JSON object", f"{json_text.format_value(line)} ({error})"
+        ) from error
     text = value.get(name) if isinstance(value, dict) else None
     # JSON can contain unpaired surrogates, which no tokenizer accepts.
     if not isinstance(text, str) or _SURROGATES.search(text):
         hint = "`text_field` names the field"
-        raise InputError(where, f"text in the field {name}", json_text.shown(value), hint)
+        raise InputError(where, f"text in the field {name}", json_text.format_value(value), hint)
     return text
 
 
@@ -199,9 +201,9 @@ def _read_pairs(config: EmbedConfig) -> tuple[TaskSpec, SplitData]:
         raise InputError(Setting("task"), received=error) from error
     expect_similarities(spec)
     data = read_split(spec, config.data_dir, config.eval_split)
-    unlabelled = [example.key for example in data.examples if example.label is None]
-    if unlabelled:
-        received = f"{config.eval_split}, whose row {unlabelled[0]} has none"
+    unlabeled = [example.key for example in data.examples if example.label is None]
+    if unlabeled:
+        received = f"{config.eval_split}, whose row {unlabeled[0]} has none"
         raise InputError(Setting("eval_split"), "a split with similarities", received)
     return spec, data
 

@@ -230,7 +230,7 @@ def _prepare(config: ExportConfig, card: CardSettings, pooling: PoolingSettings)
     # The card reads the scores again later. This call reports an invalid file now.
     model_card.read_scores(card.scores)
     if card.name is None:
-        card = dataclasses.replace(card, name=hub_id.name_of(config.model.resolve()))
+        card = dataclasses.replace(card, name=hub_id.display_name(config.model.resolve()))
     origin = model_card.find_origin(config.model, None if cache is None else cache.manifest)
     if card.base_model is None and origin.teacher is not None:
         card = dataclasses.replace(card, base_model=origin.teacher.id)

@@ -223,11 +223,11 @@ def _cell(mean: float, std: float | None) -> str:
 
 def _reserve_output_dir(config: FinetuneConfig, preparation: "Preparation") -> None:
     """Reserves the directory for this grid; learning rates and seeds may be added later."""
-    request = preparation.request(config)
+    run_config = preparation.run_config(config)
     for name in _OWN_SETTINGS:
-        del request[name]
-    request["kind"] = "finetuning"
-    manifests.reserve_output_dir(config.output_dir, request)
+        del run_config[name]
+    run_config["kind"] = "finetuning"
+    manifests.reserve_output_dir(config.output_dir, run_config)
 
 
 def _import_backend() -> list[str]:
@@ -258,7 +258,7 @@ def _finetune(values: absl_flags.FlagValues) -> None:
     summary = {
         "task": spec.name,
         "split": config.eval_split,
-        "model": hub_id.name_of(config.model.absolute()),
+        "model": hub_id.display_name(config.model.absolute()),
         **summary,
     }
     (config.output_dir / SUMMARY_FILE).write_json(summary)

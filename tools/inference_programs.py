@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 # Maps a batch to the result as NumPy arrays.
 Forward = Callable[[Mapping[str, np.ndarray]], Any]
 # Maps the last hidden states [B, L, D] and the mask [B, L] to the result of a forward pass.
-Keep = Callable[[Any, Any], Any]
+Selector = Callable[[Any, Any], Any]
 _SEED = 12345
 _INPUTS = (records.INPUT_IDS, records.INPUT_MASK, records.SEGMENT_IDS)
 
@@ -41,7 +41,7 @@ class Batches:
     def draw(self, num_sequences: int, vocab_size: int) -> Arrays:
         """Returns sequences without padding, int32 [B, L], under BERT's names."""
         shape = (num_sequences, self.seq_length)
-        rng = seeding.stream(_SEED, "sequences", num_sequences)
+        rng = seeding.keyed_rng(_SEED, "sequences", num_sequences)
         return {
             records.INPUT_IDS: rng.integers(0, vocab_size, shape, dtype=np.int32),
             records.INPUT_MASK: np.ones(shape, np.int32),
@@ -68,7 +68,7 @@ def _last_states(states: Any, mask: Any) -> Any:
 
 
 def keras_forward(
-    source: ModelSource, device: str, compute_dtype: str, keep: Keep = _last_states
+    source: ModelSource, device: str, compute_dtype: str, select: Selector = _last_states
 ) -> Forward:
     """Loads a model and compiles its encoder.
 
@@ -76,18 +76,18 @@ def keras_forward(
         source: a model directory with weights.
         device: Keras's name of the device.
         compute_dtype: name of a dtype policy.
-        keep: computes the result; by default the last hidden states, float32 [B, L, D].
+        select: computes the result; by default the last hidden states, float32 [B, L, D].
     """
     import keras
 
     with keras.device(device):
         model = _load(source, compute_dtype)
     if keras.config.backend() == "jax":
-        return _jax_forward(model, device, keep)
-    return _tensorflow_forward(model, device, keep)
+        return _jax_forward(model, device, select)
+    return _tensorflow_forward(model, device, select)
 
 
-def _jax_forward(model: Any, device: str, keep: Keep) -> Forward:
+def _jax_forward(model: Any, device: str, select: Selector) -> Forward:
     import jax
 
     from pipeline.teacher import forward
@@ -98,7 +98,7 @@ def _jax_forward(model: Any, device: str, keep: Keep) -> Forward:
     forward = jax.jit(
         forward.stateless_forward(
             model,
-            lambda outputs, batch: keep(
+            lambda outputs, batch: select(
                 outputs[records.HIDDEN_STATES][-1], batch[records.INPUT_MASK]
             ),
         )
@@ -106,7 +106,7 @@ def _jax_forward(model: Any, device: str, keep: Keep) -> Forward:
     return lambda batch: jax.device_get(forward(values, batch))
 
 
-def _tensorflow_forward(model: Any, device: str, keep: Keep) -> Forward:
+def _tensorflow_forward(model: Any, device: str, select: Selector) -> Forward:
     import tensorflow as tf
 
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in _INPUTS}
@@ -117,7 +117,7 @@ def _tensorflow_forward(model: Any, device: str, keep: Keep) -> Forward:
         # device is set outside.
         with tf.device(device):
             states = model.encoder(batch, training=False)[records.HIDDEN_STATES]
-            return keep(states[-1], batch[records.INPUT_MASK])
+            return select(states[-1], batch[records.INPUT_MASK])
 
     return lambda batch: forward(batch).numpy()
 

@@ -82,7 +82,7 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
     """Yields explanations of the examples."""
     from data_specs import records
     from pipeline.storage.manifest import SAMPLED
-    from pipeline.teacher import judgement
+    from pipeline.teacher import label_scores
 
     if manifest.kind == records.UNMASKED_WINDOWS:
         yield "run_distill masks these windows anew in each epoch. Each word starts at a bar."
@@ -97,7 +97,7 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
         yield "The whole distribution is decoded from head states; the tail is empty."
     else:
         yield "Tail: the teacher's probability mass outside the cached ids."
-    if (labels := judgement.of_cache(manifest)) is not None:
+    if (labels := label_scores.of_cache(manifest)) is not None:
         yield f"Teacher: {labels.figures()}; {labels.baselines()}."
 
 

@@ -21,7 +21,7 @@ from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_words, setting
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
-from pipeline.storage import list_mass
+from pipeline.storage import topk_mass
 from pipeline.storage.codecs import ENCODINGS, HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher.settings import TeacherCacheConfig, expect_ascending_from_1
@@ -257,9 +257,9 @@ def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
             for plan in plans
             if plan.state_bits is None
         }
-        if too_small := [k for k, mass in masses.items() if mass < list_mass.MIN_MASS]:
+        if too_small := [k for k, mass in masses.items() if mass < topk_mass.MIN_MASS]:
             k = max(too_small)
-            yield list_mass.warning(temperature, masses[k], k)
+            yield topk_mass.warning(temperature, masses[k], k)
 
 
 def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:

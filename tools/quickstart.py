@@ -23,7 +23,7 @@ from pipeline.corpora.readers.base import find_files
 from pipeline.models.formats import model_directory
 from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_forecast, quickstart_report, quickstart_text
-from tools.commands import Step, claim_directory, make_steps, run_command, show_step
+from tools.commands import Step, reserve_directory, run_command, run_steps, show_step
 from tools.local_teacher import LocalTraining
 from tools.report.page import expect_packages
 
@@ -106,7 +106,7 @@ class Quickstart:
             compute_dtype=self.compute_dtype,
         )
 
-    def claim(self) -> None:
+    def reserve(self) -> None:
         """Reserves the directory, or checks that it belongs to a run with the same settings."""
         teacher, corpus = self._config.teacher, self._config.corpus
         default = "trained" if self._config.trains_teacher else "shipped"
@@ -115,7 +115,7 @@ class Quickstart:
             "corpus": str(corpus and corpus.resolve()),
         }
         contents = "a run with another teacher or corpus"
-        claim_directory(self.work, settings, contents, "choose another with WORK=…")
+        reserve_directory(self.work, settings, contents, "choose another with WORK=…")
 
     def steps(self) -> list[Step]:
         """Returns the ordered steps."""
@@ -222,9 +222,9 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     if config.corpus is not None:
         find_files(config.corpus)
     run = Quickstart(config)
-    run.claim()
+    run.reserve()
     steps = run.steps()
-    make_steps(steps, run.begun, num_more=1)
+    run_steps(steps, run.begun, num_more=1)
     show_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
     running.import_quietly("tensorflow")
     students = quickstart_report.read_students(run.work)

@@ -6,7 +6,7 @@
 #   TEACHER=dir CORPUS=dir bash tools/quickstart.sh   your own model, text, or both
 #
 # Makes a virtual environment, caches the targets of a small teacher that comes with the
-# project, distils a student of half its layers, trains the same student without the
+# project, distills a student of half its layers, trains the same student without the
 # teacher, and ends with a table and a page of charts. Without TEACHER a teacher for your own
 # text is trained first. If it is interrupted, run it again to resume.
 #

@@ -176,11 +176,11 @@ def table(report: Report) -> str:
 def _size_chart(report: Report) -> page.Chart:
     """Returns a chart of the bytes per masked position in this cache and in lists."""
     sizes = {"this cache": report.position_bytes, "int64 and float lists": report.list_bytes}
-    colours = (0, charts.NUM_COLOURS)
+    colors = (0, charts.NUM_COLORS)
     rows = []
-    for colour, (name, size) in zip(colours, sizes.items(), strict=True):
+    for color, (name, size) in zip(colors, sizes.items(), strict=True):
         point = charts.Point(size, 0.0, f"{name}: {size:,.1f} bytes")
-        rows.append(charts.Series(name, (point,), colour, value=f"{size:,.0f}"))
+        rows.append(charts.Series(name, (point,), color, value=f"{size:,.0f}"))
     axis = charts.Axis(
         "bytes per masked position", "{:,.0f}".format, limits=(0.0, 1.05 * max(sizes.values()))
     )

@@ -2,9 +2,9 @@
 
 From BERT's usual random weights, the loss of a small encoder stays on a plateau for thousands
 of updates. The encoder has learned the frequencies of tokens, but not yet to attend to
-neighbouring tokens. These weights attend to neighbours from the start. Positions are sinusoids
+neighboring tokens. These weights attend to neighbors from the start. Positions are sinusoids
 (Vaswani et al., 2017, section 3.5). The heads of the first two layers rotate them by a fixed
-offset, and so attend to the neighbours at −1, +1, −2, +2 and −3, +3, −4, +4. The output bias
+offset, and so attend to the neighbors at −1, +1, −2, +2 and −3, +3, −4, +4. The output bias
 is the log-frequency of each token.
 """
 
@@ -23,14 +23,14 @@ _WORD_DEVIATION = 0.05
 _VALUE_DEVIATION = 0.04
 # The longest wavelength of the positions, in tokens. Positions farther apart look alike.
 _LONGEST_WAVE = 512.0
-# The difference between the attention scores of the intended neighbour and the next position.
+# The difference between the attention scores of the intended neighbor and the next position.
 _SCORE_GAP = 5.0
 # Added to every count, so that an unseen token has a probability above 0.
 _SMOOTHING = 1.0
 
 
 def head_offset(layer: int, head: int) -> int:
-    """Returns the offset of the neighbour to which a head initially attends.
+    """Returns the offset of the neighbor to which a head initially attends.
 
     Example:
         with 4 heads, layer 0 has −1, +1, −2, +2 and layer 1 −3, +3, −4, +4.
@@ -109,7 +109,7 @@ def neighbor_weights(
         raise ValueError(f"config: expected a BERT, received a {config.model_type}")
     weights: dict[str, np.ndarray] = {}
     for row in weight_table(config):
-        rng = seeding.stream(seed, "neighbor weights", row.ours)
+        rng = seeding.keyed_rng(seed, "neighbor weights", row.ours)
         if row.ours.endswith("/gamma"):
             weights[row.ours] = np.ones(row.shape)
         elif row.ours.endswith(("/beta", "/bias")):

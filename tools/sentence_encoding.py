@@ -54,10 +54,10 @@ class TextReader:
         from pipeline.models import embeddings
 
         layout = self.layout
-        keep = functools.partial(
+        select = functools.partial(
             embeddings.vectors, pooling=layout.pooling, normalize=layout.normalize
         )
-        return inference_programs.keras_forward(self.source, device, compute_dtype, keep)
+        return inference_programs.keras_forward(self.source, device, compute_dtype, select)
 
     def encode(
         self, forward: Forward, texts: Iterable[str], bar: tqdm.tqdm

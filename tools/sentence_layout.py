@@ -9,10 +9,10 @@ import msgspec
 from data_specs.records import POOLINGS
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
-from pipeline.storage.manifest import REQUEST_FILE
+from pipeline.storage.manifest import RUN_CONFIG_FILE
 
 MODULES_FILE = "modules.json"
 _POOLING_FOLDER = "1_Pooling"
@@ -86,7 +86,7 @@ class _Prompts(msgspec.Struct):
     default_prompt_name: str | None = None
 
 
-class _Request(msgspec.Struct):
+class _RunConfig(msgspec.Struct):
     embedding_pooling: str | None = None
 
 
@@ -109,10 +109,10 @@ def choose_layout(directory: Location, settings: PoolingSettings) -> SentenceLay
 
 def _trained_pooling(directory: Location) -> str | None:
     """Returns the pooling in the run configuration of a student; None if it has none."""
-    path = directory / REQUEST_FILE
+    path = directory / RUN_CONFIG_FILE
     if not path.is_file():
         return None
-    pooling = json_text.convert(path.read_json(), _Request, path).embedding_pooling
+    pooling = json_text.convert(path.read_json(), _RunConfig, path).embedding_pooling
     return pooling if pooling in POOLINGS else None
 
 
@@ -132,12 +132,12 @@ def read_layout(directory: Location) -> SentenceLayout | None:
     modules = json_text.convert(path.read_json_value(), list[_Module], path)
     names = tuple(module.type.rpartition(".")[2] for module in modules)
     if names not in (_MODULES[:2], _MODULES) or modules[0].path:
-        received = ", ".join(shown(module.type) for module in modules) or "none"
+        received = ", ".join(format_value(module.type) for module in modules) or "none"
         expected = f"{', '.join(_MODULES[:2])} and perhaps {_MODULES[2]}, the first in this folder"
         raise InputError(path, expected, received, hint)
     prompts = _read(directory / _PROMPTS_FILE, _Prompts)
     if prompts.default_prompt_name is not None:
-        received = shown(prompts.default_prompt_name)
+        received = format_value(prompts.default_prompt_name)
         raise InputError(directory / _PROMPTS_FILE, "no default prompt", received, hint)
     texts = _read(directory / _TEXT_FILE, _Texts)
     # Newer versions write the length only to the tokenizer's file.
@@ -153,7 +153,9 @@ def _read(path: Location, kind: type[Any]) -> Any:
 
 def _read_pooling(directory: Location, folder: str) -> str:
     if folder in ("", ".", "..") or "/" in folder or not folder.isprintable():
-        raise InputError(directory / MODULES_FILE, "a folder of the same directory", shown(folder))
+        raise InputError(
+            directory / MODULES_FILE, "a folder of the same directory", format_value(folder)
+        )
     path = directory / folder / _CONFIG_FILE
     settings = path.read_json()
     names = {key: name for name, key in _MODE_KEYS.items()}
@@ -165,7 +167,7 @@ def _read_pooling(directory: Location, folder: str) -> str:
     if (mode := settings.get(_MODE_KEY)) is not None:
         modes = mode if isinstance(mode, list) else [mode]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        received = ", ".join(map(shown, modes)) or "none"
+        received = ", ".join(map(format_value, modes)) or "none"
         hint = "set `pooling` and `normalize` for other vectors of the encoder"
         raise InputError(path, f"one pooling of {', '.join(POOLINGS)}", received, hint)
     return modes[0]

@@ -27,7 +27,7 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.commands import flags, running
 from pipeline.models.formats import model_directory
 from pipeline.models.initialization import from_teacher
-from tools.commands import make_steps
+from tools.commands import run_steps
 from tools.compare_recipes import read_recipe
 from tools.teacher_study.settings import StudyConfig
 
@@ -41,10 +41,10 @@ def find_study(config: StudyConfig) -> "Study":
     Raises:
         InputError: the teacher or a recipe is invalid.
     """
-    from tools.recipe_comparison import mixes
+    from tools.recipe_comparison import variants
     from tools.teacher_study.study import Study
 
-    mixes.expect_codec(config.cache, "cache")
+    variants.expect_codec(config.cache, "cache")
     source = model_directory.find_model(config.teacher)
     if not source.is_bare:
         source.expect_head()
@@ -53,17 +53,17 @@ def find_study(config: StudyConfig) -> "Study":
         from_teacher.expect_tied(teacher)
     layers = config.student_layers or max(1, teacher.num_hidden_layers // 2)
     from_teacher.choose_layers(teacher, layers, None)
-    baseline = mixes.Recipe(mixes.MASKED_LM, None, {mixes.MASKED_LM: 1.0})
-    study_mixes = mixes.make_mixes(
+    baseline = variants.Recipe(variants.MASKED_LM, None, {variants.MASKED_LM: 1.0})
+    study_variants = variants.make_variants(
         [baseline, *map(read_recipe, config.recipes)],
-        shapes=mixes.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size,)),
+        shapes=variants.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size,)),
         cache=config.cache,
     )
-    for mix in study_mixes[1:]:
-        if mix.source == mixes.LABELS:
+    for variant in study_variants[1:]:
+        if variant.source == variants.LABELS:
             expected = "recipes with a teacher; the baseline already has labels only"
-            raise InputError(Setting("recipes"), expected, mix.title)
-    return Study(config, study_mixes, layers, has_head=not source.is_bare)
+            raise InputError(Setting("recipes"), expected, variant.title)
+    return Study(config, study_variants, layers, has_head=not source.is_bare)
 
 
 def _study(values: absl_flags.FlagValues) -> None:
@@ -75,9 +75,9 @@ def _study(values: absl_flags.FlagValues) -> None:
     from tools.teacher_study import report as reports
 
     study = find_study(config)
-    study.claim()
+    study.reserve()
     with contextlib.closing(study):
-        make_steps(list(study.steps()), start_time)
+        run_steps(list(study.steps()), start_time)
     report = reports.read_report(study)
     text = reports.markdown(report, table.score_columns(study))
     (config.work / "study.json").write_json(report)

@@ -20,7 +20,7 @@ from pipeline.commands import flags, running
 from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
-from tools.commands import claim_directory, run_command
+from tools.commands import reserve_directory, run_command
 from tools.report.runs import METRICS_FILE, read_metrics
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -207,9 +207,9 @@ def _try(values: absl_flags.FlagValues) -> None:
     recipe, work, decisive_settings = (
         RECIPES[config.recipe],
         config.work.expect_local(),
-        config.decisive(),
+        config.output_settings(),
     )
-    claim_directory(work, decisive_settings, "another try")
+    reserve_directory(work, decisive_settings, "another try")
     _mask(config, work / "examples", recipe.masking)
     examples = work / "examples"
     if "masking" in recipe.masking:

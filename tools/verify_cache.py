@@ -133,7 +133,7 @@ def load_manifest(directory: Location) -> Manifest:
             # The error about an unfinished directory has its own hint.
             raise
         try:
-            kind = (directory / manifests.REQUEST_FILE).read_json().get("kind")
+            kind = (directory / manifests.RUN_CONFIG_FILE).read_json().get("kind")
         except InputError:
             raise error from None
         error.hint = _publish_again(_MAKERS.get(str(kind), "the command that made it"))
@@ -160,7 +160,7 @@ def check_tokenizer(
     try:
         tokenizer = cache_tokenizer.load_cache_tokenizer(CacheInput(directory, manifest))
     except InputError as error:
-        return [*problems, directory_checks.facts(error)], None
+        return [*problems, directory_checks.problem_text(error)], None
     received = dict(tokenizer.special_ids)
     if received != dict(manifest.special_ids):
         problems.append(f"expected special_ids {dict(manifest.special_ids)}, received {received}")

@@ -220,7 +220,7 @@ def _downloaded(config: Any) -> Any:
     """Returns a config in which models of the hub are replaced by their directories."""
     from pipeline.hub import models
 
-    return models.downloaded(config)
+    return models.with_downloaded_models(config)
 
 
 def _with_compute_dtype(config: Any) -> Any:

@@ -87,7 +87,7 @@ def _open_folder() -> Location:
     return folder.make_directory()
 
 
-def keep_programs() -> ProgramCounts:
+def enable_compilation_cache() -> ProgramCounts:
     """Enables JAX's persistent compilation cache, and reports the compilations.
 
     The folder is the value of JAX_COMPILATION_CACHE_DIR, which may be gs://…. By default it is

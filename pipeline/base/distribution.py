@@ -8,9 +8,9 @@ from typing import Any
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 
 # Values of `--distribution`.
-ALONE = "none"
+NOT_DISTRIBUTED = "none"
 DATA_PARALLEL = "data_parallel"
-DISTRIBUTIONS = (ALONE, DATA_PARALLEL)
+DISTRIBUTIONS = (NOT_DISTRIBUTED, DATA_PARALLEL)
 # Time after which JAX considers a process without heartbeats as lost.
 _HEARTBEAT_SECONDS = 100
 # Time in which a process that failed waits at its end for the others, which may be compiling.
@@ -78,7 +78,7 @@ def _key_value_store() -> Any:
 
 
 @contextlib.contextmanager
-def failure_reported() -> Iterator[None]:
+def reporting_failure() -> Iterator[None]:
     """Reports a failure of the block to the joined processes, which check for it.
 
     JAX ends joined processes together: one that failed waits at its end for the others. Without
@@ -101,7 +101,7 @@ def _process_id() -> int:
     return jax.process_index()
 
 
-def expect_others() -> None:
+def check_other_processes() -> None:
     """Checks that no joined process has reported a failure.
 
     Raises:

@@ -91,7 +91,7 @@ def snapshot_of(path: Location) -> HubModel | None:
     return _parse_id(f"{folder.removeprefix(_FOLDER).replace('--', '/')}@{commit}")
 
 
-def name_of(path: Location) -> str:
+def display_name(path: Location) -> str:
     """Returns the display name of a model directory: in the hub's cache, the model's id."""
     snapshot = snapshot_of(path)
     return path.name if snapshot is None else snapshot.id

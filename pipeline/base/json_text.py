@@ -39,7 +39,7 @@ def _parse_integer(digits: str) -> int:
     return int(digits)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value as one line of limited length, for messages."""
     text = repr(value)
     if len(text) <= _MAX_SHOWN_CHARACTERS:
@@ -95,7 +95,7 @@ def convert(value: Any, kind: type[Kind], where: object) -> Kind:
         # For example "Expected `int` >= 0 - at `$.splits[...][0].bytes`".
         problem, _, field_path = str(error).replace("`", "").partition(" - at ")
         field_path = field_path.rpartition("$")[2].removeprefix(".")
-        expected, received = None, shown(problem)[1:-1]
+        expected, received = None, format_value(problem)[1:-1]
         if problem.startswith("Expected "):
             expected, _, actual_type = problem.removeprefix("Expected ").partition(", got ")
             expected = _PHRASES.get(expected, expected)
@@ -106,7 +106,7 @@ def convert(value: Any, kind: type[Kind], where: object) -> Kind:
         raise input_error from error
     except UnicodeEncodeError as error:
         # msgspec encodes an unknown key as UTF-8 to compare it with the fields' names.
-        raise InputError(where, "text that UTF-8 can encode", shown(error.object)) from error
+        raise InputError(where, "text that UTF-8 can encode", format_value(error.object)) from error
 
 
 def _shown_at(value: Any, field_path: str, default: str | None) -> str | None:
@@ -115,7 +115,7 @@ def _shown_at(value: Any, field_path: str, default: str | None) -> str | None:
         if index == "...":
             return default
         value = value[name] if name else value[int(index)]
-    return shown(value)
+    return format_value(value)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

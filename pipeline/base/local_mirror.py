@@ -166,7 +166,7 @@ def expect_within_limit(size: int, what: object) -> None:
         raise InputError(LIMIT_VARIABLE, expected, f"{limit:,} bytes", hint)
 
 
-def reserve_room(folder: pathlib.Path, size: int, *, required: bool) -> bool:
+def reserve_space(folder: pathlib.Path, size: int, *, required: bool) -> bool:
     """Makes room for a copy, and reserves it until the copy is downloaded.
 
     Args:

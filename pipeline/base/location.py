@@ -35,7 +35,7 @@ from pipeline.base.local_mirror import (
     expect_within_limit,
     make_upload_folder,
     mirror_folder,
-    reserve_room,
+    reserve_space,
 )
 
 # The project's JSON files take a few kilobytes per shard. A larger file is not one of them.
@@ -116,7 +116,7 @@ class Location:
         """Returns the hidden path in the same folder under which this file is written."""
         return self.with_name(f".{self.name}.tmp")
 
-    def own_temporary(self) -> "Location":
+    def unique_temporary(self) -> "Location":
         """Returns a hidden path in the same folder that no other process uses."""
         return self.with_name(f".{self.name}.{secrets.token_hex(4)}.tmp")
 
@@ -321,7 +321,7 @@ class LocalLocation(Location, pathlib.PosixPath):
     def stage(self) -> Iterator["LocalLocation"]:
         """Yields a path to which the block writes a file. `publish` can rename it later.
 
-        This location is one of `own_temporary`. No other process uses it, so it needs no lock.
+        This location is one of `unique_temporary`. No other process uses it, so it needs no lock.
         Several processes, also on several machines, may stage the same file; one of them is
         published. When the block raises, the file is removed.
 
@@ -411,7 +411,7 @@ class LocalLocation(Location, pathlib.PosixPath):
 
     def write_whole(self, content: bytes) -> None:
         """Writes a whole file atomically. Several processes may write the same file at once."""
-        with self.atomic_write(temporary=self.own_temporary()) as temporary:
+        with self.atomic_write(temporary=self.unique_temporary()) as temporary:
             temporary.write_bytes(content)
 
     def write_new(self, content: bytes) -> bool:
@@ -423,7 +423,7 @@ class LocalLocation(Location, pathlib.PosixPath):
         Returns:
             False if the file existed; it is not changed.
         """
-        temporary = self.own_temporary()
+        temporary = self.unique_temporary()
         with temporary.stage():
             temporary.write_bytes(content)
         try:
@@ -437,7 +437,7 @@ class LocalLocation(Location, pathlib.PosixPath):
         self.parent.sync_directory()
         return True
 
-    def forget_mirror(self) -> None:
+    def remove_mirror(self) -> None:
         """Removes the copy that `mirror` made of an object. A file on this machine is kept.
 
         Call it when no process on this machine reads the copy any more.
@@ -681,8 +681,8 @@ class BucketLocation(Location):
     def sync_directory(self) -> None:
         """Does nothing: an object's name appears together with its content."""
 
-    def forget_mirror(self) -> None:
-        """See `LocalLocation.forget_mirror`."""
+    def remove_mirror(self) -> None:
+        """See `LocalLocation.remove_mirror`."""
         _MirroredObjects([self]).forget()
 
     def scratch(self, name: str) -> LocalLocation:
@@ -948,7 +948,7 @@ class _MirroredObjects:
             if self.is_whole():
                 return True
             expect_within_limit(self.size, ", ".join(map(str, self._objects)))
-            if not reserve_room(self.folder, self.size, required=required):
+            if not reserve_space(self.folder, self.size, required=required):
                 return False
             try:
                 for path, copy in zip(self._objects, self.copies, strict=True):

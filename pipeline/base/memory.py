@@ -21,7 +21,7 @@ _USER_PREFIXES = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
 
 
 @functools.cache
-def keep_freed(backend: str | None) -> str:
+def retain_freed_memory(backend: str | None) -> str:
     """Configures the allocator of this process. Call it before Keras's backend is imported.
 
     On JAX several arenas stay allowed. A JAX step allocates its temporary values as one block

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 _POLL_SECONDS = 0.1
 
 
-def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """Yields items in order while a thread makes the next ones.
 
     The two sides overlap while one of them waits for a device or runs without Python's global

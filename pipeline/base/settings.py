@@ -35,12 +35,12 @@ class Declaration:
         decides_output: whether the setting is part of the run configuration on disk. A run with
             another value then needs another output directory.
         omit_default: whether the run configuration leaves out the default value. Directories
-            from before the setting existed are then still recognised.
+            from before the setting existed are then still recognized.
         parse: turns text into the value, or raises an `InputError` without a subject.
         aliases: other names of the flag.
         hub_files: for a location that may be a model of the hub, the files to download:
             `hub_id.MODEL` or `hub_id.TOKENIZER`. The value is a `HubModel` until
-            `pipeline.hub.models.downloaded` replaces it by the downloaded directory.
+            `pipeline.hub.models.with_downloaded_models` replaces it by the downloaded directory.
     """
 
     help: str
@@ -138,7 +138,7 @@ class Settings:
                     models[field.name] = {"id": snapshot.id, "commit": snapshot.revision}
         return models
 
-    def decisive(self) -> dict[str, Any]:
+    def output_settings(self) -> dict[str, Any]:
         """Returns the settings of the run configuration, keyed by field name."""
         values = {}
         for field in dataclasses.fields(self):

@@ -123,7 +123,7 @@ def _is_utf8(start: bytes) -> bool:
     return True
 
 
-def not_utf8(content: bytes, error: UnicodeDecodeError, origin: object) -> InputError:
+def not_utf8_error(content: bytes, error: UnicodeDecodeError, origin: object) -> InputError:
     """Returns the error for text that is not UTF-8. It names the likely encoding, if any."""
     begin = max((content.rfind(bytes([byte]), 0, error.start) for byte in b"\n ,."), default=-1)
     name = guess_encoding(content[begin + 1 :][:_START_BYTES])

@@ -102,7 +102,7 @@ def read_config(values: flags.FlagValues, config: type[Config], **others: Any) -
     Raises:
         InputError: settings contradict each other, or a model cannot be downloaded.
     """
-    return models.downloaded(build_config(values, config, **others))
+    return models.with_downloaded_models(build_config(values, config, **others))
 
 
 def build_config(values: flags.FlagValues, config: type[Config], **others: Any) -> Config:

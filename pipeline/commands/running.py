@@ -57,7 +57,7 @@ def run(
     try:
         _parse(flag_values, argv, with_recipes=with_recipes)
         # The allocator must be configured before the backend is imported.
-        memory.keep_freed(flag_values.backend if "backend" in flag_values else None)
+        memory.retain_freed_memory(flag_values.backend if "backend" in flag_values else None)
         command(flag_values)
     except InputError as error:
         return _fail(describe(error, "--{}".format))
@@ -160,7 +160,7 @@ def _expect_chips_for_jax() -> None:
 def import_backend(values: flags.FlagValues, *modules: str) -> None:
     """Sets Keras's backend, and imports Keras and further modules.
 
-    No device is initialised. Keras must not have been imported before.
+    No device is initialized. Keras must not have been imported before.
     """
     if values.backend == "jax":
         _expect_chips_for_jax()
@@ -172,7 +172,7 @@ def import_backend(values: flags.FlagValues, *modules: str) -> None:
         hint = "install it, for example with pip install '.[jax]'"
         raise InputError(Setting("backend"), received=received, hint=hint) from error
     if values.backend == "jax":
-        compiled_programs.keep_programs()
+        compiled_programs.enable_compilation_cache()
 
 
 def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
@@ -196,13 +196,13 @@ def show_devices(backend: str) -> list[str]:
         Keras's names of the devices.
     """
     devices = importlib.import_module("keras.distribution").list_devices()
-    memory_note = memory.keep_freed(backend)
+    memory_note = memory.retain_freed_memory(backend)
     print(f"computing with {backend} on {', '.join(devices)}; {memory_note}", file=sys.stderr)
     return devices
 
 
 def join_processes(values: flags.FlagValues) -> None:
-    """Joins the other processes, if there are any. Call it before devices are initialised.
+    """Joins the other processes, if there are any. Call it before devices are initialized.
 
     Args:
         values: parsed flags of `BackendSettings`, `ProcessSettings` and `distribution`.

@@ -41,7 +41,7 @@ class CorpusSettings(Settings):
         None,
         "The corpus: a file, a directory, a glob or a dataset of the Hugging Face hub, for example "
         "hf://datasets/ORG/NAME@REVISION/**/*.parquet. Parquet, Arrow, tar and compressed files "
-        "are recognised by their content; .json, .jsonl, .csv and .tsv by their names. All others "
+        "are recognized by their content; .json, .jsonl, .csv and .tsv by their names. All others "
         "are text, see `documents`. With `tfds_name`: the directory of TensorFlow datasets.",
     )
     corpus_spec: str | None = setting(

@@ -1,1 +1,1 @@
-"""Corpora: finds files, recognises their formats and yields documents."""
+"""Corpora: finds files, recognizes their formats and yields documents."""

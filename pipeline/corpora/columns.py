@@ -33,11 +33,11 @@ def expect_text(file: CorpusFile, schema: pa.Schema) -> None:
     spec = file.corpus.spec
     texts = [field.name for field in schema if _is_one_of(field.type, _TEXT_TYPES)]
     if any(schema.names.count(name) != 1 for name in spec.text_fields):
-        raise fields.missing_fields(spec, file.path, schema.names, texts)
+        raise fields.missing_fields_error(spec, file.path, schema.names, texts)
     for name in spec.text_fields:
         kind = schema.field(name).type
         if not _is_one_of(kind, _TEXT_TYPES + _BYTES_TYPES):
-            raise fields.no_text(file.path, name, str(kind)[:80], texts)
+            raise fields.not_text_error(file.path, name, str(kind)[:80], texts)
 
 
 def batch_documents(
@@ -80,7 +80,7 @@ def _values(column: pa.Array) -> list[bytes | None]:
     return column.to_pylist()
 
 
-def damaged(file: CorpusFile, kind: str, position: str, error: Exception) -> InputError:
+def damaged_file_error(file: CorpusFile, kind: str, position: str, error: Exception) -> InputError:
     """Returns the error for a file that pyarrow cannot read."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError(f"{file.path}{position}", received=f"not a valid {kind} file ({reason})")

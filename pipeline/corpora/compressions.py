@@ -156,7 +156,7 @@ def find_compression(file: CorpusFile, start: bytes) -> Compression | None:
     return None
 
 
-class Unpacked(io.RawIOBase):
+class DecompressedStream(io.RawIOBase):
     """A stream of a compressed file's content. It is not seekable.
 
     Args:

@@ -38,7 +38,7 @@ _PAGE_BEGINS = (b"<!doctype html", b"<html")
 
 
 @contextlib.contextmanager
-def opened(file: CorpusFile) -> Iterator[BinaryIO]:
+def open_file(file: CorpusFile) -> Iterator[BinaryIO]:
     """Opens a file. Errors in the block name it.
 
     Raises:
@@ -51,7 +51,7 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
         raise InputError(file.path, received=f"cannot be read: {error.strerror}") from error
 
 
-def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+def decompress(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
     """Returns the first bytes of a file's decompressed content, and a stream of all of it.
 
     The stream of an uncompressed file is `stream` itself, at its beginning.
@@ -62,7 +62,7 @@ def unpacked(file: CorpusFile, stream: BinaryIO) -> tuple[bytes, BinaryIO]:
     start, stream = streams.peek(stream, START_BYTES)
     compression = compressions.find_compression(file, start)
     if compression is not None:
-        raw = compressions.Unpacked(file, stream, compression)
+        raw = compressions.DecompressedStream(file, stream, compression)
         start, stream = streams.peek(streams.buffered(raw), START_BYTES)
     _expect_readable(file, start)
     return start, stream

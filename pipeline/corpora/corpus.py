@@ -1,6 +1,6 @@
 """Resolves and opens the corpora of a run, and divides them into blocks of raw documents.
 
-The main process divides the files, which is cheap. Workers decode, clean and tokenise.
+The main process divides the files, which is cheap. Workers decode, clean and tokenize.
 """
 
 import collections
@@ -17,7 +17,7 @@ from data_specs import corpora as corpus_specs
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.corpora import cleaning
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
@@ -119,7 +119,7 @@ def _expect_known(
     subject = Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}"
     for name in names:
         if name not in known:
-            raise InputError(subject, f"a known {kind} ({', '.join(known)})", shown(name))
+            raise InputError(subject, f"a known {kind} ({', '.join(known)})", format_value(name))
 
 
 def expect_outside(output_dir: Location, sources: Sequence[CorpusSource]) -> None:

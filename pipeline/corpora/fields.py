@@ -18,7 +18,7 @@ def shown_names(names: Sequence[str]) -> str:
     return ",".join(" ".join(str(name).split())[:40] for name in names[:8]) or "none"
 
 
-def missing_fields(
+def missing_fields_error(
     spec: CorpusSpec,
     origin: object,
     names: Sequence[str],
@@ -40,17 +40,17 @@ def missing_fields(
     return InputError(origin, expected, shown_names(names), _hint(texts, is_row))
 
 
-def no_text(
+def not_text_error(
     origin: object, name: str, kind: str, texts: Sequence[str], *, is_row: bool = False
 ) -> InputError:
     """Returns the error for a field whose values are not text.
 
     Args:
-        origin: see `missing_fields`.
+        origin: see `missing_fields_error`.
         name: the field.
         kind: type of the values. That of lists is, for example, "list" or "large_list<…>".
-        texts: see `missing_fields`.
-        is_row: see `missing_fields`.
+        texts: see `missing_fields_error`.
+        is_row: see `missing_fields_error`.
     """
     is_list = "list" in kind.partition("<")[0]
     default_hint = _LISTS if is_list else _NO_SUGGESTION

@@ -33,7 +33,7 @@ from pipeline.storage import (
     vocab_subset,
 )
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.manifest import EVAL, MANIFEST_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
@@ -120,7 +120,7 @@ class WindowReader:
             batch,
             self._policy,
             self._is_special,
-            seeding.streams(self._seed, self._purpose, keys),
+            seeding.keyed_rngs(self._seed, self._purpose, keys),
             token_weights=self._token_weights,
         )
         length, _, num_positions, *_ = self._widths
@@ -290,7 +290,7 @@ def _decoder(
     return decode
 
 
-def training_batches(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
+def training_batches(cache: CacheInput, plan: MicrobatchPlan, **order: Any) -> tf.data.Dataset:
     """Returns the endless dataset of training batches for a process that reads all examples.
 
     Groups of shuffled examples are sorted by length and cut into microbatches. The dataset
@@ -299,25 +299,25 @@ def training_batches(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.
 
     Args:
         cache: a cache or another shard directory.
-        chunking: the sizes of groups and microbatches.
+        plan: the sizes of groups and microbatches.
         **order: keyword arguments of `_groups`.
     """
-    dataset, count = _groups(cache, chunking, **order), chunking.num_chunks
+    dataset, count = _groups(cache, plan, **order), plan.num_microbatches
     if count > 1:
         dataset = dataset.map(lambda batch: cut_group(batch, count)).unbatch()
-    return _trim_and_split(dataset, cache.manifest, chunking.num_lengths).prefetch(4)
+    return _trim_and_split(dataset, cache.manifest, plan.num_lengths).prefetch(4)
 
 
 def _trim_and_split(dataset: tf.data.Dataset, manifest: Manifest, buckets: int) -> tf.data.Dataset:
     return dataset.map(lambda batch: inputs_and_targets(trim_batch(batch, manifest, buckets)))
 
 
-def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.data.Dataset:
+def training_groups(cache: CacheInput, plan: MicrobatchPlan, **order: Any) -> tf.data.Dataset:
     """Returns the endless dataset of one process's part of each group, not yet trimmed.
 
     Args:
         cache: a cache or another shard directory.
-        chunking: the sizes of whole groups and microbatches.
+        plan: the sizes of whole groups and microbatches.
         **order: keyword arguments of `_groups`.
 
     Returns:
@@ -325,7 +325,7 @@ def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.d
         before the rows; and measures of the microbatches, float32 [C, 6]: the two numbers of
         `_largest`, and the counts of masked positions, tokens, pairs of tokens and examples.
     """
-    count = chunking.num_chunks
+    count = plan.num_microbatches
 
     def cut(batch: Mapping[str, tf.Tensor]) -> tuple[dict, dict, tf.Tensor]:
         inputs, targets = inputs_and_targets(batch)
@@ -334,12 +334,12 @@ def training_groups(cache: CacheInput, chunking: Chunking, **order: Any) -> tf.d
         measures = tf.concat([sizes, _loss_counts(microbatches)], axis=1)
         return _reshape_group(inputs, count), _reshape_group(targets, count), measures
 
-    return _groups(cache, chunking, **order).map(cut).prefetch(2)
+    return _groups(cache, plan, **order).map(cut).prefetch(2)
 
 
 def _groups(
     cache: CacheInput,
-    chunking: Chunking,
+    plan: MicrobatchPlan,
     *,
     seed: int,
     start: int,
@@ -350,7 +350,7 @@ def _groups(
 
     Args:
         cache: a cache or another shard directory.
-        chunking: the sizes of groups and microbatches.
+        plan: the sizes of groups and microbatches.
         seed: decides the order, and the masks where windows are stored unmasked.
         start: number of examples that all processes have already used, in whole groups; the
             dataset begins with the next example.
@@ -368,18 +368,18 @@ def _groups(
             buffer=-(-shuffle_buffer_size // streams.count),
             num_streams=streams.count,
             stream=stream,
-        ).batch(chunking.group_size // streams.count, drop_remainder=True)
+        ).batch(plan.group_size // streams.count, drop_remainder=True)
         for stream in range(streams.first, streams.first + streams.own)
     ]
     decode = _decoder(cache, seed=seed, purpose=TRAINING)
-    count, size = chunking.num_chunks, chunking.group_size // streams.count * streams.own
+    count, size = plan.num_microbatches, plan.group_size // streams.count * streams.own
 
     def interleave(values: Sequence[tf.Tensor]) -> tf.Tensor:
         rows = [tf.reshape(stream_values, [count, -1]) for stream_values in values]
         return tf.reshape(tf.concat(rows, axis=1), [size])
 
     def read(*groups: tuple[tf.Tensor, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-        if count > 1 and chunking.num_lengths > 1:
+        if count > 1 and plan.num_lengths > 1:
             groups = [reader.sort_by_length(*group) for group in groups]
         # Each microbatch has equally many rows of each stream. So its examples do not depend on
         # which process reads a stream.
@@ -433,7 +433,7 @@ def evaluation_batches(
     return dataset.prefetch(4)
 
 
-def agreed_batches(
+def synchronized_batches(
     groups: Iterable[tuple[Arrays, Arrays, np.ndarray]],
     manifest: Manifest,
     *,

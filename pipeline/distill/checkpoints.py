@@ -136,7 +136,7 @@ class CheckpointFiles:
                 self._valid.add(step)
                 return Checkpoint(step, bool(_read_sidecar(path).get(_EVALUATION_DUE)))
             self._damaged.add(step)
-            path.forget_mirror()
+            path.remove_mirror()
             defects.append(f"{path}: a damaged checkpoint ({defect})")
             print(f"{defects[-1]}; the file is left unchanged", file=sys.stderr)
         if defects:
@@ -173,7 +173,7 @@ class CheckpointFiles:
             if step not in self._valid:
                 # It is older than the checkpoint that this process resumed from, so unverified.
                 defect = find_defect(path)
-                path.forget_mirror()
+                path.remove_mirror()
                 if defect is not None:
                     self._damaged.add(step)
                     continue

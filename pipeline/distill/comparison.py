@@ -13,14 +13,14 @@ from pipeline.distill.cached_head import CachedHead
 from pipeline.distill.losses import LOSSES, load_loss
 from pipeline.distill.losses.base import (
     ATTENTION,
+    ATTENTION_NEEDS,
     EMBEDDING,
     EXAMPLES,
     HIDDEN,
     LABEL,
     MASKED,
-    OF_ATTENTION,
-    OF_POSITIONS,
     PAIRS,
+    POSITION_NEEDS,
     RELATIONS,
     SCORES,
     TOKENS,
@@ -36,7 +36,7 @@ from pipeline.distill.losses.distributions import (
     teacher_distribution,
 )
 from pipeline.models import layer_groups, position_blocks, topk
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ATTENTION_SCORES,
     ATTENTIONS,
     QUERIES_KEYS_VALUES,
@@ -48,8 +48,8 @@ from pipeline.models.masked_lm import LOGITS, MaskedLM, gather_positions
 # Activations by model, as `Distiller.call` returns them.
 STUDENT = "student"
 TEACHER = "teacher"
-# Measurements of evaluation besides losses; see `Distributions.guesses`.
-GUESS = "guess"
+# Measurements of evaluation besides losses; see `Distributions.predictions`.
+PREDICTION = "prediction"
 CONFIDENCE = "confidence"
 FIRST = "first"
 # Targets of a cache that describe the teacher's distribution.
@@ -72,7 +72,7 @@ _SOURCES = {
     f"{_FROM_TEACHER}",
     EMBEDDING: "a teacher cache of create_teacher_output_data `cache_embedding`=… or "
     f"{_FROM_TEACHER}",
-    **{need: f"{_FROM_TEACHER} (no cache holds {need})" for need in OF_ATTENTION},
+    **{need: f"{_FROM_TEACHER} (no cache holds {need})" for need in ATTENTION_NEEDS},
 }
 
 
@@ -83,7 +83,7 @@ class Comparison:
     A target comes from the cache if the cache holds it, else from a live teacher.
 
     Attributes:
-        temperature: the distillation temperature, for losses that are `tempered`.
+        temperature: the distillation temperature, for losses that are `uses_temperature`.
         tail: the tail policy; None for each loss's own default.
         truncation_factor: k, at most the cached one; None for the whole distribution of a live
             teacher or of cached head states.
@@ -192,11 +192,11 @@ class Comparison:
         names = set(names)
         settings = {"temperature": self.temperature, "tail": self.tail}
         losses = [load_loss(name)(**settings) for name in LOSSES if name in names]
-        return sorted(losses, key=lambda loss: (loss.needs not in OF_POSITIONS, loss.temperature))
+        return sorted(losses, key=lambda loss: (loss.needs not in POSITION_NEEDS, loss.temperature))
 
-    def over(self, loss: Loss) -> str:
+    def averaged_over(self, loss: Loss) -> str:
         """Returns the elements that a loss is averaged over, one of `losses.base.AVERAGES`."""
-        return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.over
+        return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.averaged_over
 
     def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
         """Returns the losses that evaluation reports, in the order of `LOSSES`.
@@ -233,7 +233,7 @@ class Comparison:
         cached = {
             LABEL: True,
             TOPK: self.states_cached or bool(self.cached_temperatures),
-            HIDDEN: loss.over == MASKED and self.hidden_cached,
+            HIDDEN: loss.averaged_over == MASKED and self.hidden_cached,
             EMBEDDING: self.embedding_cached,
         }
         if not (self.live or cached.get(loss.needs, False)):
@@ -297,27 +297,27 @@ class Distributions:
         """Returns a loss on distributions or labels at each position, float32 [B, P]."""
         return loss(*self._at(loss.temperature), self._targets)
 
-    def guesses(self) -> dict[str, Any]:
+    def predictions(self) -> dict[str, Any]:
         """Returns the most probable tokens.
 
         Returns:
-            `guess`, int [B, P], the student's most probable token; `confidence`, float32
+            `prediction`, int [B, P], the student's most probable token; `confidence`, float32
             [B, P], its probability; with a teacher also `first`, int [B, P], the teacher's
             most probable token among those that the student has.
         """
         logits, dtype = self._logits[STUDENT], self._labels.dtype
         largest = ops.max(logits, axis=-1)
-        guesses = {
-            GUESS: ops.cast(ops.argmax(logits, axis=-1), dtype),
+        predictions = {
+            PREDICTION: ops.cast(ops.argmax(logits, axis=-1), dtype),
             CONFIDENCE: ops.exp(largest - ops.logsumexp(logits, axis=-1)),
         }
         if self._comparison.topk_cached:
             # Ids that the student lacks come after the others.
-            guesses[FIRST] = self._targets[records.TOPK_IDS][..., 0]
+            predictions[FIRST] = self._targets[records.TOPK_IDS][..., 0]
         elif self._comparison.has_teacher:
             known = self._logits[TEACHER][..., : self._vocab_size]
-            guesses[FIRST] = ops.cast(ops.argmax(known, axis=-1), dtype)
-        return guesses
+            predictions[FIRST] = ops.cast(ops.argmax(known, axis=-1), dtype)
+        return predictions
 
     @property
     def _vocab_size(self) -> int:
@@ -399,16 +399,18 @@ class BatchComparison:
         if comparison.loss_positions == "all":
             self.labels, self.weights = _spread_over_tokens(inputs, targets)
 
-    def at_positions(self, losses: Sequence[Loss], *, with_guesses: bool = False) -> dict[str, Any]:
+    def at_positions(
+        self, losses: Sequence[Loss], *, with_predictions: bool = False
+    ) -> dict[str, Any]:
         """Returns losses on distributions and labels at each position, by name, [B, P].
 
-        Values at padding are undefined. `with_guesses` adds the values of
-        `Distributions.guesses`.
+        Values at padding are undefined. `with_predictions` adds the values of
+        `Distributions.predictions`.
         """
 
         def measure(distributions: Distributions) -> dict[str, Any]:
             values = {loss.name: distributions.value(loss) for loss in losses}
-            return values | (distributions.guesses() if with_guesses else {})
+            return values | (distributions.predictions() if with_predictions else {})
 
         if self._vocabulary is not None:
             return self._in_blocks(measure)
@@ -487,7 +489,7 @@ class BatchComparison:
 
     def _weights(self, loss: Loss) -> Any:
         """Returns 1 for real elements and 0 for padding: [B, P], [B, L], [B, L, L] or [B]."""
-        over = self._comparison.over(loss)
+        over = self._comparison.averaged_over(loss)
         if over == MASKED:
             spread = loss.needs in (LABEL, TOPK)
             return self.weights if spread else self._targets[records.MASKED_LM_WEIGHTS]
@@ -500,9 +502,9 @@ class BatchComparison:
         comparison, positions = self._comparison, self._inputs[records.MASKED_LM_POSITIONS]
 
         def select(state: Any) -> Any:
-            return gather_positions(state, positions) if loss.over == MASKED else state
+            return gather_positions(state, positions) if loss.averaged_over == MASKED else state
 
-        if loss.over == MASKED and comparison.hidden_cached:
+        if loss.averaged_over == MASKED and comparison.hidden_cached:
             index = comparison.cached_groups.index(group.teacher)
             teacher = self._targets[records.HIDDEN_STATES][:, :, index]
         else:

@@ -16,7 +16,7 @@ from pipeline.distill.comparison import (
     ACTIVATIONS,
     CONFIDENCE,
     FIRST,
-    GUESS,
+    PREDICTION,
     STUDENT,
     TEACHER,
     BatchComparison,
@@ -24,11 +24,11 @@ from pipeline.distill.comparison import (
     mean_over_weights,
 )
 from pipeline.distill.losses.base import (
+    ATTENTION_NEEDS,
     AVERAGES,
     HIDDEN,
     LOSS_SHARES,
-    OF_ATTENTION,
-    OF_POSITIONS,
+    POSITION_NEEDS,
 )
 from pipeline.distill.losses.masked_lm import MaskedLMLoss
 from pipeline.distill.objective import Objective
@@ -38,25 +38,25 @@ from pipeline.models.masked_lm import LOGITS, MaskedLM
 
 
 class CalibrationError(keras.metrics.Metric):
-    """Expected calibration error of the student's first guess (Guo et al., 2017).
+    """Expected calibration error of the student's top-1 prediction (Guo et al., 2017).
 
-    Positions are sorted into bins of equal width by the probability of the first guess.
-    In each bin the mean probability is compared with the share of correct guesses:
+    Positions are sorted into bins of equal width by the probability of the top-1 prediction.
+    In each bin the mean probability is compared with the share of correct predictions:
     ECE = Σ_bins (n_bin / n) · |accuracy − confidence|.
     """
 
     def __init__(self, num_bins: int = 15, name: str = "calibration_error") -> None:
         super().__init__(name=name)
         self.num_bins = num_bins
-        # Columns of a bin: positions, sum of confidences, correct guesses.
+        # Columns of a bin: positions, sum of confidences, correct predictions.
         self.bins = self.add_variable((num_bins, 3), initializer="zeros", name="bins")
 
     def update_state(self, confidence: Any, correct: Any, sample_weight: Any) -> None:
         """Adds positions to their bins. All arguments are float32 [B, P].
 
         Args:
-            confidence: the probability of the first guess.
-            correct: 1 where the first guess is the label, else 0.
+            confidence: the probability of the top-1 prediction.
+            correct: 1 where the top-1 prediction is the label, else 0.
             sample_weight: 1 at real positions, 0 at padding.
         """
         index = ops.cast(ops.floor(confidence * self.num_bins), "int32")
@@ -125,8 +125,8 @@ class Distiller(keras.Model):
             student.head.trainable = False
         self._means = _make_means(objective.comparison.reported(objective.weights))
         teacher_metrics = ["teacher_agreement", "teacher_accuracy"]
-        guesses = ["masked_lm_accuracy", *teacher_metrics * objective.comparison.has_teacher]
-        self._guesses = _make_means(guesses)
+        predictions = ["masked_lm_accuracy", *teacher_metrics * objective.comparison.has_teacher]
+        self._predictions = _make_means(predictions)
         self._calibration = CalibrationError()
         self._num_steps = num_steps
         self._steps_per_update = steps_per_update
@@ -195,7 +195,7 @@ class Distiller(keras.Model):
     ) -> dict[str, Any]:
         """Returns the activations of a model that losses compare."""
         needs = self.objective.needs
-        wanted = [name for need in OF_ATTENTION if need in needs for name in ACTIVATIONS[need]]
+        wanted = [name for need in ATTENTION_NEEDS if need in needs for name in ACTIVATIONS[need]]
         activations = model.activations(inputs, training=training, wanted=wanted)
         outputs = LOGITS if self._block_size is None else records.HEAD_STATES
         names = [outputs, *(ACTIVATIONS[HIDDEN] if HIDDEN in needs else ()), *wanted]
@@ -228,8 +228,8 @@ class Distiller(keras.Model):
         )
         shares = y[LOSS_SHARES][0] if training and LOSS_SHARES in y else None
         losses = comparison.losses(self.objective.weights if training else self._means)
-        of_positions = [loss for loss in losses if loss.needs in OF_POSITIONS]
-        at_positions = batch.at_positions(of_positions, with_guesses=not training)
+        of_positions = [loss for loss in losses if loss.needs in POSITION_NEEDS]
+        at_positions = batch.at_positions(of_positions, with_predictions=not training)
         measured, means = batch.means(losses, at_positions), {}
         for loss in losses:
             mean, count = measured[loss.name]
@@ -238,9 +238,9 @@ class Distiller(keras.Model):
             self._means[loss.name].update_state(mean, sample_weight=count)
             means[loss.name] = mean
             if shares is not None:
-                means[loss.name] *= shares[AVERAGES.index(comparison.over(loss))]
+                means[loss.name] *= shares[AVERAGES.index(comparison.averaged_over(loss))]
         if not training:
-            self._update_guesses(batch, at_positions)
+            self._update_predictions(batch, at_positions)
         return self.objective.total(means, self._progress(training))
 
     def _embeddings(self, x: Any, y: Any, training: bool) -> dict[str, Any]:
@@ -283,18 +283,20 @@ class Distiller(keras.Model):
             self._step.assign(self._step + 1)
         return ops.minimum(progress, 1.0)
 
-    def _update_guesses(self, batch: BatchComparison, guesses: Mapping[str, Any]) -> None:
-        guess = guesses[GUESS]
-        correct = ops.cast(ops.equal(guess, batch.labels), "float32")
+    def _update_predictions(self, batch: BatchComparison, predictions: Mapping[str, Any]) -> None:
+        prediction = predictions[PREDICTION]
+        correct = ops.cast(ops.equal(prediction, batch.labels), "float32")
         hits = {"masked_lm_accuracy": correct}
-        if FIRST in guesses:
-            first = guesses[FIRST]
-            hits["teacher_agreement"] = ops.cast(ops.equal(first, guess), "float32")
+        if FIRST in predictions:
+            first = predictions[FIRST]
+            hits["teacher_agreement"] = ops.cast(ops.equal(first, prediction), "float32")
             hits["teacher_accuracy"] = ops.cast(ops.equal(first, batch.labels), "float32")
         for name, values in hits.items():
             mean = mean_over_weights(values, batch.weights)
-            self._guesses[name].update_state(mean, sample_weight=ops.sum(batch.weights))
-        self._calibration.update_state(guesses[CONFIDENCE], correct, sample_weight=batch.weights)
+            self._predictions[name].update_state(mean, sample_weight=ops.sum(batch.weights))
+        self._calibration.update_state(
+            predictions[CONFIDENCE], correct, sample_weight=batch.weights
+        )
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras's function of a training step, with its input timed by `input_clock`."""
@@ -335,11 +337,11 @@ class Distiller(keras.Model):
 
         They are `loss`, each reported loss, `masked_lm_accuracy`, `masked_lm_perplexity`
         (e to the mean −log q of the label) and `calibration_error`. With a teacher they also
-        include `teacher_agreement` (same first guess) and `teacher_accuracy`. The teacher's
-        first guess is its most probable token among those that the student has.
+        include `teacher_agreement` (same top-1 token) and `teacher_accuracy`. The teacher's
+        top-1 prediction is its most probable token among those that the student has.
         """
         report = self._read(self._means)
         report["masked_lm_perplexity"] = math.exp(min(report[MaskedLMLoss.name], 700.0))
-        report.update({name: float(mean.result()) for name, mean in self._guesses.items()})
+        report.update({name: float(mean.result()) for name, mean in self._predictions.items()})
         report["calibration_error"] = float(self._calibration.result())
         return report

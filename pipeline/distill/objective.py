@@ -11,9 +11,9 @@ from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import Comparison
 from pipeline.distill.losses import LOSSES, load_loss
 from pipeline.distill.losses.base import (
+    ATTENTION_NEEDS,
     EMBEDDING,
-    OF_ATTENTION,
-    OF_POSITIONS,
+    POSITION_NEEDS,
     RELATIONS,
     Loss,
 )
@@ -51,7 +51,7 @@ class Objective:
     @property
     def trains_head(self) -> bool:
         """Whether a loss depends on the student's masked-LM head."""
-        return not self.needs.isdisjoint(OF_POSITIONS)
+        return not self.needs.isdisjoint(POSITION_NEEDS)
 
     @property
     def compares_embeddings(self) -> bool:
@@ -101,7 +101,7 @@ def choose_objective(
     live, cached = config.teacher is not None, ()
     if info is not None and info.hidden_groups:
         text = ",".join(info.hidden_groups)
-        cached = layer_groups.parse_teacher_groups(text, layer_groups.MOST_LAYERS)
+        cached = layer_groups.parse_teacher_groups(text, layer_groups.MAX_LAYERS)
     weights, schedules = (
         _renamed(values, from_cache=bool(cached) and not live)
         for values in (config.losses, config.loss_schedules)
@@ -193,7 +193,7 @@ def _groups(
         groups = layer_groups.parse_layer_groups(
             text, teacher.num_hidden_layers, student.num_hidden_layers
         )
-    if loss.needs in OF_ATTENTION:
+    if loss.needs in ATTENTION_NEEDS:
         _expect_attention(groups, loss, config, student, teacher)
     return groups
 

@@ -12,9 +12,9 @@ from pipeline.distill.comparison import CAPTURE_STATES
 from pipeline.distill.losses import load_loss
 from pipeline.distill.losses.base import (
     ATTENTION,
+    ATTENTION_NEEDS,
     HIDDEN,
-    OF_ATTENTION,
-    OF_POSITIONS,
+    POSITION_NEEDS,
     RELATIONS,
     SCORES,
     TOPK,
@@ -25,7 +25,7 @@ from pipeline.distill.student import StudentStart, find_student
 from pipeline.models import position_blocks
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import cache_input, cache_tokenizer, list_mass
+from pipeline.storage import cache_input, cache_tokenizer, topk_mass
 from pipeline.storage.cache_input import CacheInput
 from pipeline.storage.manifest import EVAL, HUB, SAMPLED, TRAIN, TeacherInfo
 
@@ -87,17 +87,17 @@ class Preparation:
             if loss.needs == TOPK
         }
         if comparison.topk_cached:
-            fits = list_mass.measure(cache.directory, cache.manifest, sorted(temperatures))
-            yield from list_mass.warnings(fits, cache.manifest.teacher_info.truncation_factor)
+            fits = topk_mass.measure(cache.directory, cache.manifest, sorted(temperatures))
+            yield from topk_mass.warnings(fits, cache.manifest.teacher_info.truncation_factor)
 
-    def request(self) -> dict[str, Any]:
+    def run_config(self) -> dict[str, Any]:
         """Returns the run configuration: the settings that decide the student, as JSON values."""
-        settings = self.config.decisive()
+        settings = self.config.output_settings()
         if self.config.num_data_streams == 1:
             # The default without `distribution`.
             del settings[NUM_DATA_STREAMS]
         comparison, subset = self.objective.comparison, self.cache.vocab_subset
-        request = {
+        run_config = {
             "kind": "student",
             "cache": self.cache.manifest.sha256(),
             "student": self.start.describe(),
@@ -118,8 +118,8 @@ class Preparation:
             "truncation_factor": comparison.truncation_factor,
         }
         if hub := self.config.hub_models():
-            request[HUB] = hub
-        return json.loads(json.dumps(request, default=vars))
+            run_config[HUB] = hub
+        return json.loads(json.dumps(run_config, default=vars))
 
 
 def prepare(config: DistillConfig) -> Preparation:
@@ -153,14 +153,14 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
     if ENCODER not in config.freeze:
         return
     for name in objective.weights:
-        if load_loss(name).needs not in OF_POSITIONS:
+        if load_loss(name).needs not in POSITION_NEEDS:
             expected = f"losses of the output distribution together with `freeze`={ENCODER}"
             raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
     """Refuses losses on attention for inputs so long that the maps need too much memory."""
-    names = [name for name in objective.weights if load_loss(name).needs in OF_ATTENTION]
+    names = [name for name in objective.weights if load_loss(name).needs in ATTENTION_NEEDS]
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
         received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"

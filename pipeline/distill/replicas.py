@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.base.distribution import DATA_PARALLEL
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.distill.settings import NUM_DATA_STREAMS, DistillConfig
-from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN, Manifest
+from pipeline.storage.manifest import EVAL, RUN_CONFIG_FILE, TRAIN, Manifest
 from pipeline.storage.shuffling import DataStreams
 
 # Words in JAX's errors when another process does not answer: on CPUs, on GPUs, and on all devices.
@@ -40,7 +40,7 @@ class Replicas:
     distributed: bool = False
 
     @property
-    def writes(self) -> bool:
+    def is_primary(self) -> bool:
         """Whether this process writes the run's output."""
         return self.process == 0
 
@@ -116,7 +116,7 @@ def choose_streams(config: DistillConfig, replicas: Replicas) -> int:
 
     def find() -> tuple[int, bool]:
         if config.num_data_streams is None and config.output_dir is not None:
-            path = config.output_dir / REQUEST_FILE
+            path = config.output_dir / RUN_CONFIG_FILE
             if path.is_file():
                 recorded = path.read_json().get(NUM_DATA_STREAMS, 1)
                 return recorded if isinstance(recorded, int) and recorded > 0 else 1, True
@@ -193,7 +193,7 @@ def broadcast_from_primary(
         InterruptedRunError: `find` raised an error in process 0.
     """
     with barrier(replicas):
-        values = find() if replicas.writes else (0, 0)
+        values = find() if replicas.is_primary else (0, 0)
     if replicas.num_processes == 1:
         return values
     from jax.experimental import multihost_utils

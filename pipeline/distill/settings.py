@@ -8,7 +8,7 @@ from typing import Any, Self
 from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
-from pipeline.base.distribution import ALONE, DISTRIBUTIONS
+from pipeline.base.distribution import DISTRIBUTIONS, NOT_DISTRIBUTED
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_words, setting, unrecorded
@@ -277,7 +277,7 @@ class DistillConfig(Settings):
     deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
     # Results are the same within float error.
     distribution: str = unrecorded(
-        ALONE,
+        NOT_DISTRIBUTED,
         "data_parallel divides each batch among all devices of all processes. Requires "
         "`backend`=jax.",
         choices=DISTRIBUTIONS,
@@ -349,7 +349,7 @@ _LOCAL_LIMITS: Mapping[str, int] = {
 _LOCAL_LEARNING_RATE = 1e-3
 
 
-def shrink(given: dict[str, Any]) -> dict[str, Any]:
+def short_run_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings to change for a run of minutes, by the names of `DistillConfig`.
 
     Such a run shows that a recipe works and that its losses fall. It says nothing about quality.

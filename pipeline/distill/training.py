@@ -42,7 +42,7 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import length_buckets, reader
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.manifest import EVAL, TRAIN
 
 _UNTRAINED = "do not train the masked-LM head, which stays unchanged; add masked_lm to train it"
@@ -185,7 +185,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             with barrier(self._replicas):
                 self._metrics = checkpoints.restore(output_dir, distiller, step)
             # Processes of one machine share the copy, so it is removed only after the barrier.
-            checkpoints.checkpoint_path(output_dir, step).forget_mirror()
+            checkpoints.checkpoint_path(output_dir, step).remove_mirror()
         due = self.start.evaluation_due and self._evaluation is not None
         if due and not self._evaluate(distiller, step):
             raise self._stop.stopped(step)
@@ -303,27 +303,27 @@ def sample_lengths(cache: CacheInput) -> np.ndarray:
     return reader.sample_lengths(cache, TRAIN, count=_SAMPLE_SIZE)
 
 
-def find_chunking(
+def choose_microbatch_plan(
     config: DistillConfig, cache: CacheInput, replicas: Replicas, lengths: np.ndarray
-) -> Chunking:
+) -> MicrobatchPlan:
     """Returns the sizes of groups and microbatches, given the lengths of a sample of inputs."""
     on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
-    return length_buckets.plan_chunks(
+    return length_buckets.plan_microbatches(
         lengths,
         batch_size=config.train_batch_size,
         num_batches=config.gradient_accumulation_steps,
         max_seq_length=cache.manifest.max_seq_length,
         num_lengths=config.length_buckets,
         # Devices compute tokens in parallel, but each device has the fixed cost.
-        chunk_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * replicas.num_devices,
+        microbatch_cost=_MICROBATCH_COSTS["cpu" if on_cpu else "other"] * replicas.num_devices,
         # Each device and each data stream has an equal part of a microbatch.
         multiple=math.lcm(replicas.num_devices, config.num_data_streams),
     )
 
 
-def steps_per_update(config: DistillConfig, chunking: Chunking) -> int:
+def steps_per_update(config: DistillConfig, plan: MicrobatchPlan) -> int:
     """Returns the number of microbatches in an update."""
-    return config.examples_per_step * chunking.num_chunks // chunking.group_size
+    return config.examples_per_step * plan.num_microbatches // plan.group_size
 
 
 def _find_rates(run: Preparation, replicas: Replicas, lengths: np.ndarray) -> Rates:
@@ -402,8 +402,8 @@ def choose_for_devices(config: DistillConfig, replicas: Replicas) -> DistillConf
 
 def _choose_length_buckets(output_dir: Location | None) -> int:
     """Returns the number of lengths: the recorded one of a resumed run, else by the devices."""
-    if output_dir is not None and (output_dir / manifests.REQUEST_FILE).is_file():
-        recorded = (output_dir / manifests.REQUEST_FILE).read_json().get("length_buckets")
+    if output_dir is not None and (output_dir / manifests.RUN_CONFIG_FILE).is_file():
+        recorded = (output_dir / manifests.RUN_CONFIG_FILE).read_json().get("length_buckets")
         if isinstance(recorded, int) and recorded > 0:
             return recorded
     return length_buckets.choose_num_lengths(keras.distribution.list_devices())
@@ -438,7 +438,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if config.do_train and not run.objective.trains_head:
         print(f"losses: {', '.join(run.objective.weights)} {_UNTRAINED}", file=sys.stderr)
     if config.do_train:
-        manifests.check_output_dir(config.output_dir, run.request())
+        manifests.check_output_dir(config.output_dir, run.run_config())
     with barrier(replicas):
         # The processes divide the shards, so that each shard is verified once.
         splits = {
@@ -455,7 +455,7 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     keras.utils.set_random_seed(config.random_seed)
     if config.deterministic and keras.config.backend() == "tensorflow":
         tf.config.experimental.enable_op_determinism()
-    with _explain_damaged_records(cache), reader.copy_errors_raised(cache), scope(replicas):
+    with _explain_damaged_records(cache), reader.raising_copy_errors(cache), scope(replicas):
         return _run(run, replicas)
 
 
@@ -468,16 +468,16 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
             distiller = build_distiller(run, num_devices=replicas.num_devices)
             return evaluation.run_alone(distiller, stop)
     lengths = sample_lengths(cache)
-    chunking = find_chunking(config, cache, replicas, lengths)
-    count = steps_per_update(config, chunking)
+    plan = choose_microbatch_plan(config, cache, replicas, lengths)
+    count = steps_per_update(config, plan)
     distiller = build_distiller(run, count, num_devices=replicas.num_devices)
     with barrier(replicas):
-        if replicas.writes:
-            manifests.reserve_output_dir(config.output_dir, run.request())
+        if replicas.is_primary:
+            manifests.reserve_output_dir(config.output_dir, run.run_config())
     rates = _find_rates(run, replicas, lengths)
-    report = _train(run, replicas, chunking, distiller, evaluation, rates)
+    report = _train(run, replicas, plan, distiller, evaluation, rates)
     with barrier(replicas):
-        if replicas.writes:
+        if replicas.is_primary:
             if cache.vocab_subset is None:
                 manifests.copy_tokenizer(cache.directory, cache.manifest, config.output_dir)
             else:
@@ -489,13 +489,13 @@ def _run(run: Preparation, replicas: Replicas) -> Mapping[str, float]:
 def _train(
     run: Preparation,
     replicas: Replicas,
-    chunking: Chunking,
+    plan: MicrobatchPlan,
     distiller: Distiller,
     evaluation: _Evaluation | None,
     rates: Rates,
 ) -> Mapping[str, float]:
     """Trains until all updates are done and returns the last report."""
-    stop, steps = StopRequest(), steps_per_update(run.config, chunking)
+    stop, steps = StopRequest(), steps_per_update(run.config, plan)
     progress = _TrainingCallback(
         run.config, replicas, evaluation, stop, steps_per_update=steps, rates=rates
     )
@@ -503,7 +503,7 @@ def _train(
         try:
             progress.restore(distiller)
             if progress.start.step < run.config.num_train_steps:
-                _fit(run, replicas, chunking, distiller, progress)
+                _fit(run, replicas, plan, distiller, progress)
         except BaseException:
             progress.close_after_error()
             raise
@@ -517,14 +517,14 @@ def _train(
 def _fit(
     run: Preparation,
     replicas: Replicas,
-    chunking: Chunking,
+    plan: MicrobatchPlan,
     distiller: Distiller,
     progress: _TrainingCallback,
 ) -> None:
     """Fits the remaining updates on this process's rows of each microbatch."""
     config, start = run.config, progress.start.step
     updates = config.num_train_steps - start
-    calls = updates * steps_per_update(config, chunking)
+    calls = updates * steps_per_update(config, plan)
     order = {
         "seed": config.random_seed,
         "start": start * config.examples_per_step,
@@ -533,14 +533,14 @@ def _fit(
     }
     # `take` ends the dataset. Otherwise it would prefetch while the process ends.
     if replicas.num_processes == 1:
-        microbatches = batches.training_batches(run.cache, chunking, **order).take(calls)
+        microbatches = batches.training_batches(run.cache, plan, **order).take(calls)
     else:
-        groups = batches.training_groups(run.cache, chunking, **order)
-        groups = groups.take(updates * config.examples_per_step // chunking.group_size)
-        microbatches = batches.agreed_batches(
+        groups = batches.training_groups(run.cache, plan, **order)
+        groups = groups.take(updates * config.examples_per_step // plan.group_size)
+        microbatches = batches.synchronized_batches(
             groups.as_numpy_iterator(),
             run.cache.manifest,
-            num_lengths=chunking.num_lengths,
+            num_lengths=plan.num_lengths,
             gather=make_gather(),
         )
     fitting = {"steps_per_epoch": calls, "callbacks": [progress], "verbose": 0, "shuffle": False}

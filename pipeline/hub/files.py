@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from pipeline.base import hub_id
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.hub.client import Snapshot
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import FORMATS
@@ -64,7 +64,7 @@ def _describe_weights(names: Collection[str]) -> str:
     """Returns a list of the weight files in other formats, for an error."""
     weights = sorted(name for name in names if name.endswith(_WEIGHT_SUFFIXES))
     num_hidden = len(weights) - _MAX_SHOWN
-    listed = ", ".join(map(shown, weights[:_MAX_SHOWN]))
+    listed = ", ".join(map(format_value, weights[:_MAX_SHOWN]))
     if not weights:
         return "no weights"
     return f"only {listed}{f' and {num_hidden} more' if num_hidden > 0 else ''}"
@@ -79,9 +79,11 @@ def _shards(snapshot: Snapshot, index: str) -> list[str]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if "/" in name or "\\" in name:
-            raise InputError(f"{path}: weight_map", "files in the same folder", shown(name))
+            raise InputError(f"{path}: weight_map", "files in the same folder", format_value(name))
         if name not in snapshot.names:
-            raise MissingFilesError(snapshot.model, f"the shard {shown(name)} of {index}", "none")
+            raise MissingFilesError(
+                snapshot.model, f"the shard {format_value(name)} of {index}", "none"
+            )
     return names
 
 

@@ -16,7 +16,7 @@ from pipeline.base.settings import Settings, declaration_of, parse_model
 Config = TypeVar("Config", bound=Settings)
 
 
-def downloaded(config: Config) -> Config:
+def with_downloaded_models(config: Config) -> Config:
     """Returns settings in which each model of the hub is replaced by its directory.
 
     Nested settings are included. Without a model of the hub, no package is imported.
@@ -28,7 +28,7 @@ def downloaded(config: Config) -> Config:
     for field in dataclasses.fields(config):
         declaration, value = declaration_of(field), getattr(config, field.name)
         if isinstance(value, Settings):
-            replacement = downloaded(value)
+            replacement = with_downloaded_models(value)
         else:
             files = declaration.hub_files if declaration else None
             replacement = _downloaded_value(value, files)
@@ -45,11 +45,11 @@ def _downloaded_value(value: Any, files: str | None) -> Any:
     return value
 
 
-def on_this_host(config: Config) -> Config:
+def relocate_to_host(config: Config) -> Config:
     """Returns another host's settings, with models of its hub cache in the cache of this host.
 
     Raises:
-        InputError: see `downloaded`.
+        InputError: see `with_downloaded_models`.
     """
     changes = {}
     for field in dataclasses.fields(config):
@@ -57,7 +57,7 @@ def on_this_host(config: Config) -> Config:
         model = hub_id.snapshot_of(value) if isinstance(value, Location) else None
         if model is not None:
             changes[field.name] = dataclasses.replace(model, setting=field.name)
-    return downloaded(dataclasses.replace(config, **changes))
+    return with_downloaded_models(dataclasses.replace(config, **changes))
 
 
 def download(model: HubModel | Location, files: str) -> Location:

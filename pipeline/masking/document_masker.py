@@ -22,7 +22,7 @@ from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
 from pipeline.masking import duplicates, masks, windows
-from pipeline.masking.duplicates import LeftOut, MaskedDocument, MaskedTexts
+from pipeline.masking.duplicates import LeftOutDocuments, MaskedDocument, MaskedTexts
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import WindowInput
 from pipeline.storage import serialization, spill, token_counts
@@ -94,7 +94,7 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-        self._window_random = seeding.RestartedGenerator()
+        self._window_random = seeding.RekeyedGenerator()
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
@@ -132,7 +132,7 @@ class DocumentMasker:
         """Yields the masked copies of all windows of passages, or the unmasked windows.
 
         Yields:
-            the passage, an example id, and the serialised example.
+            the passage, an example id, and the serialized example.
         """
         seed = self._config.random_seed
         for group in self._groups(passages):
@@ -142,7 +142,9 @@ class DocumentMasker:
                 unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
                 passage.statistics["tokens"] += len(document.ids)
                 passage.statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-            digests = {passage: seeding.digester(seed, "example", passage.key) for passage in group}
+            digests = {
+                passage: seeding.prefixed_digest(seed, "example", passage.key) for passage in group
+            }
             for (passage, number, copy), values in self._features(group, documents):
                 example_id = values[records.EXAMPLE_ID] = digests[passage](number, copy)
                 passage.statistics["examples"] += 1
@@ -210,7 +212,7 @@ class DocumentMasker:
             return
         seed, copies = self._config.random_seed, range(passage.num_copies)
         # The generator of each copy continues with the next batch.
-        rngs = [seeding.stream(seed, "mask", passage.key, copy) for copy in copies]
+        rngs = [seeding.keyed_rng(seed, "mask", passage.key, copy) for copy in copies]
         while batch:
             repeated = (rng for rng in rngs for _ in batch)
             yield from self._masked([(passage, begin, batch)], repeated)
@@ -240,7 +242,7 @@ class DocumentMasker:
         copies = range(batch[0][0].num_copies)
         keys = [(passage.key, copy) for copy in copies for passage, _, _ in batch]
         sizes = [len(inputs) for _, _, inputs in batch] * len(copies)
-        rngs = seeding.streams(self._config.random_seed, "mask", keys)
+        rngs = seeding.keyed_rngs(self._config.random_seed, "mask", keys)
         return itertools.chain.from_iterable(map(itertools.repeat, rngs, sizes))
 
     def _masked(
@@ -277,11 +279,11 @@ class DocumentMasker:
     def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
         config, special_ids = self._config, self.tokenizer.special_ids
         length = config.window_length
-        seed, restarted = config.random_seed, self._window_random
-        rng = restarted.stream(seeding.digest(seed, "window length", key))
+        seed, rekeyed = config.random_seed, self._window_random
+        rng = rekeyed.rng(seeding.digest(seed, "window length", key))
         if rng.random() < config.short_seq_prob:
             length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        split_rng = restarted.stream(seeding.digest(seed, "segments", key))
+        split_rng = rekeyed.rng(seeding.digest(seed, "segments", key))
         for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
             ids, starts = document.ids[begin:end], document.word_starts[begin:end]
             split = None
@@ -312,7 +314,7 @@ def _line_starts(text: str, token_starts: np.ndarray) -> np.ndarray:
 def _masker(config: MaskedExamplesConfig) -> DocumentMasker:
     """Returns the masker of a process, which is the same for all its blocks."""
     # A job of Ray may run on another host, which has no local mirror of the hub's files.
-    return DocumentMasker(config if config.ray is None else models.on_this_host(config))
+    return DocumentMasker(config if config.ray is None else models.relocate_to_host(config))
 
 
 def spill_folder(config: MaskedExamplesConfig) -> Location:
@@ -399,7 +401,7 @@ def mask_block(
     return header, block.bytes_read
 
 
-def count_block(config: MaskedExamplesConfig, left_out: LeftOut, index: int) -> None:
+def count_block(config: MaskedExamplesConfig, left_out: LeftOutDocuments, index: int) -> None:
     """Counts the tokens of a block's unmasked windows, without those of duplicates."""
     path = spill_path(config, index)
     everything = spill.KeyRange(0, spill.KEY_SPACE, 0, spill.KEY_SPACE)

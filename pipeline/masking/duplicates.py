@@ -66,7 +66,7 @@ class MaskedDocument:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftOut:
+class LeftOutDocuments:
     """A file that marks the documents that are left out: one byte each, in document order.
 
     Attributes:
@@ -87,7 +87,7 @@ class LeftOut:
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class DuplicateSurvey:
     """The result of comparing the documents of all blocks.
 
     Attributes:
@@ -100,7 +100,7 @@ class Survey:
             is no longer one, because the other document has changed since.
     """
 
-    left_out: LeftOut
+    left_out: LeftOutDocuments
     groups: tuple[int, int] | None
     header: Mapping[str, Any]
     incomplete: frozenset[int]
@@ -157,7 +157,9 @@ def write_table(
     spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
 
 
-def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequence[str]) -> Survey:
+def find_duplicates(
+    paths: Sequence[Location], left_out: LeftOutDocuments, labels: Sequence[str]
+) -> DuplicateSurvey:
     """Reads the tables of all blocks together.
 
     Args:
@@ -188,7 +190,7 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
         if len(present):
             groups += [int(present["lowest"].min()), int(present["highest"].max())]
     left_out.path.write_whole(is_duplicate.tobytes())
-    return Survey(
+    return DuplicateSurvey(
         left_out,
         (min(groups), max(groups)) if groups else None,
         _correction(removed, labels, int(np.count_nonzero(is_duplicate))),
@@ -198,10 +200,10 @@ def find_duplicates(paths: Sequence[Location], left_out: LeftOut, labels: Sequen
 
 def _steps(
     paths: Sequence[Location], num_documents: np.ndarray, num_corpora: int
-) -> Iterator[tuple[spill.Step, np.ndarray]]:
+) -> Iterator[tuple[spill.KeyRangeEntries, np.ndarray]]:
     """Yields the entries of the tables and their rows, one range of keys at a time."""
     size = sum(path.stat().st_size for path in paths)
-    for step in spill.read_steps(paths, 0, spill.KEY_SPACE, expected_bytes=size):
+    for step in spill.read_key_ranges(paths, 0, spill.KEY_SPACE, expected_bytes=size):
         index = step.index
         is_invalid = (index["size"] != _ROW.itemsize) | (
             index["document"] >= num_documents[step.files]

@@ -25,7 +25,7 @@ from pipeline.base.location import Location
 from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile
 from pipeline.masking import document_masker, duplicates, tokenizer_choice
-from pipeline.masking.duplicates import LeftOut
+from pipeline.masking.duplicates import LeftOutDocuments
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.runners import workers as runners
 from pipeline.runners.workers import ShardJob, Workers
@@ -64,7 +64,7 @@ class ShardPlan:
     num_shards: Mapping[str, int]
     record_bytes: int
     statistics: Mapping[str, Any]
-    left_out: LeftOut
+    left_out: LeftOutDocuments
 
     def keys(self, job: ShardJob) -> spill.KeyRange:
         """Returns the keys of a shard's examples."""
@@ -98,7 +98,7 @@ def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
 def make_plan(
     config: MaskedExamplesConfig,
     headers: Sequence[Mapping[str, Any]],
-    survey: duplicates.Survey,
+    survey: duplicates.DuplicateSurvey,
     corpus_files: Sequence[CorpusFile],
     id_bytes: int,
 ) -> ShardPlan:
@@ -203,7 +203,7 @@ def _mask_and_survey(
     workers: Workers,
     *,
     divides_text: bool,
-) -> tuple[list[Mapping[str, Any]], duplicates.Survey]:
+) -> tuple[list[Mapping[str, Any]], duplicates.DuplicateSurvey]:
     """Masks the corpus and finds its duplicates.
 
     Blocks that relied on a text that has changed since are masked again.
@@ -219,11 +219,11 @@ def _mask_and_survey(
 
 def _find_duplicates(
     config: MaskedExamplesConfig, headers: Sequence[Mapping[str, Any]]
-) -> duplicates.Survey:
+) -> duplicates.DuplicateSurvey:
     firsts = np.cumsum([0, *(header["statistics"]["documents"] for header in headers)])
     return duplicates.find_duplicates(
         [document_masker.table_path(config, index) for index in range(len(headers))],
-        LeftOut(document_masker.left_out_path(config), tuple(firsts.tolist())),
+        LeftOutDocuments(document_masker.left_out_path(config), tuple(firsts.tolist())),
         [source.label for source in config.corpora],
     )
 
@@ -284,14 +284,14 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
         tokenizer = load_tokenizer(config.vocab_file, do_lower_case=config.do_lower_case)
     corpus_files = corpus.open_corpora(config.corpora, corpora)
     config, tokenizer = tokenizer_choice.choose_tokenizer(config, tokenizer, corpus_files)
-    request = config.request(tokenizer, corpora)
-    is_new = manifests.reserve_output_dir(config.output_dir, request)
+    run_config = config.run_config(tokenizer, corpora)
+    is_new = manifests.reserve_output_dir(config.output_dir, run_config)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir)
         _expect_corpus_size(config, manifest, corpus_files)
     else:
         try:
-            manifest = _make(config, corpus_files, tokenizer, request)
+            manifest = _make(config, corpus_files, tokenizer, run_config)
         except InputError as error:
             # Complete shards stay, together with the run configuration that they belong to.
             is_empty = is_new and not any(config.output_dir.glob("*.tfrecord"))
@@ -306,7 +306,7 @@ def _make(
     config: MaskedExamplesConfig,
     corpus_files: Sequence[CorpusFile],
     tokenizer: Tokenizer,
-    request: Mapping[str, Any],
+    run_config: Mapping[str, Any],
 ) -> Manifest:
     for name, content in tokenizer.files().items():
         (config.output_dir / name).write_whole(content)
@@ -337,7 +337,7 @@ def _make(
         max_predictions_per_seq=config.max_predictions_per_seq,
         dupe_factor=config.copies,
         seed=config.random_seed,
-        flags=request,
+        flags=run_config,
         splits=splits,
         tokenizer_files=tuple(sorted(tokenizer.files())),
         statistics={**plan.statistics, **unusual},
@@ -364,7 +364,7 @@ def _write_token_counts(
 def _withdraw(config: MaskedExamplesConfig, tokenizer: Tokenizer) -> None:
     """Removes the files that were written, so that a corrected command can use the directory."""
     _remove_spill(config)
-    for name in (*tokenizer.files(), manifests.REQUEST_FILE):
+    for name in (*tokenizer.files(), manifests.RUN_CONFIG_FILE):
         (config.output_dir / name).unlink(missing_ok=True)
 
 

@@ -161,14 +161,14 @@ class MaskedExamplesConfig(Settings):
         """Maximum length of a window, in tokens of the document."""
         return self.max_seq_length - self.num_special
 
-    def request(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
+    def run_config(self, tokenizer: "Tokenizer", corpora: Sequence["Corpus"]) -> dict[str, Any]:
         """Returns the run configuration: the settings that decide the output, as JSON values.
 
         Args:
             tokenizer: the tokenizer of the run.
             corpora: the resolved corpora.
         """
-        settings = self.decisive() | {
+        settings = self.output_settings() | {
             "kind": self.kind,
             "vocab": msgspec.to_builtins(tokenizer.info),
             "dupe_factor": self.copies,

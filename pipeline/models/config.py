@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.families import FAMILIES, find_family
 from pipeline.models.families.base import Family
@@ -71,7 +71,7 @@ class EncoderConfig:
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention probabilities.
         initializer_range: standard deviation of random weights (truncated normal).
-        layer_norm_eps: added to the variance in layer normalisation.
+        layer_norm_eps: added to the variance in layer normalization.
         pad_token_id: id of [PAD]. RoBERTa's positions begin after it. Padding itself is marked
             only by `input_mask`.
         model_type: the family, a key of `FAMILIES`.
@@ -122,10 +122,10 @@ class EncoderConfig:
                 msgspec.convert(value, field.type)
             except (msgspec.ValidationError, UnicodeEncodeError) as error:
                 expected = field.type.__metadata__[0].description
-                raise InputError(field.name, expected, shown(value)) from error
+                raise InputError(field.name, expected, format_value(value)) from error
         for holds, name, expected in self._relations():
             if not holds:
-                raise InputError(name, expected, shown(getattr(self, name)))
+                raise InputError(name, expected, format_value(getattr(self, name)))
 
     def _relations(self) -> Iterator[tuple[bool, str, str]]:
         """Yields constraints between fields: whether it holds, a field, and its valid values."""
@@ -264,7 +264,9 @@ def _find_family(raw: Mapping[str, Any]) -> Family:
             classes = (f"{family.class_prefix}For", f"{family.class_prefix}Model")
             is_other = family.model_type != _DEFAULT_FAMILY
             if is_other and any(str(name).startswith(classes) for name in names):
-                expected = f"{family.model_type!r}, because architectures names {shown(names)}"
+                expected = (
+                    f"{family.model_type!r}, because architectures names {format_value(names)}"
+                )
                 raise InputError("model_type", expected, "none, the key is missing")
     return find_family(raw.get("model_type", _DEFAULT_FAMILY))
 
@@ -281,7 +283,7 @@ def _read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     raw = family.read_settings(raw)
     for key, value in _fixed_options(family).items():
         if raw.get(key, value) != value:
-            raise InputError(key, repr(value), shown(raw[key]))
+            raise InputError(key, repr(value), format_value(raw[key]))
     absent = _absent_fields(family)
     values = {"model_type": family.model_type, **family.config_defaults, **absent}
     for field in dataclasses.fields(EncoderConfig):

@@ -1,7 +1,7 @@
 """Embeddings of whole inputs: the pooled last hidden state of the text before masking.
 
 A sentence encoder reads text without masks, in training and in use. The masked inputs of masked
-language modelling lack some tokens, but these are the labels. So the text is restored from
+language modeling lack some tokens, but these are the labels. So the text is restored from
 inputs and labels.
 """
 

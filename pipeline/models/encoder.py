@@ -12,7 +12,7 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.models.architectures import ARCHITECTURES
-from pipeline.models.architectures.parts import MASKED_SCORE, DType, LayerParts, Tensor
+from pipeline.models.architectures.components import MASKED_SCORE, DType, LayerBuilder, Tensor
 from pipeline.models.config import EncoderConfig
 from pipeline.models.relative_positions import RelativePositions
 
@@ -105,7 +105,7 @@ class Encoder(keras.layers.Layer):
         self.embeddings = self._architecture.Embeddings(config, seed=seed, dtype=policy)
         self.relative_positions = None
         if config.family.relative_position_buckets:
-            layer_parts = LayerParts(config, self.name, seed, policy)
+            layer_parts = LayerBuilder(config, self.name, seed, policy)
             initializer = layer_parts.initializer("relative_positions")
             self.relative_positions = RelativePositions(
                 config, initializer=initializer, dtype=policy
@@ -116,7 +116,7 @@ class Encoder(keras.layers.Layer):
         ]
         self.layer_norm = None
         if self._architecture.HAS_FINAL_NORM:
-            self.layer_norm = LayerParts(config, self.name, seed, policy).layer_norm()
+            self.layer_norm = LayerBuilder(config, self.name, seed, policy).layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -142,12 +142,12 @@ class Encoder(keras.layers.Layer):
                 `config.max_input_length`.
             training: whether dropout is active.
             wanted: names of the attention activations to return, of `ATTENTIONS`,
-                `ATTENTION_SCORES` and `QUERIES_KEYS_VALUES` of `architectures.parts`.
+                `ATTENTION_SCORES` and `QUERIES_KEYS_VALUES` of `architectures.components`.
 
         Returns:
             `hidden_states`, a list of N + 1 tensors [B, L, D] in the compute dtype, the
-            embeddings' output first. The last one is normalised if the architecture has a
-            final normalisation. For each of `wanted`, a list of N tensors.
+            embeddings' output first. The last one is normalized if the architecture has a
+            final normalization. For each of `wanted`, a list of N tensors.
 
         Raises:
             ValueError: L is known and exceeds `config.max_input_length`.

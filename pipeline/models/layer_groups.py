@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.base.errors import InputError
 
 # The largest layer number that fits the syntax of a group.
-MOST_LAYERS = 9_999
+MAX_LAYERS = 9_999
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 

@@ -7,7 +7,12 @@ import keras
 from keras import ops
 
 from data_specs.records import HEAD_STATES, HIDDEN_STATES, MASKED_LM_POSITIONS
-from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
+from pipeline.models.architectures.components import (
+    ACTIVATION_FUNCTIONS,
+    DType,
+    LayerBuilder,
+    Tensor,
+)
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 
@@ -47,7 +52,7 @@ def vocabulary_logits(states: Tensor, table: Tensor, bias: Tensor, *, dtype: str
 
 
 class MaskedLMHead(keras.layers.Layer):
-    """The dense layer, activation and normalisation before the vocabulary, and the output bias.
+    """The dense layer, activation and normalization before the vocabulary, and the output bias.
 
     `decoder` is the matrix of the output layer, float32 [V, E], or None if the word embeddings
     are this matrix.
@@ -60,9 +65,9 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(name="head", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.head_act]
-        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.transform = self.parts.dense(config.embedding_width, "transform")
-        self.layer_norm = self.parts.layer_norm()
+        self.builder = LayerBuilder(config, self.name, seed, self.dtype_policy)
+        self.transform = self.builder.dense(config.embedding_width, "transform")
+        self.layer_norm = self.builder.layer_norm()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -76,7 +81,7 @@ class MaskedLMHead(keras.layers.Layer):
             self.decoder = self.add_weight(
                 name="decoder",
                 shape=(self.config.vocab_size, self.config.embedding_width),
-                initializer=self.parts.initializer("decoder"),
+                initializer=self.builder.initializer("decoder"),
                 autocast=False,
             )
 
@@ -86,7 +91,7 @@ class MaskedLMHead(keras.layers.Layer):
 
 
 class MaskedLM(keras.Model):
-    """An encoder for masked language modelling. The constructor makes all variables.
+    """An encoder for masked language modeling. The constructor makes all variables.
 
     Args:
         config: shapes and rates.

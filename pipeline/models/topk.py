@@ -53,8 +53,8 @@ def top_k(logits: Any, k: int, *, temperatures: Sequence[float], mass: float | N
 def _largest(logits: Any, k: int) -> tuple[Any, Any]:
     """Returns the k largest logits and their ids.
 
-    XLA recognises a top-k as a sort followed by a slice. Without the barrier it would merge
-    later slices of the values into this slice, not recognise the top-k, and sort the whole
+    XLA recognizes a top-k as a sort followed by a slice. Without the barrier it would merge
+    later slices of the values into this slice, not recognize the top-k, and sort the whole
     vocabulary.
     """
     if keras.config.backend() != "jax":

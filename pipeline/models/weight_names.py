@@ -73,7 +73,7 @@ def dense_weights(
 
 
 def norm_weights(ours: str, hf: str, *, size: int, has_bias: bool = True) -> Iterator[WeightName]:
-    """Yields the weights of a normalisation, given its name in our models and in BERT."""
+    """Yields the weights of a normalization, given its name in our models and in BERT."""
     tf1 = _tf1_scope(hf)
     yield WeightName(f"{ours}/gamma", f"{hf}.weight", f"{tf1}/gamma", (size,))
     if has_bias:
@@ -132,7 +132,7 @@ def _modernbert_layer(index: int, config: EncoderConfig) -> Iterator[WeightName]
     ours, hf = f"encoder/layer_{index}", f"bert.encoder.layer.{index}"
     size, inner = config.hidden_size, config.intermediate_size
     for block, bert_block in (("attention", "attention.output"), ("feed_forward", "output")):
-        # The embeddings are normalised before the first layer.
+        # The embeddings are normalized before the first layer.
         if index or block != "attention":
             norm = f"{hf}.{bert_block}.LayerNorm"
             yield from norm_weights(f"{ours}/{block}/layer_norm", norm, size=size, has_bias=False)
@@ -152,7 +152,7 @@ def _modernbert_encoder(config: EncoderConfig) -> Iterator[WeightName]:
     yield WeightName(f"encoder/{words}", hf, f"bert/{words}", shape)
     for index in range(config.num_hidden_layers):
         yield from _modernbert_layer(index, config)
-    # The normalisations of the embeddings and of the last layer's output.
+    # The normalizations of the embeddings and of the last layer's output.
     for ours, hf in (("encoder/embeddings", "bert.embeddings"), ("encoder", "bert.encoder")):
         norm = f"{ours}/layer_norm", f"{hf}.LayerNorm"
         yield from norm_weights(*norm, size=size, has_bias=False)
@@ -211,7 +211,9 @@ def folded_table(
         return ()
     rows = settings.get(*folded.rows)
     if not isinstance(rows, int):
-        raise InputError(f"{where}: {folded.rows[0]}", "a positive integer", json_text.shown(rows))
+        raise InputError(
+            f"{where}: {folded.rows[0]}", "a positive integer", json_text.format_value(rows)
+        )
     shape = (rows, config.embedding_width)
     return (WeightName(f"folded/{folded.key}", folded.hf, folded.hf, shape),)
 

@@ -32,7 +32,7 @@ def _initialize_worker() -> None:
 
     Otherwise a worker whose parent was killed would wait for jobs forever.
     """
-    memory.keep_freed(os.environ.get("KERAS_BACKEND"))
+    memory.retain_freed_memory(os.environ.get("KERAS_BACKEND"))
     parent = multiprocessing.parent_process()
 
     def exit_with_parent() -> None:

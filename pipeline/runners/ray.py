@@ -38,7 +38,7 @@ _CONNECT_SECONDS, _JOIN_SECONDS = 10.0, 60.0
 _COUNT_NODES_SECONDS = 5.0
 # Patterns of the files that killed commands and their jobs leave.
 _ABANDONED_FILES = (".ray-*.tmp", ".*.tfrecord.*.tmp", ".*.spill.*.tmp")
-# Timeout for cancelled jobs to end.
+# Timeout for canceled jobs to end.
 _CANCEL_SECONDS = 30.0
 
 
@@ -259,7 +259,7 @@ class RayWorkers:
         return self._node
 
     def _mark(self, folder: Location) -> Location:
-        """Writes a marker file by which nodes recognise a folder, and removes abandoned files."""
+        """Writes a marker file by which nodes recognize a folder, and removes abandoned files."""
         # A bucket has no locks, so its files may belong to another running command.
         if folder.is_local:
             for path in itertools.chain(*map(folder.glob, _ABANDONED_FILES)):
@@ -312,7 +312,7 @@ class RayWorkers:
             if running and self._ray.is_initialized():
                 for reference in running:
                     self._ray.cancel(reference, force=True)
-                # Until they end, the cancelled jobs may write to the directory.
+                # Until they end, the canceled jobs may write to the directory.
                 self._ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_SECONDS)
 
     def _submitter(self, function: Callable[..., Any], progress: Any) -> Callable[[int, Any], Any]:

@@ -76,7 +76,7 @@ class Node:
 
 
 @functools.lru_cache(maxsize=1)
-def enter(node: Node) -> None:
+def set_up_worker(node: Node) -> None:
     """Sets up a worker process, and checks that its node has the same folders and packages.
 
     Raises:
@@ -84,9 +84,9 @@ def enter(node: Node) -> None:
     """
     os.environ.update(node.environment)
     backend = os.environ.get("KERAS_BACKEND")
-    memory.keep_freed(backend)
+    memory.retain_freed_memory(backend)
     if backend == "jax":
-        compiled_programs.keep_programs()
+        compiled_programs.enable_compilation_cache()
     name = socket.gethostname()
     for subject, mark in node.marks:
         if not mark.is_file():
@@ -163,10 +163,10 @@ def run_job(node: Node, function: bytes, progress: Any, index: int, job: Any) ->
     Returns:
         the result of the job, and the total of the counts that it reported.
     """
-    enter(node)
+    set_up_worker(node)
     ray = import_ray()
     _keep_to_gpus(tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
-    # Loading the function imports modules that read the environment, so `enter` comes first.
+    # Loading the function imports modules that read the environment, which must be set up before.
     run = ray.cloudpickle.loads(function)
     if progress is None:
         return run(job), 0

@@ -2,7 +2,7 @@
 
 A batch is padded to its longest input, so that padding costs as much as tokens. A compiler makes
 a program for each shape. Therefore the inputs of a batch are sorted by length and cut into
-microbatches ("chunks" in this module), and lengths are rounded up.
+microbatches, and lengths are rounded up.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from pipeline.base import seeding
 # Maximum number of examples that are sorted together, unless a batch has more. They are decoded
 # together, so that the limit bounds memory.
 _MAX_GROUP = 512
-# Number of random groups from which the padded length of chunks is estimated.
+# Number of random groups from which the padded length of microbatches is estimated.
 _NUM_DRAWS = 64
 _NUM_LENGTHS = 8
 # On a TPU, a program takes minutes to compile and its tiles have 128 columns. More lengths would
@@ -25,18 +25,18 @@ _NUM_LENGTHS_ON_TPU = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunking:
+class MicrobatchPlan:
     """The division of an update's examples into microbatches.
 
     Attributes:
         group_size: number of examples that are sorted by length together.
-        num_chunks: number of microbatches of a group, all with the same number of examples.
+        num_microbatches: number of microbatches of a group, all with the same number of examples.
         num_lengths: maximum number of padded lengths. With 1, all microbatches have the maximum
             length, and examples are not sorted.
     """
 
     group_size: int
-    num_chunks: int = 1
+    num_microbatches: int = 1
     num_lengths: int = 1
 
 
@@ -89,24 +89,24 @@ def group_batches(batch_size: int, num_batches: int) -> int:
     return max(count for count in range(1, max_batches + 1) if num_batches % count == 0)
 
 
-def plan_chunks(
+def plan_microbatches(
     lengths: np.ndarray,
     *,
     batch_size: int,
     num_batches: int,
     max_seq_length: int,
     num_lengths: int,
-    chunk_cost: int,
+    microbatch_cost: int,
     multiple: int = 1,
-) -> Chunking:
-    """Returns the division into chunks with the lowest cost of padded tokens and chunks.
+) -> MicrobatchPlan:
+    """Returns the cheapest plan: padded tokens and microbatches both have a cost.
 
-    A chunk has at most the examples of a batch. If all lengths are similar, there are no more
-    chunks than batches.
+    A microbatch has at most `batch_size` examples. If all lengths are similar, there are as many
+    microbatches as batches.
 
-    Example: 4 inputs have the lengths 10, 10, 10 and 500. One chunk has 4 · 512 = 2,048 padded
-    tokens, two have 2 · 64 + 2 · 512 = 1,152, four have 3 · 64 + 512 = 704. If a chunk costs as
-    much as 500 tokens, two are best: 2,548, 2,152 and 2,704.
+    Example: 4 inputs have the lengths 10, 10, 10 and 500. One microbatch has 4 · 512 = 2,048
+    padded tokens, two have 2 · 64 + 2 · 512 = 1,152, four have 3 · 64 + 512 = 704. If a
+    microbatch costs as much as 500 tokens, two are best: 2,548, 2,152 and 2,704.
 
     Args:
         lengths: int [N], numbers of tokens of a sample of the inputs.
@@ -114,22 +114,22 @@ def plan_chunks(
         num_batches: batches of an update.
         max_seq_length: of the inputs.
         num_lengths: maximum number of padded lengths.
-        chunk_cost: fixed cost of a chunk, in tokens.
-        multiple: divisor of the number of examples of a chunk; it divides `batch_size`.
+        microbatch_cost: fixed cost of a microbatch, in tokens.
+        multiple: divisor of the number of examples of a microbatch; it divides `batch_size`.
     """
     batches = group_batches(batch_size, num_batches)
     size = batches * batch_size
     if num_lengths == 1 or not len(lengths):
-        return Chunking(size, batches)
+        return MicrobatchPlan(size, batches)
     sizes = np.array(bucket_lengths(max_seq_length, num_lengths))
-    drawn = np.sort(seeding.stream(0, "chunk plan").choice(lengths, (_NUM_DRAWS, size)), axis=1)
+    drawn = np.sort(seeding.keyed_rng(0, "chunk plan").choice(lengths, (_NUM_DRAWS, size)), axis=1)
 
     def cost(count: int) -> float:
         longest = drawn.reshape(_NUM_DRAWS, count, -1).max(axis=2)
         padded = sizes[np.searchsorted(sizes, longest)]
-        return float(padded.sum(axis=1).mean() * (size // count)) + count * chunk_cost
+        return float(padded.sum(axis=1).mean() * (size // count)) + count * microbatch_cost
 
     counts = [
         count for count in range(batches, size + 1, batches) if size % (count * multiple) == 0
     ]
-    return Chunking(size, min(counts, key=cost), num_lengths)
+    return MicrobatchPlan(size, min(counts, key=cost), num_lengths)

@@ -24,7 +24,7 @@ from data_specs import records
 from data_specs.records import Feature
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, show_settings
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage import arrays
 from pipeline.storage.codecs import (
@@ -40,7 +40,7 @@ from pipeline.tokenizers.vocabulary import MAX_TOKENIZER_BYTES, Sha256, VocabInf
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CHECKSUM_FILE = ".manifest.json.sha256"
-REQUEST_FILE = "request.json"
+RUN_CONFIG_FILE = "request.json"
 # The file of token counts; see `pipeline.storage.token_counts`.
 TOKEN_COUNTS_FILE = "token_counts.npy"
 # The file of the output table of a cache of head states; see `pipeline.storage.output_table`.
@@ -385,7 +385,7 @@ def shard_file(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
 
-def shard_place(file: str) -> tuple[int, int]:
+def parse_shard_file(file: str) -> tuple[int, int]:
     """Returns the index and the number of shards from a name that `shard_file` made."""
     match = SHARD_FILE.fullmatch(file)
     if match is None:
@@ -452,8 +452,8 @@ def describe_difference(recorded: Mapping[str, Any], current: Mapping[str, Any])
     names = (set(recorded) | set(current)) - {HUB}
     for name in sorted(names, key=lambda key: (key != "kind", key)):
         if recorded.get(name) != current.get(name):
-            setting = name if name.isidentifier() else shown(name)
-            old, new = shown(recorded.get(name)), shown(current.get(name))
+            setting = name if name.isidentifier() else format_value(name)
+            old, new = format_value(recorded.get(name)), format_value(current.get(name))
             return f"{setting} is {old} there and {new} here"
     return ""
 
@@ -472,7 +472,7 @@ def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool
         InputError: the directory is reserved for another run configuration, or has files and no
             run configuration.
     """
-    path = directory / REQUEST_FILE
+    path = directory / RUN_CONFIG_FILE
     # The files are listed before the check for `request.json`, which another task may be writing.
     names = [item.name for item in directory.iterdir()] if directory.is_dir() else []
     present = sorted(name for name in names if not name.endswith(".tmp"))
@@ -484,7 +484,7 @@ def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool
             raise InputError(directory, received=received, hint=hint)
         return False
     if present:
-        received = f"one with {present[0]!r} and without {REQUEST_FILE}"
+        received = f"one with {present[0]!r} and without {RUN_CONFIG_FILE}"
         expected = "an empty directory or one of the same run configuration"
         raise InputError(directory, expected, received)
     return True
@@ -499,7 +499,7 @@ def reserve_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bo
     is_new = check_output_dir(directory, run_config)
     if is_new:
         directory = directory.make_directory()
-        if not (directory / REQUEST_FILE).write_new(json_text.dump(run_config)):
+        if not (directory / RUN_CONFIG_FILE).write_new(json_text.dump(run_config)):
             # Another process has just reserved the directory.
             return check_output_dir(directory, run_config)
     return is_new
@@ -529,7 +529,7 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
     path = directory / file
     if not path.is_file():
         received, hint = "a directory without it", None
-        if (path.parent / REQUEST_FILE).is_file():
+        if (path.parent / RUN_CONFIG_FILE).is_file():
             received = "an unfinished directory"
             hint = "re-run the command that writes it to resume"
         contents = "masked examples of create_pretraining_data, or a teacher cache"
@@ -537,7 +537,7 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         raise InputError(directory, expected, received, hint)
     value = path.read_json()
     if (version := value.get("format_version")) != FORMAT_VERSION:
-        raise InputError(path, f"format_version {FORMAT_VERSION}", shown(version))
+        raise InputError(path, f"format_version {FORMAT_VERSION}", format_value(version))
     try:
         json_text.dump(value)
     except UnicodeEncodeError as error:
@@ -567,7 +567,7 @@ def _parse(value: Mapping[str, Any], path: Location) -> Manifest:
     size = manifest.vocab.size
     for name, special in manifest.special_ids.items():
         if special >= size:
-            received = f"{shown(name)} {special}"
+            received = f"{format_value(name)} {special}"
             raise InputError(f"{path}: special_ids", f"ids below {size}", received)
     if info is not None and info.truncation_factor > size:
         raise InputError(f"{path}: truncation_factor", f"at most {size}", info.truncation_factor)
@@ -584,7 +584,7 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
     if info.holds_states:
         _expect_states(info, path)
     elif temperatures[:1] != (1.0,) or list(temperatures) != sorted(set(temperatures)):
-        received = shown(list(temperatures))
+        received = format_value(list(temperatures))
         raise InputError(f"{path}: temperatures", "ascending numbers from 1", received)
     # The teacher of a cache has the fields of a merged cache's teacher, except the weight.
     json_text.convert({**info.teacher, "weight": 1.0}, _MergedTeacher, f"{path}: teacher")
@@ -594,7 +594,9 @@ def _parse_teacher_info(value: Mapping[str, Any], path: Location) -> TeacherInfo
     if info.hidden_groups or info.embedding:
         max_size, size = _MAX_HIDDEN_SIZE // max(1, len(info.hidden_groups)), info.hidden_size
         if not 1 <= (size or 0) <= max_size:
-            raise InputError(f"{path}: hidden_size", f"a number from 1 to {max_size}", shown(size))
+            raise InputError(
+                f"{path}: hidden_size", f"a number from 1 to {max_size}", format_value(size)
+            )
     return info
 
 
@@ -602,20 +604,20 @@ def _expect_states(info: TeacherInfo, path: Location) -> None:
     """Raises InputError unless the sizes of head states are valid and nothing is truncated."""
     if info.state_bits not in STATE_PACKINGS:
         expected = f"one of {', '.join(map(str, STATE_PACKINGS))}"
-        raise InputError(f"{path}: state_bits", expected, shown(info.state_bits))
+        raise InputError(f"{path}: state_bits", expected, format_value(info.state_bits))
     if not 1 <= (info.state_size or 0) <= _MAX_STATE_SIZE:
         expected = f"a number from 1 to {_MAX_STATE_SIZE}"
-        raise InputError(f"{path}: state_size", expected, shown(info.state_size))
+        raise InputError(f"{path}: state_size", expected, format_value(info.state_size))
     if info.temperatures or info.variable:
         expected = "no temperatures and no truncation of head states, which have no tail"
-        raise InputError(path, expected, shown([*info.temperatures, info.truncation]))
+        raise InputError(path, expected, format_value([*info.temperatures, info.truncation]))
 
 
 def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any]) -> None:
     if encoding not in table:
         commit = _REMOVED_ENCODINGS.get(encoding)
         hint = f"commit {commit} is the last that reads and writes it" if commit else None
-        raise InputError(subject, f"one of {', '.join(table)}", shown(encoding), hint=hint)
+        raise InputError(subject, f"one of {', '.join(table)}", format_value(encoding), hint=hint)
 
 
 def _expect_splits(manifest: Manifest, path: Location) -> None:
@@ -634,12 +636,12 @@ def _expect_splits(manifest: Manifest, path: Location) -> None:
 
 
 def _expect_shard(shard: ShardInfo, path: Location) -> None:
-    index, count = shard_place(shard.file)
+    index, count = parse_shard_file(shard.file)
     if index >= count:
         raise InputError(path, "the name of a shard", shard.file)
     if shard.measured is not None and NUM_POSITIONS not in shard.measured:
         expected = f"{NUM_POSITIONS} and other counts of {shard.file}"
-        raise InputError(path, expected, shown(shard.measured))
+        raise InputError(path, expected, format_value(shard.measured))
 
 
 def varies_in_size(info: TeacherInfo) -> bool:

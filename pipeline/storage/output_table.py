@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage.codecs.states import OutputTable
 from pipeline.storage.manifest import OUTPUT_TABLE_FILE, TableInfo
@@ -73,7 +73,7 @@ def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputT
             # Checked before tensors are read, as a malformed file may claim any size.
             if received != expected:
                 text = f"{_TABLE} in F16, [{vocab_size}, {state_size}], and {_BIAS} in F32"
-                raise InputError(path, text, shown(received))
+                raise InputError(path, text, format_value(received))
             output = OutputTable(file.get_tensor(_TABLE), file.get_tensor(_BIAS))
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]

@@ -22,7 +22,7 @@ _TAILS = records.MASS_FEATURES[0]
 
 
 @contextlib.contextmanager
-def copy_errors_raised(cache: CacheInput) -> Iterator[None]:
+def raising_copy_errors(cache: CacheInput) -> Iterator[None]:
     """Replaces TensorFlow's error by the original error of copying a shard.
 
     Threads of TensorFlow copy the shards, and TensorFlow keeps only the text of an error.

@@ -25,7 +25,7 @@ from typing import Any
 import google_crc32c
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage.manifest import ShardInfo, sidecar_path
 
@@ -139,7 +139,7 @@ def decode_example(record: bytes) -> dict[str, bytes]:
             raise ValueError("a map entry without key and value")
         key, value = _key_and_value(entry)
         name = bytes(key).decode("utf-8")
-        description = f"the feature {shown(name)}"
+        description = f"the feature {format_value(name)}"
         if name in features:
             raise ValueError(f"{description} twice")
         if len(features) == _MAX_FEATURES:
@@ -230,7 +230,7 @@ def stage_shard(
     Some runners may run a job twice at the same time, perhaps on machines that round differently.
     Each copy has its own file and checksum, and only one is published.
     """
-    path = (directory / file).own_temporary()
+    path = (directory / file).unique_temporary()
     with path.stage() as temporary:
         shard = _write_records(temporary, file, records, sums)
     return StagedShard(shard, path.name)

@@ -79,7 +79,7 @@ def record_groups(
     if num_streams == 1:
         epoch, skip = divmod(start, sum(shard.num_examples for shard in shards))
     while True:
-        order = seeding.stream(seed, "shard order", epoch).permutation(len(shards))
+        order = seeding.keyed_rng(seed, "shard order", epoch).permutation(len(shards))
         order = order[stream::num_streams]
         for begin in range(0, len(order), group_size):
             group = [shards[index] for index in order[begin : begin + group_size]]

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage import arrays
 
@@ -91,7 +91,7 @@ def write_spill(
     index["size"] = [len(entry.record) for entry in ordered]
     index["document"] = [entry.document for entry in ordered]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
-    temporary = path.temporary() if is_only_writer else path.own_temporary()
+    temporary = path.temporary() if is_only_writer else path.unique_temporary()
     with path.atomic_write(temporary=temporary), open(temporary, "wb") as file:
         file.write(json.dumps(header).encode("utf-8") + b"\n")
         np.save(file, index, allow_pickle=False)
@@ -122,7 +122,7 @@ def _open_index(path: pathlib.Path) -> tuple[np.ndarray, int]:
         offset = file.tell()
     size = path.stat().st_size - offset
     if dtype != _INDEX or len(shape) != 1 or not 0 <= shape[0] <= size // _INDEX.itemsize:
-        raise InputError(path, received=f"{DAMAGED} (an index of {shown(shape)} entries)")
+        raise InputError(path, received=f"{DAMAGED} (an index of {format_value(shape)} entries)")
     if not shape[0]:
         return np.zeros(0, _INDEX), offset
     index = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
@@ -151,7 +151,7 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class KeyRangeEntries:
     """The entries of a range of keys, file by file.
 
     Attributes:
@@ -165,9 +165,9 @@ class Step:
     contents: tuple[bytes, ...]
 
 
-def read_steps(
+def read_key_ranges(
     paths: Sequence[Location], low: int, high: int, *, expected_bytes: int
-) -> Iterator[Step]:
+) -> Iterator[KeyRangeEntries]:
     """Yields the entries of spill files with keys from `low` to below `high`, range by range.
 
     `expected_bytes` is the approximate size of the entries. It decides the number of steps of
@@ -183,7 +183,7 @@ def read_steps(
             *(_read_range(pathlib.Path(path), first, last) for path in paths), strict=True
         )
         files = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
-        yield Step(np.concatenate(indices), files, contents)
+        yield KeyRangeEntries(np.concatenate(indices), files, contents)
 
 
 def read_sorted(
@@ -198,14 +198,14 @@ def read_sorted(
     Args:
         paths: the spill files.
         keys: the range.
-        expected_bytes: see `read_steps`.
+        expected_bytes: see `read_key_ranges`.
         left_out: for each file bool [documents], true for the documents whose records are left
             out; None to read all documents.
 
     Raises:
         InputError: a spill file is damaged.
     """
-    for step in read_steps(paths, keys.low, keys.high, expected_bytes=expected_bytes):
+    for step in read_key_ranges(paths, keys.low, keys.high, expected_bytes=expected_bytes):
         index, files = step.index, step.files
         groups, last_group = index["group"], np.uint64(keys.max_group - 1)
         is_selected = (groups >= np.uint64(keys.min_group)) & (groups <= last_group)
@@ -219,7 +219,7 @@ def read_sorted(
 
 
 def _is_left_out(
-    paths: Sequence[Location], step: Step, left_out: Sequence[np.ndarray]
+    paths: Sequence[Location], step: KeyRangeEntries, left_out: Sequence[np.ndarray]
 ) -> np.ndarray:
     bounds = np.searchsorted(step.files, np.arange(len(paths) + 1))
     marks = [np.zeros(0, bool)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage import arrays, serialization
 from pipeline.storage.manifest import TOKEN_COUNTS_FILE, TRAIN, FileInfo, Manifest
@@ -95,7 +95,7 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
         raise InputError(path, f"an array of counts ({error})") from error
     if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
         expected = f"the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes"
-        received = f"shape {shown(shape)}, {dtype} in {len(content)} bytes"
+        received = f"shape {format_value(shape)}, {dtype} in {len(content)} bytes"
         raise InputError(path, expected, received)
     return np.frombuffer(content, _DTYPE)
 

@@ -20,7 +20,7 @@ from pipeline.base import distribution, json_text
 from pipeline.base.distribution import DATA_PARALLEL
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.base.location import Location
-from pipeline.base.prefetch import ahead
+from pipeline.base.prefetch import prefetch
 from pipeline.hub import models
 from pipeline.models import embeddings, layer_groups, position_blocks
 from pipeline.models.config import EncoderConfig
@@ -45,17 +45,16 @@ from pipeline.storage.manifest import (
     TeacherInfo,
 )
 from pipeline.storage.records import MaskedExample, TeacherTargets, read_examples
-from pipeline.teacher import forward, truncation
-from pipeline.teacher import judgement as judgements
+from pipeline.teacher import forward, label_scores, truncation
 from pipeline.teacher.forward import Arrays
-from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, LabelScores
+from pipeline.teacher.label_scores import ENTROPIES, MIN_LABELS, LabelScoreAccumulator
 from pipeline.teacher.settings import TeacherCacheConfig
 
 # Memory for the targets of a block. The examples of a block are sorted by length, so that a
 # larger block gives batches with less padding.
 _BLOCK_BYTES = 128 * 2**20
-# The teacher is judged before any shard is made. Twice the minimum number of labels is used, so
-# that the judgement does not depend on a few labels. The number of examples bounds its cost.
+# The teacher is evaluated before any shard is made. Twice the minimum number of labels is used, so
+# that the comparison does not depend on a few labels. The number of examples bounds its cost.
 _JUDGED_LABELS = 2 * MIN_LABELS
 _MAX_JUDGED_EXAMPLES = 1_024
 # A capture of at least this many examples refuses a teacher that predicts noise. A smaller one
@@ -141,7 +140,7 @@ def run_configuration(
     config: TeacherCacheConfig, cache: CacheInput, source: ModelSource
 ) -> dict[str, Any]:
     """Returns the run configuration, as JSON values; hashes the teacher's files for it."""
-    settings = config.decisive()
+    settings = config.output_settings()
     groups = find_groups(config, source.config)
     del settings["cache_hidden_states"]
     if config.cache_embedding is not None:
@@ -250,7 +249,7 @@ class ShardTotals:
     def __init__(self, vocab_size: int) -> None:
         # The content of `ShardInfo.measured`.
         self.measured: collections.Counter[str] = collections.Counter()
-        self.labels = LabelScores(vocab_size)
+        self.labels = LabelScoreAccumulator(vocab_size)
 
     def shard_fields(self, is_measured: bool) -> dict[str, Any]:
         """Returns the values of the fields of `ShardInfo` that hold the sums."""
@@ -290,9 +289,9 @@ class Capture:
         A record is added to the totals of its shard before it is yielded.
         """
         # Reading, the teacher's forward pass, and packing with writing overlap.
-        blocks = ahead(self._read_blocks(examples), depth=1)
+        blocks = prefetch(self._read_blocks(examples), depth=1)
         finished: list[tuple[int, bytes]] = []
-        for block, indices, output in ahead(self._run_teacher(blocks)):
+        for block, indices, output in prefetch(self._run_teacher(blocks)):
             batched = [block[index] for index in indices]
             features = self._features(output, batched, totals.labels)
             for index, example, added in zip(indices, batched, features, strict=True):
@@ -328,7 +327,7 @@ class Capture:
         self,
         output: Mapping[str, np.ndarray],
         examples: Sequence[MaskedExample],
-        scores: LabelScores,
+        scores: LabelScoreAccumulator,
     ) -> list[dict[str, bytes]]:
         """Returns the features that the cache adds to each example; scores their labels."""
         embedding_features = self._embeddings(output, len(examples))
@@ -367,7 +366,7 @@ class Capture:
         return [{feature.name: arrays.encode(feature, vector, size)} for vector in values]
 
 
-def keep_states(
+def select_states(
     config: TeacherCacheConfig,
     model: MaskedLM,
     outputs: Mapping[str, Any],
@@ -384,16 +383,16 @@ def keep_states(
     Returns:
         by the name of the array: hidden states [B, P, G, D], embeddings [B, D]; neither by default.
     """
-    kept = {}
+    selected = {}
     if groups := find_groups(config, model.config):
-        kept[records.HIDDEN_STATES] = keep_hidden_states(groups, outputs, batch)
+        selected[records.HIDDEN_STATES] = select_hidden_states(groups, outputs, batch)
     if config.cache_embedding is not None:
         labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
-        kept[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
-    return kept
+        selected[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
+    return selected
 
 
-def keep_hidden_states(
+def select_hidden_states(
     groups: Sequence[TeacherGroup], outputs: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> Any:
     """Returns the mean state of each group of layers at the masked positions, [B, P, G, D]."""
@@ -402,9 +401,9 @@ def keep_hidden_states(
     return keras.ops.stack([gather_positions(mean, positions) for mean in means], axis=2)
 
 
-def keep_function(
+def make_selector(
     config: TeacherCacheConfig, model: MaskedLM, *, max_positions: int
-) -> forward.Keep:
+) -> forward.Selector:
     """Returns the function that selects the values to store from the teacher's outputs.
 
     Args:
@@ -431,7 +430,7 @@ def keep_function(
         )
         return {**stored, ENTROPIES: truncation.entropies(logits)}
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def select(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         states = {records.HEAD_STATES: outputs[records.HEAD_STATES]}
         states[records.MASKED_LM_IDS] = batch[records.MASKED_LM_IDS]
         stored = position_blocks.over_positions(truncate, model.output_layer(), states, size=size)
@@ -440,13 +439,13 @@ def keep_function(
             stored[LOGITS] = outputs[LOGITS]
         if config.holds_states:
             stored[records.HEAD_STATES] = keras.ops.cast(outputs[records.HEAD_STATES], "float32")
-        return {**stored, **keep_states(config, model, outputs, batch)}
+        return {**stored, **select_states(config, model, outputs, batch)}
 
-    return keep
+    return select
 
 
 def _first_examples(path: Location, manifest: Manifest) -> list[MaskedExample]:
-    """Returns the first examples of a shard, by which the teacher is judged."""
+    """Returns the first examples of a shard, on which the teacher is evaluated."""
     examples, num_labels = [], 0
     for example in itertools.islice(read_examples(path, manifest), _MAX_JUDGED_EXAMPLES):
         examples.append(example)
@@ -465,7 +464,7 @@ class _ShardMaker:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._is_judged = False
+        self._is_evaluated = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         config, expected = self._inputs.config, self._inputs.run_configuration
@@ -484,10 +483,10 @@ class _ShardMaker:
         """The compiled teacher; see `Capture.forward`."""
         inputs = self._inputs
         most = inputs.cache.manifest.max_predictions_per_seq
-        keep = keep_function(inputs.config, self.model, max_positions=most)
-        return forward.compile_forward(self.model, keep, devices=_devices(inputs.config))
+        select = make_selector(inputs.config, self.model, max_positions=most)
+        return forward.compile_forward(self.model, select, devices=_devices(inputs.config))
 
-    def judge(self, job: ShardJob) -> None:
+    def evaluate_teacher(self, job: ShardJob) -> None:
         """Prints how well the teacher predicts the labels of a shard's first examples.
 
         Raises:
@@ -495,22 +494,22 @@ class _ShardMaker:
                 is large, and `force` is off.
         """
         config, manifest = self._inputs.config, self._inputs.cache.manifest
-        self._is_judged = True
+        self._is_evaluated = True
         examples = _first_examples(self._inputs.cache.directory / job.file, manifest)
-        scores = LabelScores(manifest.vocab.size)
+        accumulator = LabelScoreAccumulator(manifest.vocab.size)
         for indices, output in forward.run_examples(
             self._forward, examples, manifest, batch_size=config.predict_batch_size
         ):
             batched = [examples[index] for index in indices]
             stored, _ = forward.real_positions(output, batched)
             forward.expect_finite(stored[records.TOPK_LOGITS])
-            scores.add(np.concatenate([example.masked_lm_ids for example in batched]), stored)
-        if (judgement := scores.judgement()) is None:
+            accumulator.add(np.concatenate([example.masked_lm_ids for example in batched]), stored)
+        if (scores := accumulator.scores()) is None:
             return
         num_examples = sum(map(manifest.num_examples, manifest.splits))
         if num_examples >= _LARGE_CAPTURE and not config.force:
-            judgement.expect_useful("bert_config_file" if config.teacher is None else "teacher")
-        print("\n".join(judgement.describe()), file=sys.stderr)
+            scores.expect_useful("bert_config_file" if config.teacher is None else "teacher")
+        print("\n".join(scores.describe()), file=sys.stderr)
 
     @functools.cached_property
     def _capture(self) -> Capture:
@@ -534,8 +533,8 @@ class _ShardMaker:
         splits = {job.split: (cache.manifest.splits[job.split][job.index],)}
         of_shard = dataclasses.replace(cache.manifest, splits=splits, token_counts=None)
         manifests.verify(cache.directory, of_shard, full=False)
-        if not self._is_judged:
-            self.judge(job)
+        if not self._is_evaluated:
+            self.evaluate_teacher(job)
         capture = dataclasses.replace(self._capture, on_examples=on_examples)
         examples = read_examples(cache.directory / job.file, capture.manifest)
         totals = ShardTotals(capture.manifest.vocab.size)
@@ -551,7 +550,7 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
     Raises:
         InputError: the run configuration on this node differs from the command's.
     """
-    inputs = Inputs.open(models.on_this_host(config))
+    inputs = Inputs.open(models.relocate_to_host(config))
     difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
     if difference:
         raise InputError(
@@ -602,7 +601,7 @@ def _wait_for_others(config: TeacherCacheConfig) -> Manifest:
     """
     print("waiting for the shards of other processes", file=sys.stderr)
     while not (config.output_dir / manifests.MANIFEST_FILE).is_file():
-        distribution.expect_others()
+        distribution.check_other_processes()
         time.sleep(_POLL_SECONDS)
     return manifests.load(config.output_dir)
 
@@ -628,7 +627,7 @@ def create_teacher_cache(config: TeacherCacheConfig) -> Manifest | None:
         return _make(config)
     shares_shards = config.num_tasks is None
     config = _find_share(config)
-    with distribution.failure_reported():
+    with distribution.reporting_failure():
         manifest = _make(config)
         return _wait_for_others(config) if manifest is None and shares_shards else manifest
 
@@ -668,7 +667,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
     maker = _ShardMaker(inputs)
     with inputs.open_workers() as workers:
         # If the teacher is refused, the directory must still be free for a corrected command.
-        workers.warm_up(lambda: maker.judge(max(jobs, key=counts.get)))
+        workers.warm_up(lambda: maker.evaluate_teacher(max(jobs, key=counts.get)))
         manifests.reserve_output_dir(config.output_dir, inputs.run_configuration)
         inputs.count_tokens()
         inputs.write_table()
@@ -679,7 +678,7 @@ def _make_missing_shards(inputs: Inputs) -> None:
             def count(examples: int) -> None:
                 bar.update(examples)
                 if config.distribution == DATA_PARALLEL:
-                    distribution.expect_others()
+                    distribution.check_other_processes()
 
             shards = runners.make_shards(workers, config.output_dir, maker, jobs, count)
             collections.deque(shards, maxlen=0)
@@ -719,9 +718,9 @@ def _publish_when_complete(inputs: Inputs) -> Manifest | None:
         token_counts=inputs.count_tokens(),
         output_table=inputs.write_table(),
     )
-    if (judgement := judgements.of_cache(manifest)) is not None:
+    if (scores := label_scores.of_cache(manifest)) is not None:
         # This is for readers of the manifest: programs compute it from the shards' sums.
-        figures = {judgements.STATISTICS_KEY: dataclasses.asdict(judgement)}
+        figures = {label_scores.STATISTICS_KEY: dataclasses.asdict(scores)}
         manifest = dataclasses.replace(manifest, statistics={**manifest.statistics, **figures})
     manifests.publish(config.output_dir, manifest)
     return manifest

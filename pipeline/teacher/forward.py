@@ -28,7 +28,7 @@ _POSITION_INPUTS = (records.MASKED_LM_POSITIONS, records.MASKED_LM_IDS)
 
 Arrays = dict[str, np.ndarray]
 # A function from the teacher's `activations` and the batch to the values that are stored.
-Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+Selector = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def expect_finite(logits: np.ndarray) -> None:
 
 
 def compile_forward(
-    model: MaskedLM, keep: Keep, *, devices: Sequence[Any] | None = None
+    model: MaskedLM, select: Selector, *, devices: Sequence[Any] | None = None
 ) -> CompiledForward:
     """Compiles a model's forward pass together with the selection of the stored values.
 
@@ -174,35 +174,35 @@ def compile_forward(
 
     Args:
         model: runs in inference mode.
-        keep: called inside the graph; activations that it does not use are not computed.
+        select: called inside the graph; activations that it does not use are not computed.
         devices: JAX devices, each of which computes an equal part of a batch; one by default.
             Their number must divide the batch size.
     """
     if keras.config.backend() == "jax":
-        return CompiledForward(_compile_jax(model, keep, devices))
-    return CompiledForward(_compile_tensorflow(model, keep))
+        return CompiledForward(_compile_jax(model, select, devices))
+    return CompiledForward(_compile_tensorflow(model, select))
 
 
 def stateless_forward(
-    model: MaskedLM, keep: Keep
+    model: MaskedLM, select: Selector
 ) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
     """Returns a forward pass as a function of the values of `model.variables` and a batch.
 
     Args:
         model: runs in inference mode.
-        keep: as `compile_forward` takes it.
+        select: as `compile_forward` takes it.
     """
     variables = model.variables
 
     def forward(values: Sequence[Any], batch: Mapping[str, Any]) -> Any:
         with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
-            return keep(model.activations(batch, training=False), batch)
+            return select(model.activations(batch, training=False), batch)
 
     return forward
 
 
 def divided_forward(
-    model: MaskedLM, keep: Keep, devices: Sequence[Any]
+    model: MaskedLM, select: Selector, devices: Sequence[Any]
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], Any], Any, Any]:
     """Returns a forward pass in which each device computes its part of a batch.
 
@@ -211,7 +211,7 @@ def divided_forward(
 
     Args:
         model: as `stateless_forward` takes it.
-        keep: as `stateless_forward` takes it.
+        select: as `stateless_forward` takes it.
         devices: JAX devices.
 
     Returns:
@@ -222,7 +222,7 @@ def divided_forward(
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     whole, divided = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
     forward = jax.shard_map(
-        stateless_forward(model, keep),
+        stateless_forward(model, select),
         mesh=mesh,
         in_specs=(whole, divided),
         out_specs=divided,
@@ -236,15 +236,15 @@ def divided_forward(
 
 
 def _compile_jax(
-    model: MaskedLM, keep: Keep, devices: Sequence[Any] | None
+    model: MaskedLM, select: Selector, devices: Sequence[Any] | None
 ) -> Callable[[Arrays], Any]:
     import jax
 
     values = [variable.value for variable in model.variables]
     if devices is None:
-        forward = jax.jit(stateless_forward(model, keep))
+        forward = jax.jit(stateless_forward(model, select))
         return lambda batch: forward(values, batch)
-    divided, whole_sharding, batch_sharding = divided_forward(model, keep, devices)
+    divided, whole_sharding, batch_sharding = divided_forward(model, select, devices)
     forward = jax.jit(divided)
     values = jax.device_put(values, whole_sharding)
     # The first device would otherwise hold the original weights and their copy.
@@ -253,13 +253,13 @@ def _compile_jax(
     return lambda batch: forward(values, jax.device_put(batch, batch_sharding))
 
 
-def _compile_tensorflow(model: MaskedLM, keep: Keep) -> Callable[[Arrays], Any]:
+def _compile_tensorflow(model: MaskedLM, select: Selector) -> Callable[[Arrays], Any]:
     import tensorflow as tf
 
     names = (*_TOKEN_INPUTS, *_POSITION_INPUTS)
 
     @tf.function(input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in names}])
     def forward(batch):
-        return keep(model.activations(batch, training=False), batch)
+        return select(model.activations(batch, training=False), batch)
 
     return forward

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import CHOICES, FLOAT32
-from pipeline.base.distribution import ALONE, DATA_PARALLEL, DISTRIBUTIONS
+from pipeline.base.distribution import DATA_PARALLEL, DISTRIBUTIONS, NOT_DISTRIBUTED
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, parse_numbers, setting
@@ -137,7 +137,7 @@ class TeacherCacheConfig(Settings):
     )
     # Its value does not decide the output: ids are the same, and values within float error.
     distribution: str = setting(
-        ALONE,
+        NOT_DISTRIBUTED,
         "data_parallel divides each batch among all devices of this machine, and the shards among "
         "the processes that it joins. Requires `backend`=jax.",
         choices=DISTRIBUTIONS,
@@ -165,7 +165,7 @@ class TeacherCacheConfig(Settings):
             expected = f"less than `num_tasks`={self.num_tasks or 1}"
             raise InputError(Setting("task_index"), expected, self.task_index)
         if self.ray is not None and self.distribution == DATA_PARALLEL:
-            expected = f"{ALONE} with `runner`=ray, whose jobs use one device each"
+            expected = f"{NOT_DISTRIBUTED} with `runner`=ray, whose jobs use one device each"
             raise InputError(Setting("distribution"), expected, self.distribution)
         if self.ray is not None and (self.num_tasks or 1) > 1:
             expected = "unset with `runner`=ray, which shares the shards itself"

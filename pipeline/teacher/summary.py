@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.base.location import Location
-from pipeline.storage import list_mass
 from pipeline.storage import manifest as manifests
+from pipeline.storage import topk_mass
 from pipeline.storage.codecs import STATES
 from pipeline.storage.manifest import SAMPLED, Manifest
-from pipeline.teacher import judgement
+from pipeline.teacher import label_scores
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
@@ -41,7 +41,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield f"teacher    SHA-256 {teacher['sha256']}{share}{origin}"
     if unused := info.teacher.get("unused_rows"):
         yield f"           {unused} rows of its vocabulary tables belong to no token"
-    if (of_teacher := judgement.of_cache(manifest)) is not None:
+    if (of_teacher := label_scores.of_cache(manifest)) is not None:
         yield from of_teacher.describe()
 
 
@@ -52,14 +52,14 @@ def describe_mass(directory: Location, manifest: Manifest) -> Iterator[str]:
         InputError: a shard is damaged.
     """
     info = manifest.teacher_info
-    fits = list_mass.measure(directory, manifest, info.temperatures)
+    fits = topk_mass.measure(directory, manifest, info.temperatures)
     if fits:
         by_temperature = "; ".join(
             f"T = {temperature:g}: {fit.mass:.1%}, KL {fit.divergence:.2g}"
             for temperature, fit in fits.items()
         )
         yield f"mass       in the top-k, and KL(top-k || teacher) in nats: {by_temperature}"
-    yield from list_mass.warnings(fits, info.truncation_factor)
+    yield from topk_mass.warnings(fits, info.truncation_factor)
 
 
 def _stored(manifest: Manifest) -> str:

@@ -136,7 +136,7 @@ def sample_positions(
         for position in example.masked_lm_positions
     )
     for row, (example_id, position) in enumerate(masked_positions):
-        rng = seeding.stream(seed, _PURPOSE, example_id, position)
+        rng = seeding.keyed_rng(seed, _PURPOSE, example_id, position)
         ids, counts = sample(logits[row], rng.random(num_draws))
         all_ids[row, : len(ids)] = ids
         all_logits[row, : len(ids)] = np.log(counts / num_draws)

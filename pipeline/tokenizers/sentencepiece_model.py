@@ -26,9 +26,9 @@ from pipeline.tokenizers.tokens import (
     WORD_MARK,
     Tokenizer,
     Tokens,
+    as_input_error,
     find_special_ids,
     one_line,
-    refusing,
     visible_spans,
 )
 from pipeline.tokenizers.vocabulary import read_tokenizer_file
@@ -229,7 +229,7 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
         InputError: the file does not exist, or is not a SentencePiece model.
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
-    with refusing(path, "a SentencePiece model", "a file that cannot be read as one"):
+    with as_input_error(path, "a SentencePiece model", "a file that cannot be read as one"):
         processor = SentencePieceProcessor(model_proto=model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
         # Other programs must be able to read the model's normalizer and its tables, too.
@@ -257,9 +257,9 @@ def load_sentencepiece(
     """
     if settings.tokenizer_class in _WORD_CLASSES:
         hint = "this class needs a dictionary of words, which is not supported"
-        raise settings.refusal("tokenizer_class", "one of SentencePiece", hint)
+        raise settings.unsupported_value("tokenizer_class", "one of SentencePiece", hint)
     if do_lower_case is None:
-        do_lower_case = bool(settings.switch(LOWER_CASE))
+        do_lower_case = bool(settings.boolean(LOWER_CASE))
     pieces, model = read_pieces(path)
     model_type = settings.model.get("model_type")
     vocab, numbering = number_tokens(pieces, model_type)
@@ -278,7 +278,7 @@ def load_sentencepiece(
 def _describe_ignored(settings: TokenizerSettings) -> Iterator[str]:
     """Yields a line for each setting that is ignored because the model alone reads the text."""
     for key, plain in _PLAIN_TEXT.items():
-        value = settings.switch(key)
+        value = settings.boolean(key)
         if value not in (None, plain):
             hint = "use the tokenizer.json that transformers writes to apply it"
             yield f"{settings.path}: {key}: {value} has no effect on a SentencePiece model; {hint}"

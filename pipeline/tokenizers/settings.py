@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -56,7 +56,7 @@ BERT_CLASSES = (
 )
 
 
-class WholeToken(msgspec.Struct, frozen=True):
+class UnsplitToken(msgspec.Struct, frozen=True):
     """A token that is never split in a text, with the fields of `tokenizers.AddedToken`.
 
     Attributes:
@@ -99,7 +99,7 @@ class TokenizerSettings:
     path: Location
     values: Mapping[str, Any]
     special_tokens: Mapping[str, str]
-    added: Mapping[int, WholeToken]
+    added: Mapping[int, UnsplitToken]
     model: Mapping[str, Any]
 
     @property
@@ -115,14 +115,14 @@ class TokenizerSettings:
         """Spellings of special tokens that are particular to the tokenizer's class."""
         return _MPNET_TOKENS if self.tokenizer_class == MPNET_CLASS else {}
 
-    def refusal(self, key: str, expected: str, hint: str | None = None) -> InputError:
+    def unsupported_value(self, key: str, expected: str, hint: str | None = None) -> InputError:
         """Returns the error about the value of a key."""
         value, where = self.values.get(key), self.path
         if value is None:
             value, where = self.model.get(key), self.path.with_name(MODEL_CONFIG_FILE)
-        return InputError(f"{where}: {key}", expected, shown(value), hint)
+        return InputError(f"{where}: {key}", expected, format_value(value), hint)
 
-    def switch(self, key: str) -> bool | None:
+    def boolean(self, key: str) -> bool | None:
         """Returns a value that is true or false, also as a string; None if it is not set.
 
         Raises:
@@ -133,13 +133,13 @@ class TokenizerSettings:
             return value.lower() == "true"
         if value is None or isinstance(value, bool):
             return value
-        raise self.refusal(key, "true or false")
+        raise self.unsupported_value(key, "true or false")
 
     def expect_values(self, supported: Mapping[str, Any]) -> None:
         """Raises InputError if a key has another value than the one that is supported."""
         for key, value in supported.items():
             if self.values.get(key, value) not in (value, None):
-                raise self.refusal(key, f"{json_text.shown(value)}, or none")
+                raise self.unsupported_value(key, f"{json_text.format_value(value)}, or none")
 
     def expect_listed(self, vocab: Sequence[str]) -> None:
         """Raises InputError unless a vocabulary has every added token at its id."""
@@ -147,12 +147,12 @@ class TokenizerSettings:
             if not (index < len(vocab) and vocab[index] == token.content):
                 received = f"another of {len(vocab)} tokens"
                 if index < len(vocab):
-                    received = shown(vocab[index])
+                    received = format_value(vocab[index])
                 hint = (
                     "save the tokenizer again with transformers' "
                     "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
                 )
-                expected = f"the token {shown(token.content)} with id {index}"
+                expected = f"the token {format_value(token.content)} with id {index}"
                 raise InputError(self.vocab_file, expected, received, hint)
 
     def extend(self, tokens: Sequence[str]) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ class TokenizerSettings:
         for index in expected:
             token = vocab[index]
             if last_ids[token] != index or token in tokens:
-                received = f"{shown(token)} (id {index}) twice"
+                received = f"{format_value(token)} (id {index}) twice"
                 raise InputError(self.vocab_file, "each added token once", received)
         self.expect_listed(vocab)
         return vocab
@@ -205,7 +205,7 @@ def _content(path: Location, key: str, value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     if not isinstance(value, str):
-        raise InputError(f"{path}: {key}", "a token", shown(value))
+        raise InputError(f"{path}: {key}", "a token", format_value(value))
     return value
 
 
@@ -218,14 +218,14 @@ def _special_tokens(path: Location, values: Mapping[str, Any]) -> Iterator[tuple
 
 def _added_tokens(
     path: Location, values: Mapping[str, Any], special: set[str]
-) -> dict[int, WholeToken]:
+) -> dict[int, UnsplitToken]:
     """Returns the tokens of `added_tokens_decoder` and `added_tokens.json`, by their ids."""
     listed = values.get(ADDED_TOKENS_KEY) or {}
     if not isinstance(listed, dict):
-        raise InputError(f"{path}: {ADDED_TOKENS_KEY}", "an object", shown(listed))
+        raise InputError(f"{path}: {ADDED_TOKENS_KEY}", "an object", format_value(listed))
     added = {
         _index(f"{path}: {ADDED_TOKENS_KEY}", index): json_text.convert(
-            token, WholeToken, f"{path}: {ADDED_TOKENS_KEY}: {index}"
+            token, UnsplitToken, f"{path}: {ADDED_TOKENS_KEY}: {index}"
         )
         for index, token in listed.items()
     }
@@ -237,9 +237,9 @@ def _added_tokens(
     for content, number in _read(file).items():
         index, is_special = _index(file, number), content in special
         flags = {"normalized": not is_special, "special": is_special}
-        token = json_text.convert({"content": content, **flags}, WholeToken, file)
+        token = json_text.convert({"content": content, **flags}, UnsplitToken, file)
         if added.setdefault(index, token).content != content:
-            tokens = f"{shown(content)} and {shown(added[index].content)}"
+            tokens = f"{format_value(content)} and {format_value(added[index].content)}"
             raise InputError(file, "one token for each id", f"{tokens} for {index}")
     return added
 
@@ -248,5 +248,5 @@ def _index(where: object, value: Any) -> int:
     """Returns an id; a file has it as a number or, in a key, as digits."""
     text = str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InputError(where, "token ids", shown(value))
+        raise InputError(where, "token ids", format_value(value))
     return int(text)

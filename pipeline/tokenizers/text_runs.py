@@ -26,7 +26,7 @@ class TextRuns:
     """A tokenizer made from another one that splits at Chinese characters and punctuation.
 
     Args:
-        encode: tokenises a text.
+        encode: tokenizes a text.
     """
 
     def __init__(self, encode: Callable[[str], Tokens]) -> None:

@@ -24,9 +24,9 @@ from pipeline.tokenizers.tokens import (
     WORD_MARK,
     Tokenizer,
     Tokens,
+    as_input_error,
     find_special_ids,
     one_line,
-    refusing,
     visible_spans,
     word_numbers,
 )
@@ -90,7 +90,7 @@ class JsonTokenizer(Tokenizer):
 
     def tokenize(self, text: str) -> Tokens:
         text = one_line(text)
-        with refusing(TOKENIZER_FILE, "a tokenizer that accepts any text", "one that fails"):
+        with as_input_error(TOKENIZER_FILE, "a tokenizer that accepts any text", "one that fails"):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if "unk" in self.special_ids:
@@ -118,7 +118,7 @@ def read_vocab(path: Location) -> tuple[tuple[str, ...], bytes]:
     """
     content = read_tokenizer_file(path, what=f"a {TOKENIZER_FILE}")
     expected = f"a {TOKENIZER_FILE} of the tokenizers library"
-    with refusing(path, expected, "another file", hint=_CONVERT_HINT):
+    with as_input_error(path, expected, "another file", hint=_CONVERT_HINT):
         json_text.load(content)
         ids = FastTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
@@ -152,7 +152,7 @@ def _with_settings(content: bytes, settings: TokenizerSettings) -> bytes:
     changes = {
         field: chosen
         for field, key in _NORMALIZER_KEYS.items()
-        if (chosen := settings.switch(key)) is not None and normalizer.get(field) != chosen
+        if (chosen := settings.boolean(key)) is not None and normalizer.get(field) != chosen
     }
     if normalizer.get("type") != _BERT_NORMALIZER or not changes:
         return content

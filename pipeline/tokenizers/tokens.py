@@ -136,7 +136,9 @@ def find_special_ids(
         known = [indices[token] for token in candidates if token in indices]
         if named is not None and named not in indices:
             where, hint = f"{path}: {name}_token", "correct the token in the files next to it"
-            raise InputError(where, "a token of the vocabulary", json_text.shown(named), hint)
+            raise InputError(
+                where, "a token of the vocabulary", json_text.format_value(named), hint
+            )
         if known:
             ids[name] = known[0]
         elif name != "unk":
@@ -154,7 +156,7 @@ def word_numbers(word_ids: Sequence[int | None]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def refusing(
+def as_input_error(
     subject: object, expected: str, received: str, hint: str | None = None
 ) -> Iterator[None]:
     """Turns any error of a tokenizer library in the block into an InputError.

@@ -10,7 +10,7 @@ from msgspec import Meta
 from pipeline.base.errors import InputError
 from pipeline.base.json_text import matching
 from pipeline.base.location import Location
-from pipeline.base.text_encoding import not_utf8
+from pipeline.base.text_encoding import not_utf8_error
 
 # The largest vocabularies of language models have about a million tokens.
 MAX_VOCAB_SIZE = 2**24
@@ -57,7 +57,7 @@ def read_tokens(path: Location) -> tuple[str, ...]:
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise not_utf8(content, error, path) from error
+        raise not_utf8_error(content, error, path) from error
     tokens = [line.rstrip("\r") for line in lines]
     while tokens and not tokens[-1]:
         tokens.pop()

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.tokenizers.settings import (
     ADDED_TOKENS_KEY,
@@ -28,15 +28,15 @@ from pipeline.tokenizers.settings import (
     STRIP_ACCENTS,
     TOKENIZER_CONFIG_FILE,
     TokenizerSettings,
-    WholeToken,
+    UnsplitToken,
 )
 from pipeline.tokenizers.text_runs import TextRuns
 from pipeline.tokenizers.tokenizer_json import JsonTokenizer
 from pipeline.tokenizers.tokens import (
     Tokenizer,
     Tokens,
+    as_input_error,
     find_special_ids,
-    refusing,
     word_numbers,
 )
 from pipeline.tokenizers.vocabulary import read_tokens
@@ -78,7 +78,7 @@ class WordPieceTokenizer(Tokenizer):
     Attributes:
         strip_accents: whether letters lose their accents; None for the value of `do_lower_case`.
         tokenize_chinese_chars: whether each Chinese character is a word.
-        whole_tokens: tokens that are not split; those that `vocab` lacks have no effect.
+        unsplit_tokens: tokens that are not split; those that `vocab` lacks have no effect.
         added_tokens: tokens of `vocab` that are not in `vocab.txt`; they have the last ids.
         tokenizer_class: class of `transformers`; it decides the special tokens around texts.
     """
@@ -87,7 +87,7 @@ class WordPieceTokenizer(Tokenizer):
 
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
-    whole_tokens: tuple[WholeToken, ...] = ()
+    unsplit_tokens: tuple[UnsplitToken, ...] = ()
     added_tokens: frozenset[str] = frozenset()
     tokenizer_class: str = _CLASS
 
@@ -106,13 +106,13 @@ class WordPieceTokenizer(Tokenizer):
 
     def with_options_of(self, other: "WordPieceTokenizer") -> "WordPieceTokenizer":
         """See `Tokenizer`."""
-        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "whole_tokens")
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "unsplit_tokens")
         return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
 
-    def _listed_tokens(self) -> dict[int, WholeToken]:
+    def _listed_tokens(self) -> dict[int, UnsplitToken]:
         """Returns the tokens that are not split by their ids, in the order of ids."""
         ids = {token: index for index, token in enumerate(self.vocab)}
-        known = {ids[token.content]: token for token in self.whole_tokens if token.content in ids}
+        known = {ids[token.content]: token for token in self.unsplit_tokens if token.content in ids}
         return dict(sorted(known.items()))
 
     def _further_special_ids(self) -> list[int]:
@@ -165,7 +165,7 @@ class WordPieceTokenizer(Tokenizer):
         offsets = np.fromiter(flat, np.int32, 2 * len(encoding)).reshape(-1, 2)
         ids, words = np.array(encoding.ids, np.int32), encoding.word_ids
         # Only tokens that are never split have no word.
-        word_ids = word_numbers(words) if self.whole_tokens else np.array(words, np.int32)
+        word_ids = word_numbers(words) if self.unsplit_tokens else np.array(words, np.int32)
         return Tokens(ids, offsets[:, 0], offsets[:, 1], word_ids)
 
     def files(self) -> dict[str, bytes]:
@@ -198,17 +198,17 @@ def load_wordpiece(
     classes = (*BERT_CLASSES, *_GENERAL_CLASSES)
     if settings.tokenizer_class not in (None, *classes):
         hint = "WordPiece gives other tokens than those that the model was trained with"
-        raise settings.refusal("tokenizer_class", f"one of {', '.join(classes)}", hint)
+        raise settings.unsupported_value("tokenizer_class", f"one of {', '.join(classes)}", hint)
     settings.expect_values(_FIXED)
     tokens = read_tokens(path)
     vocab = settings.extend(tokens)
     special_ids = find_special_ids(vocab, path, settings)
     if "unk" not in special_ids:
         raise InputError(path, "a vocabulary with [UNK]", "one without [UNK]")
-    if settings.switch("do_basic_tokenize") is False:
+    if settings.boolean("do_basic_tokenize") is False:
         return _without_basic(vocab, special_ids, do_lower_case, settings)
     case = _choose_case(path, tokens, settings, do_lower_case)
-    split_chinese = settings.switch(SPLIT_CHINESE)
+    split_chinese = settings.boolean(SPLIT_CHINESE)
     tokenizer = WordPieceTokenizer(
         vocab=vocab,
         special_ids=special_ids,
@@ -216,7 +216,7 @@ def load_wordpiece(
         notes=case.notes,
         strip_accents=case.strip_accents,
         tokenize_chinese_chars=True if split_chinese is None else split_chinese,
-        whole_tokens=_whole_tokens(vocab, special_ids, settings),
+        unsplit_tokens=_unsplit_tokens(vocab, special_ids, settings),
         added_tokens=frozenset(vocab[len(tokens) :]),
         tokenizer_class=MPNET_CLASS if settings.tokenizer_class == MPNET_CLASS else _CLASS,
     )
@@ -226,35 +226,35 @@ def load_wordpiece(
 
 def _expect_ids(tokenizer: WordPieceTokenizer, path: Location) -> None:
     """Raises an error if the `tokenizers` library gives an added token another id."""
-    with refusing(path, "distinct tokens", "tokens that the tokenizers library rejects"):
+    with as_input_error(path, "distinct tokens", "tokens that the tokenizers library rejects"):
         for index, token in tokenizer._listed_tokens().items():
             if tokenizer._tokenizer.token_to_id(token.content) != index:
                 expected = "each token once, because tokens are added to the vocabulary"
                 raise InputError(path, expected, "a token that occurs twice")
 
 
-def _whole_tokens(
+def _unsplit_tokens(
     vocab: Sequence[str], special_ids: dict[str, int], settings: TokenizerSettings
-) -> tuple[WholeToken, ...]:
+) -> tuple[UnsplitToken, ...]:
     """Returns the tokens that are not split, except pad, unk, cls, sep and mask."""
     never_split = settings.values.get("never_split") or []
     if not (isinstance(never_split, list) and all(isinstance(t, str) for t in never_split)):
-        raise settings.refusal("never_split", "a list of tokens")
+        raise settings.unsupported_value("never_split", "a list of tokens")
     special_tokens = {vocab[index] for index in special_ids.values()}
     known = set(vocab)
     for token in never_split:
         if token not in known:
             expected = "tokens of the vocabulary"
-            raise InputError(f"{settings.path}: never_split", expected, shown(token))
+            raise InputError(f"{settings.path}: never_split", expected, format_value(token))
     whole = {token: _unsplit(token) for token in never_split}
     whole |= {token.content: token for token in settings.added.values()}
     return tuple(token for content, token in sorted(whole.items()) if content not in special_tokens)
 
 
-def _unsplit(content: str) -> WholeToken:
+def _unsplit(content: str) -> UnsplitToken:
     """Returns a token that stays whole, but not within a longer word."""
     is_word = any(char.isalnum() or char == "_" for char in (content[0], content[-1]))
-    return WholeToken(content, single_word=is_word, normalized=False)
+    return UnsplitToken(content, single_word=is_word, normalized=False)
 
 
 def _without_basic(
@@ -268,10 +268,12 @@ def _without_basic(
         expected = f"unset, because {settings.path} has do_basic_tokenize: false"
         raise InputError(Setting("do_lower_case"), expected, do_lower_case)
     if settings.added:
-        raise settings.refusal("do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}")
+        raise settings.unsupported_value(
+            "do_basic_tokenize", f"true together with {ADDED_TOKENS_KEY}"
+        )
     if len(set(vocab)) < len(vocab):
         expected = "true for a vocabulary in which a token occurs twice"
-        raise settings.refusal("do_basic_tokenize", expected)
+        raise settings.unsupported_value("do_basic_tokenize", expected)
     tokenizer = FastTokenizer(_wordpiece(vocab, vocab[special_ids["unk"]]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()
@@ -301,7 +303,7 @@ def _choose_case(
 
     A vocabulary is cased if it has tokens that lower-casing never gives.
     """
-    strip_accents, configured = settings.switch(STRIP_ACCENTS), settings.switch(LOWER_CASE)
+    strip_accents, configured = settings.boolean(STRIP_ACCENTS), settings.boolean(LOWER_CASE)
     has_capitals, has_accents = _has_capitals(tokens), _has_accents(tokens)
     lower = configured if do_lower_case is None else do_lower_case
     if lower is None:

@@ -15,7 +15,7 @@ import json, sys
 from pipeline.base import compiled_programs
 from pipeline.base.errors import InputError
 try:
-    counts = compiled_programs.keep_programs()
+    counts = compiled_programs.enable_compilation_cache()
 except InputError as error:
     sys.exit(f"{error.subject} {error.received}")
 import jax, jax.numpy as jnp
@@ -25,7 +25,7 @@ def scaled_sum(values):
     return (values * 3).sum()
 
 result = float(scaled_sum(jnp.arange(7.0)))
-assert compiled_programs.keep_programs() is counts
+assert compiled_programs.enable_compilation_cache() is counts
 print(json.dumps([result, counts.compiled, counts.loaded]))
 """
 

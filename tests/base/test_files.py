@@ -46,15 +46,15 @@ def test_only_one_of_two_processes_reserves_an_output_directory(tmp_path, monkey
     def reserve_first(directory, run_config) -> bool:
         is_new = check_output_dir(directory, run_config)
         if is_new:
-            (tmp_path / manifest.REQUEST_FILE).write_json({"seed": 1})
+            (tmp_path / manifest.RUN_CONFIG_FILE).write_json({"seed": 1})
         return is_new
 
     monkeypatch.setattr(manifest, "check_output_dir", reserve_first)
     with pytest.raises(InputError, match="seed is 1 there and 2 here"):
         manifest.reserve_output_dir(tmp_path, {"seed": 2})
-    (tmp_path / manifest.REQUEST_FILE).unlink()
+    (tmp_path / manifest.RUN_CONFIG_FILE).unlink()
     assert manifest.reserve_output_dir(tmp_path, {"seed": 1}) is False
-    assert [path.name for path in tmp_path.iterdir()] == [manifest.REQUEST_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.RUN_CONFIG_FILE]
 
 
 def test_write_new_keeps_an_existing_file(tmp_path, monkeypatch) -> None:

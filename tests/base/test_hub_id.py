@@ -122,7 +122,7 @@ def test_snapshot_folder_names_its_model_and_commit(organization: str, name: str
     model = HubModel(f"{organization}/{name}", COMMIT)
     folder = hub_id.snapshot_folder(Location.parse("/cache"), model, COMMIT)
     assert hub_id.snapshot_of(folder) == model
-    assert hub_id.name_of(folder) == model.id
+    assert hub_id.display_name(folder) == model.id
     # `huggingface_hub` uses the same layout.
     from huggingface_hub.file_download import repo_folder_name
 
@@ -147,4 +147,4 @@ def test_no_text_names_a_folder_outside_the_cache(text: str) -> None:
 )
 def test_other_folders_are_not_snapshots(path: str) -> None:
     assert hub_id.snapshot_of(Location.parse(path)) is None
-    assert hub_id.name_of(Location.parse(path)) == Location.parse(path).name
+    assert hub_id.display_name(Location.parse(path)) == Location.parse(path).name

@@ -45,8 +45,8 @@ def test_read_json_error_names_the_file(tmp_path) -> None:
 
 
 def test_shown_value_is_one_short_line() -> None:
-    assert json_text.shown("two\nlines") == r"'two\nlines'"
-    assert json_text.shown([1] * 1000) == repr([1] * 1000)[:200] + "…"
+    assert json_text.format_value("two\nlines") == r"'two\nlines'"
+    assert json_text.format_value([1] * 1000) == repr([1] * 1000)[:200] + "…"
 
 
 def test_read_limited_refuses_a_file_that_is_too_large(tmp_path) -> None:

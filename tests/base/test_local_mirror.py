@@ -90,7 +90,7 @@ def test_copies_of_mirror_are_kept_until_the_process_ends(objects) -> None:
     for path in (b, c, d):
         with path.mirrored():
             assert copy.read_bytes() == b"a" * 10
-    a.forget_mirror()
+    a.remove_mirror()
     assert not copy.exists()
     assert a.mirror() == copy and copy.is_file()
 

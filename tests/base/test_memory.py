@@ -13,7 +13,7 @@ import resource, sys, threading
 from pipeline.base import memory
 
 if sys.argv[1] != "default":
-    print(memory.keep_freed(None if sys.argv[1] == "none" else sys.argv[1]))
+    print(memory.retain_freed_memory(None if sys.argv[1] == "none" else sys.argv[1]))
 import numpy as np
 
 def fill():
@@ -80,4 +80,4 @@ def test_another_c_library_is_not_configured(monkeypatch, error: type[Exception]
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     for name in [name for name in os.environ if name.startswith(("GLIBC", "MALLOC", "LD_PRE"))]:
         monkeypatch.delenv(name)
-    assert memory.keep_freed.__wrapped__("jax") == "freed memory: system default"
+    assert memory.retain_freed_memory.__wrapped__("jax") == "freed memory: system default"

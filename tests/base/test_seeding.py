@@ -17,13 +17,13 @@ def _draw(rng: np.random.Generator) -> list:
 
 def test_generators_of_many_keys_equal_separate_generators() -> None:
     keys = [(b"one", 0), (b"one", 1), (b"two", 0), (b"one", 0), ()]
-    expected = [_draw(seeding.stream(5, "mask", *key)) for key in keys]
-    assert [_draw(rng) for rng in seeding.streams(5, "mask", keys)] == expected
+    expected = [_draw(seeding.keyed_rng(5, "mask", *key)) for key in keys]
+    assert [_draw(rng) for rng in seeding.keyed_rngs(5, "mask", keys)] == expected
     assert expected[0] == expected[3] != expected[1]
     # The first generator is not used and the second one is used for many numbers. Neither
     # changes the numbers of the others.
     drawn = []
-    for number, rng in enumerate(seeding.streams(5, "mask", keys)):
+    for number, rng in enumerate(seeding.keyed_rngs(5, "mask", keys)):
         if number == 1:
             rng.random(1001)
         if number > 1:
@@ -32,6 +32,6 @@ def test_generators_of_many_keys_equal_separate_generators() -> None:
 
 
 def test_a_digest_may_be_finished_for_many_keys() -> None:
-    finish = seeding.digester(5, "example", b"key")
+    finish = seeding.prefixed_digest(5, "example", b"key")
     for key in ((), (0, 1), ("text", b"bytes", 7)):
         assert finish(*key) == seeding.digest(5, "example", b"key", *key)

@@ -1,4 +1,4 @@
-"""Tests of converting, refusing and recognising text encodings."""
+"""Tests of converting, refusing and recognizing text encodings."""
 
 import io
 
@@ -28,7 +28,7 @@ ENGLISH = "The old clock near the river.\n"
         ("élève à l'école\n" + ENGLISH, "windows-1252"),
     ],
 )
-def test_common_encodings_are_recognised(text: str, encoding: str) -> None:
+def test_common_encodings_are_recognized(text: str, encoding: str) -> None:
     assert guess_encoding(text.encode(encoding)) == encoding
 
 

@@ -142,8 +142,8 @@ def test_later_flags_replace_those_of_a_flagfile(tmp_path) -> None:
 
 def test_run_configuration_has_only_settings_that_decide_the_output() -> None:
     names = {"count", "is_on", "kind", "words", "numbers", "weights"}
-    assert Toy("/tmp/x").decisive().keys() == names
-    assert Toy("/tmp/x", rate=0.5).decisive().keys() == names | {"rate"}
+    assert Toy("/tmp/x").output_settings().keys() == names
+    assert Toy("/tmp/x", rate=0.5).output_settings().keys() == names | {"rate"}
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,a", "-1", "1.5"])
@@ -187,4 +187,4 @@ def test_run_configurations_have_the_same_settings_as_in_existing_directories() 
         "length_buckets deterministic",
     )
     for config, names in zip(configs, expected, strict=True):
-        assert config.decisive().keys() == set(names.split())
+        assert config.output_settings().keys() == set(names.split())

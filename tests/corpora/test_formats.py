@@ -66,13 +66,13 @@ def test_every_format_in_every_compression_gives_the_same_documents(
 
 
 @pytest.mark.parametrize("suffix", list(written.COMPRESSORS)[1:])
-def test_compression_is_recognised_by_the_content(tmp_path, suffix: str) -> None:
+def test_compression_is_recognized_by_the_content(tmp_path, suffix: str) -> None:
     content = written.COMPRESSORS[suffix](written.json_lines(DOCUMENTS))
     assert _texts(_write(tmp_path / "docs.jsonl", content)) == DOCUMENTS
 
 
 @pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
-def test_table_is_recognised_by_its_content(tmp_path, name: str) -> None:
+def test_table_is_recognized_by_its_content(tmp_path, name: str) -> None:
     path = _write(tmp_path / "docs.txt", written.FORMATS[name](DOCUMENTS))
     assert _texts(path) == _texts(path, reader="text") == DOCUMENTS
 
@@ -318,7 +318,7 @@ _CELLS = st.lists(st.text('a"\n\r', max_size=5), min_size=2, max_size=2)
 def test_quoted_tsv_is_read_as_it_was_written(
     tmp_path_factory, rows: list[list[str]], ending: str
 ) -> None:
-    """A field with a line break is recognised as quoted because its lines have too few tabs."""
+    """A field with a line break is recognized as quoted because its lines have too few tabs."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator=ending, quoting=csv.QUOTE_ALL)
     writer.writerows([["text", "n"], *rows])

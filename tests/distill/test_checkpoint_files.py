@@ -137,7 +137,7 @@ def test_only_unverified_checkpoints_of_a_bucket_are_downloaded(
     later = CheckpointFiles(bucket, keep=2)
     assert later.find_newest() == Checkpoint(30)
     assert (fetched, copies()) == (names(35, 30), names(30))
-    checkpoints.checkpoint_path(bucket, 30).forget_mirror()
+    checkpoints.checkpoint_path(bucket, 30).remove_mirror()
     assert copies() == []
     fetched.clear()
     for step in (40, 45):
@@ -147,7 +147,7 @@ def test_only_unverified_checkpoints_of_a_bucket_are_downloaded(
 
 def test_forgetting_the_mirror_keeps_local_checkpoints(tmp_path) -> None:
     _save(tmp_path, 5)
-    checkpoints.checkpoint_path(tmp_path, 5).forget_mirror()
+    checkpoints.checkpoint_path(tmp_path, 5).remove_mirror()
     assert CheckpointFiles(tmp_path, keep=2).find_newest() == Checkpoint(5)
 
 

@@ -27,7 +27,7 @@ from pipeline.distill.replicas import Replicas
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.shuffling import DataStreams
 from tests.conftest import make_cache
 from tests.distill.running import (
@@ -70,21 +70,26 @@ def _rows(batch: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
 SETTINGS = {"seed": 5, "shuffle_buffer_size": 40}
 
 
-def _all_batches(cache: CacheInput, chunking: Chunking, streams: int, count: int, start: int = 0):
+def _all_batches(cache: CacheInput, plan: MicrobatchPlan, streams: int, count: int, start: int = 0):
     dataset = batches.training_batches(
-        cache, chunking, start=start, streams=DataStreams(streams, own=streams), **SETTINGS
+        cache, plan, start=start, streams=DataStreams(streams, own=streams), **SETTINGS
     )
     return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 
 
 def _batches_of_processes(
-    cache: CacheInput, chunking: Chunking, streams: int, processes: int, groups: int, start: int = 0
+    cache: CacheInput,
+    plan: MicrobatchPlan,
+    streams: int,
+    processes: int,
+    groups: int,
+    start: int = 0,
 ) -> list[list[dict[str, np.ndarray]]]:
     """Returns the batches of each process, with a simulated exchange of measures."""
     read = []
     for process in range(processes):
         part = Replicas(processes, processes, process).streams(streams)
-        dataset = batches.training_groups(cache, chunking, start=start, streams=part, **SETTINGS)
+        dataset = batches.training_groups(cache, plan, start=start, streams=part, **SETTINGS)
         read.append(list(dataset.take(groups).as_numpy_iterator()))
     agreed = []
     for own in read:
@@ -96,8 +101,8 @@ def _batches_of_processes(
             # Each of the two devices has a row; only a process's first device has its measures.
             return np.stack([value for row in rows for value in (row, np.zeros_like(row))])
 
-        microbatches = batches.agreed_batches(
-            own, cache.manifest, num_lengths=chunking.num_lengths, gather=gather
+        microbatches = batches.synchronized_batches(
+            own, cache.manifest, num_lengths=plan.num_lengths, gather=gather
         )
         agreed.append([{**inputs, **targets} for inputs, targets in microbatches])
     return agreed
@@ -105,19 +110,25 @@ def _batches_of_processes(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "chunking", [Chunking(12, 3, 8), Chunking(12, 1, 8), Chunking(24, 2, 1), Chunking(12, 1, 1)]
+    "plan",
+    [
+        MicrobatchPlan(12, 3, 8),
+        MicrobatchPlan(12, 1, 8),
+        MicrobatchPlan(24, 2, 1),
+        MicrobatchPlan(12, 1, 1),
+    ],
 )
 @pytest.mark.parametrize(("streams", "processes"), [(4, 2), (3, 3)])
 def test_batches_of_processes_join_to_those_of_one_process(
-    cache, chunking, streams: int, processes: int
+    cache, plan, streams: int, processes: int
 ) -> None:
     """Compares rows and shapes, past the end of the epoch, from the start and from the middle."""
-    if chunking.group_size // chunking.num_chunks % streams:
-        chunking = dataclasses.replace(chunking, num_chunks=1)
-    groups = cache.manifest.num_examples("train") // chunking.group_size + 2
-    for start in (0, 2 * chunking.group_size):
-        expected = _all_batches(cache, chunking, streams, groups * chunking.num_chunks, start)
-        by_process = _batches_of_processes(cache, chunking, streams, processes, groups, start)
+    if plan.group_size // plan.num_microbatches % streams:
+        plan = dataclasses.replace(plan, num_microbatches=1)
+    groups = cache.manifest.num_examples("train") // plan.group_size + 2
+    for start in (0, 2 * plan.group_size):
+        expected = _all_batches(cache, plan, streams, groups * plan.num_microbatches, start)
+        by_process = _batches_of_processes(cache, plan, streams, processes, groups, start)
         assert all(len(own) == len(expected) for own in by_process)
         for number, batch in enumerate(expected):
             for name in batch:
@@ -130,11 +141,11 @@ def test_batches_of_processes_join_to_those_of_one_process(
 
 def test_each_stream_fills_an_equal_part_of_each_microbatch(cache) -> None:
     """A stream's part does not depend on the other streams."""
-    chunking, count = Chunking(12, 2, 1), 8
-    whole = _all_batches(cache, chunking, 3, count)
+    plan, count = MicrobatchPlan(12, 2, 1), 8
+    whole = _all_batches(cache, plan, 3, count)
     for number in range(3):
         dataset = batches.training_groups(
-            cache, chunking, start=0, streams=DataStreams(3, first=number), **SETTINGS
+            cache, plan, start=0, streams=DataStreams(3, first=number), **SETTINGS
         )
         own = [inputs for inputs, _, _ in dataset.take(count // 2).as_numpy_iterator()]
         for group, inputs in enumerate(own):
@@ -145,11 +156,11 @@ def test_each_stream_fills_an_equal_part_of_each_microbatch(cache) -> None:
 
 
 def test_resumed_run_of_several_streams_reads_the_remaining_batches(cache) -> None:
-    chunking = Chunking(12, 2, 8)
+    plan = MicrobatchPlan(12, 2, 8)
     groups = cache.manifest.num_examples("train") // 12 + 4
-    whole = _all_batches(cache, chunking, 2, groups * 2)
+    whole = _all_batches(cache, plan, 2, groups * 2)
     for used in (1, groups - 6, groups - 1):
-        rest = _all_batches(cache, chunking, 2, (groups - used) * 2, start=used * 12)
+        rest = _all_batches(cache, plan, 2, (groups - used) * 2, start=used * 12)
         for batch, resumed in zip(whole[used * 2 :], rest, strict=True):
             assert _rows(batch) == _rows(resumed)
 
@@ -176,17 +187,17 @@ def test_microbatches_divide_equally_among_devices_and_streams(
     lengths: list[int], devices: int, batches: int, streams: int
 ) -> None:
     multiple = math.lcm(devices, streams)
-    plan = length_buckets.plan_chunks(
+    plan = length_buckets.plan_microbatches(
         np.array(lengths),
         batch_size=2 * multiple,
         num_batches=batches,
         max_seq_length=60,
         num_lengths=8,
-        chunk_cost=100,
+        microbatch_cost=100,
         multiple=multiple,
     )
-    assert plan.group_size // plan.num_chunks % devices == 0
-    assert plan.group_size // plan.num_chunks % streams == 0
+    assert plan.group_size // plan.num_microbatches % devices == 0
+    assert plan.group_size // plan.num_microbatches % streams == 0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pipeline.distill.batches import EVALUATION, TRAINING, WindowReader
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, cache_tokenizer, reader, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.tokenizers import loading, vocabulary
 from tests.distill.running import (
     assert_equal_arrays,
@@ -58,7 +58,7 @@ def test_batches_have_the_format_of_static_examples(cache, examples_dir) -> None
     """Compares names, dtypes and static shapes."""
     caches = (cache_input.open_cache(examples_dir, None), cache)
     datasets = [
-        batches.training_batches(source, Chunking(4), seed=1, start=0, shuffle_buffer_size=10)
+        batches.training_batches(source, MicrobatchPlan(4), seed=1, start=0, shuffle_buffer_size=10)
         for source in caches
     ]
     assert datasets[0].element_spec == datasets[1].element_spec
@@ -150,7 +150,7 @@ def test_masks_do_not_depend_on_the_batch(cache) -> None:
 
 def _batches(cache: CacheInput, *, start: int, count: int) -> list[dict[str, np.ndarray]]:
     dataset = batches.training_batches(
-        cache, Chunking(8), seed=5, start=start, shuffle_buffer_size=30
+        cache, MicrobatchPlan(8), seed=5, start=start, shuffle_buffer_size=30
     )
     return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 

@@ -24,8 +24,8 @@ from pipeline.distill.settings import DistillConfig, StudentConfig
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import cache_input, length_buckets, reader, serialization
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
-from pipeline.storage.manifest import REQUEST_FILE
+from pipeline.storage.length_buckets import MicrobatchPlan
+from pipeline.storage.manifest import RUN_CONFIG_FILE
 from tests.conftest import SENTENCES, make_cache
 from tests.distill.running import (
     assert_close_lines,
@@ -75,13 +75,13 @@ def mixed_cache_dir(tmp_path_factory, mixed_dir, still_teacher_dir) -> pathlib.P
 
 
 # Twelve examples are sorted together and cut into three microbatches of four.
-GROUPS = Chunking(group_size=12, num_chunks=3, num_lengths=8)
+GROUPS = MicrobatchPlan(group_size=12, num_microbatches=3, num_lengths=8)
 
 
 def _batches(
-    cache: CacheInput, *, count: int, start: int = 0, chunking: Chunking = GROUPS
+    cache: CacheInput, *, count: int, start: int = 0, plan: MicrobatchPlan = GROUPS
 ) -> list[dict]:
-    dataset = batches.training_batches(cache, chunking, seed=5, start=start, shuffle_buffer_size=40)
+    dataset = batches.training_batches(cache, plan, seed=5, start=start, shuffle_buffer_size=40)
     return [{**inputs, **targets} for inputs, targets in dataset.take(count).as_numpy_iterator()]
 
 
@@ -151,8 +151,8 @@ def test_batches_have_few_shapes_that_fit_tightly(cache, buckets: int) -> None:
     lengths = length_buckets.bucket_lengths(60, buckets)
     assert len(lengths) <= buckets
     seen = set()
-    chunking = dataclasses.replace(GROUPS, num_lengths=buckets)
-    for batch in _batches(cache, count=60, chunking=chunking):
+    plan = dataclasses.replace(GROUPS, num_lengths=buckets)
+    for batch in _batches(cache, count=60, plan=plan):
         rows, length = batch[records.INPUT_IDS].shape
         width = batch[records.MASKED_LM_IDS].shape[1]
         seen.add((length, width))
@@ -165,17 +165,17 @@ def test_batches_have_few_shapes_that_fit_tightly(cache, buckets: int) -> None:
     assert len({length for length, _ in seen}) > 1
 
 
-@pytest.mark.parametrize("chunking", [Chunking(4), Chunking(12, num_chunks=3)])
-def test_one_length_keeps_the_order_and_pads_all_inputs(cache, chunking: Chunking) -> None:
+@pytest.mark.parametrize("plan", [MicrobatchPlan(4), MicrobatchPlan(12, num_microbatches=3)])
+def test_one_length_keeps_the_order_and_pads_all_inputs(cache, plan: MicrobatchPlan) -> None:
     """Batches have the order of the shuffled examples and the longest length."""
     stream = _stream(cache, 48)
-    for number, batch in enumerate(_batches(cache, count=12, chunking=chunking)):
+    for number, batch in enumerate(_batches(cache, count=12, plan=plan)):
         parsed = reader.parse_batch(
             tf.constant(stream[number * 4 : number * 4 + 4]), cache.manifest
         )
         inputs, targets = batches.inputs_and_targets(parsed)
         expected = {name: value.numpy() for name, value in {**inputs, **targets}.items()}
-        assert (LOSS_SHARES in batch) == (chunking.num_chunks > 1)
+        assert (LOSS_SHARES in batch) == (plan.num_microbatches > 1)
         assert_equal_arrays({name: batch[name] for name in batch if name != LOSS_SHARES}, expected)
         assert batch[records.INPUT_IDS].shape == (4, 60)
 
@@ -402,7 +402,7 @@ def test_number_of_lengths_is_given_or_recorded_or_by_device(
 ) -> None:
     if recorded is not None:
         config.output_dir.make_directory()
-        (config.output_dir / REQUEST_FILE).write_json({"length_buckets": recorded})
+        (config.output_dir / RUN_CONFIG_FILE).write_json({"length_buckets": recorded})
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["tpu:0"])
     chosen = training.choose_for_devices(
         dataclasses.replace(config, length_buckets=given), Replicas()
@@ -439,13 +439,13 @@ def test_run_resumes_with_other_microbatches(config, monkeypatch, tmp_path) -> N
     """Another device, for example, leads to another number of microbatches."""
     training.distill(config)
     cut = dataclasses.replace(config, output_dir=str(tmp_path / "cut"))
-    counts, plan = [], length_buckets.plan_chunks
+    counts, plan = [], length_buckets.plan_microbatches
 
     def planned(*args, **settings):
-        counts.append(plan(*args, **settings).num_chunks)
+        counts.append(plan(*args, **settings).num_microbatches)
         return plan(*args, **settings)
 
-    monkeypatch.setattr(length_buckets, "plan_chunks", planned)
+    monkeypatch.setattr(length_buckets, "plan_microbatches", planned)
     monkeypatch.setitem(training._MICROBATCH_COSTS, "cpu", 10**6)
     interrupt_at(monkeypatch, cut, update=6, step=4)
     monkeypatch.setitem(training._MICROBATCH_COSTS, "cpu", 0)

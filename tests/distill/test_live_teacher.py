@@ -217,9 +217,9 @@ def test_run_configuration_records_the_layers_of_each_loss(config) -> None:
     losses = {"hidden_mse": 1.0, "hidden_cosine": 1.0}
     changes = {"losses": losses, "student": dataclasses.replace(config.student, student_layers=3)}
     own = preparation.prepare(dataclasses.replace(config, **changes))
-    assert own.request()["hidden_groups"] == "0:0,1:1,2:2,3:3;3:3"
+    assert own.run_config()["hidden_groups"] == "0:0,1:1,2:2,3:3;3:3"
     given = dataclasses.replace(config, **changes, layer_groups="0:0,1:1,2:2,3:3")
-    assert preparation.prepare(given).request()["hidden_groups"] == "0:0,1:1,2:2,3:3"
+    assert preparation.prepare(given).run_config()["hidden_groups"] == "0:0,1:1,2:2,3:3"
 
 
 @pytest.mark.long
@@ -353,7 +353,7 @@ def test_attention_losses_train_a_narrower_student(config, tmp_path) -> None:
     lines = read_lines(config.output_dir, "train")
     for name in ("relation_kl", "attention_score_mse"):
         assert lines[-1][name] < 0.9 * lines[0][name], name
-    request = preparation.prepare(changed).request()
+    request = preparation.prepare(changed).run_config()
     assert (request["relation_groups"], request["score_groups"]) == ("1:1,3:3", "1:1,3:3")
     assert request["relation_heads"] == 8
 

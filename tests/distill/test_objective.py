@@ -18,13 +18,13 @@ from pipeline.distill import losses
 from pipeline.distill.comparison import Comparison, mean_over_weights
 from pipeline.distill.distiller import CalibrationError
 from pipeline.distill.losses.base import (
+    ATTENTION_NEEDS,
     AVERAGES,
     EMBEDDING,
     HIDDEN,
     LABEL,
     MASKED,
-    OF_ATTENTION,
-    OF_POSITIONS,
+    POSITION_NEEDS,
     TAIL_POLICIES,
     TOPK,
     Loss,
@@ -205,13 +205,13 @@ def test_every_loss_is_in_the_table_by_its_name() -> None:
 
 def test_every_loss_declares_valid_needs_and_averages() -> None:
     for loss in map(losses.load_loss, losses.LOSSES):
-        assert loss.needs in (*OF_POSITIONS, HIDDEN, EMBEDDING, *OF_ATTENTION), loss
-        assert loss.over in AVERAGES, loss
+        assert loss.needs in (*POSITION_NEEDS, HIDDEN, EMBEDDING, *ATTENTION_NEEDS), loss
+        assert loss.averaged_over in AVERAGES, loss
         assert loss.default_tail in (None, *TAIL_POLICIES), loss
-        of_layers = loss.needs not in (*OF_POSITIONS, EMBEDDING)
+        of_layers = loss.needs not in (*POSITION_NEEDS, EMBEDDING)
         assert (loss.default_layer_groups is not None) == of_layers, loss
         if loss.from_cache is not None:
-            assert losses.load_loss(loss.from_cache).over == MASKED
+            assert losses.load_loss(loss.from_cache).averaged_over == MASKED
     names = ("soft_cross_entropy", "kl_divergence")
     # The first is the published recipe's; under the second, p and q have equal sums.
     assert [losses.load_loss(name)().tail for name in names] == ["drop", "bucket"]

@@ -55,12 +55,12 @@ def _signal_in_evaluation(patch, due: Callable[[int], bool]) -> None:
     """Makes runs send SIGTERM to this process in the batches of an evaluation that are due."""
     check = training._EvaluationStop.on_test_batch_end
 
-    def signalled(self, batch, logs=None):
+    def signaled(self, batch, logs=None):
         if due(batch):
             os.kill(os.getpid(), signal.SIGTERM)
         check(self, batch, logs)
 
-    patch.setattr(training._EvaluationStop, "on_test_batch_end", signalled)
+    patch.setattr(training._EvaluationStop, "on_test_batch_end", signaled)
 
 
 @pytest.mark.long

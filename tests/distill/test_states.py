@@ -240,7 +240,7 @@ def test_reduced_vocabulary_gives_the_targets_of_a_complete_top_k(
             logits = head.vocabulary_logits(targets[records.HEAD_STATES], *head.output_layer())
             activations[TEACHER] = {LOGITS: logits}
         compared = BatchComparison(comparison, inputs, targets, activations)
-        measured = compared.at_positions(comparison.losses(LOSSES), with_guesses=True)
+        measured = compared.at_positions(comparison.losses(LOSSES), with_predictions=True)
         real = np.asarray(targets[records.MASKED_LM_WEIGHTS]) > 0
         values.append({name: np.asarray(value)[real] for name, value in measured.items()})
     states, complete = values

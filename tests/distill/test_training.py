@@ -20,8 +20,8 @@ from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.settings import StudentConfig
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
-from pipeline.storage import list_mass, serialization
 from pipeline.storage import manifest as manifests
+from pipeline.storage import serialization, topk_mass
 from tests.distill.running import (
     assert_same_weights,
     damaged_copy,
@@ -240,7 +240,7 @@ def test_malformed_record_with_valid_checksum_is_refused(
     config, cache_dir, tmp_path, monkeypatch, row: int, name: str
 ) -> None:
     """Records that are read before the run are reported with their shard, others with the cache."""
-    monkeypatch.setattr(list_mass, "_NUM_EXAMPLES", 1)
+    monkeypatch.setattr(topk_mass, "_NUM_EXAMPLES", 1)
     made = tmp_path / "made"
     shutil.copytree(cache_dir, made)
     loaded = manifests.load(made)

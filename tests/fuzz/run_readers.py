@@ -133,9 +133,9 @@ def _read_card(folder: pathlib.Path) -> object:
 
 
 def _read_study(folder: pathlib.Path) -> object:
-    from tools.teacher_study import readings
+    from tools.teacher_study import result_files
 
-    return readings.last_evaluation(folder / "run")
+    return result_files.last_evaluation(folder / "run")
 
 
 def _read_study_summary(folder: pathlib.Path) -> object:

@@ -128,7 +128,7 @@ def write_cache(folder: pathlib.Path, rows: list[dict[str, bytes]], **fields: An
         path = folder / token_counts.TOKEN_COUNTS_FILE
         values["token_counts"] = token_counts.write_counts(path, _counts())
     (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
-    (folder / manifests.REQUEST_FILE).write_json({"kind": values["kind"], "seed": 0})
+    (folder / manifests.RUN_CONFIG_FILE).write_json({"kind": values["kind"], "seed": 0})
     manifests.publish(folder, manifests.Manifest(splits=splits, **values))
 
 
@@ -198,7 +198,7 @@ def read_teacher_examples(folder: pathlib.Path) -> object:
     """Captures the targets of a teacher whose output is constant."""
     from pipeline.teacher import capture
     from pipeline.teacher.forward import CompiledForward
-    from pipeline.teacher.judgement import ENTROPIES
+    from pipeline.teacher.label_scores import ENTROPIES
 
     cache = _open(folder)
 
@@ -302,7 +302,7 @@ def read_manifest(folder: pathlib.Path) -> object:
         if loaded.num_examples(split):
             next(shuffling.record_groups(shards, 0, start=1))
         for shard in shards:
-            manifests.shard_place(shard.file)
+            manifests.parse_shard_file(shard.file)
     np.zeros((2, loaded.max_seq_length + loaded.max_predictions_per_seq), np.int32)
     json_text.dump(loaded.to_json())
     return loaded.features, whole.sha256()
@@ -423,7 +423,12 @@ def _other_readers() -> list[Reader]:
         ),
         Reader("sidecar", sidecar, mutate_json, read_sidecar, write_examples),
         Reader(
-            "request", manifests.REQUEST_FILE, mutate_json, read_request, write_examples, ("/work",)
+            "request",
+            manifests.RUN_CONFIG_FILE,
+            mutate_json,
+            read_request,
+            write_examples,
+            ("/work",),
         ),
         Reader("token counts", counts, mutate_bytes, read_counts, write_windows),
         Reader(

@@ -88,7 +88,7 @@ def test_another_host_downloads_the_same_commit_into_its_own_cache(client, hub, 
         "from pipeline.teacher.settings import TeacherCacheConfig\n"
         f"teacher = '/other/models--org--name/snapshots/{commit}'\n"
         "config = TeacherCacheConfig('cache', 'examples', teacher=teacher).absolute()\n"
-        "print(models.on_this_host(config).teacher)"
+        "print(models.relocate_to_host(config).teacher)"
     )
     status, output, errors = client.run("-c", code)
     assert status == 0, errors

@@ -116,7 +116,7 @@ def test_model_card_of_a_student_names_start_and_teacher(
 ) -> None:
     folder = tmp_path / "student"
     assert _distill(hub_cache_dir, snapshot_dir, folder) == 0
-    assert (folder / manifests.REQUEST_FILE).read_json()["hub"] == {"init_from": HUB}
+    assert (folder / manifests.RUN_CONFIG_FILE).read_json()["hub"] == {"init_from": HUB}
     origin = find_origin(folder, manifests.load(hub_cache_dir))
     card = model_card(find_model(folder).config, CardSettings("tiny"), origin)
     sha256 = find_model(teacher_dir).sha256()

@@ -63,7 +63,7 @@ def test_a_window_in_a_batch_gets_the_same_masks_as_alone(
         _decoded(batch),
         POLICY,
         IS_SPECIAL,
-        seeding.streams(seed, "mask", keys),
+        seeding.keyed_rngs(seed, "mask", keys),
         token_weights=token_weights,
     )
     rows = np.cumsum([len(window.input_ids) for window in batch])[:-1]
@@ -73,7 +73,11 @@ def test_a_window_in_a_batch_gets_the_same_masks_as_alone(
     for row, (window, key) in enumerate(zip(batch, keys, strict=True)):
         words = plain_masking.window_words(window, POLICY, IS_SPECIAL)
         alone = plain_masking.mask_window(
-            window, words, POLICY, seeding.stream(seed, "mask", *key), token_weights=token_weights
+            window,
+            words,
+            POLICY,
+            seeding.keyed_rng(seed, "mask", *key),
+            token_weights=token_weights,
         )
         assert inputs[row].tolist() == alone.input_ids.tolist()
         assert positions[row].tolist() == alone.positions.tolist()
@@ -86,7 +90,7 @@ def test_copies_in_a_batch_equal_separate_copies(seed: int, size: int, copies: i
     rows = windows.join_windows([_window(random) for _ in range(size)])
 
     def masked(numbers: range, **settings: int) -> masks.MaskedWindows:
-        streams = (seeding.stream(seed, "mask", number) for number in numbers)
+        streams = (seeding.keyed_rng(seed, "mask", number) for number in numbers)
         return masks.mask_windows(rows, POLICY, IS_SPECIAL, streams, **settings)
 
     together = masked(range(copies * size), copies=copies)
@@ -125,7 +129,7 @@ def test_each_window_masks_the_word_that_has_room() -> None:
     policy = masks.MaskingPolicy(0.15, 20, 4, np.arange(5, 1000))
     # Tokens 7 and 8 are special in this test, so only 9 and 6 can be masked.
     special = np.isin(np.arange(1000), [7, 8])
-    streams = seeding.streams(1, "mask", [(0,), (1,)])
+    streams = seeding.keyed_rngs(1, "mask", [(0,), (1,)])
     masked = masks.mask_windows(batch, policy, special, streams)
     assert masked.counts.tolist() == [1, 1]
     assert masked.positions.tolist() == [4, 1]

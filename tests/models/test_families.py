@@ -19,7 +19,7 @@ from data_specs.records import (
 )
 from pipeline.base.errors import InputError
 from pipeline.models import families
-from pipeline.models.architectures.parts import ATTENTIONS
+from pipeline.models.architectures.components import ATTENTIONS
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES, REFUSED, find_family
 from pipeline.models.formats.model_directory import (

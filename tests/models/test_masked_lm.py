@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from data_specs import records
 from data_specs.records import HIDDEN_STATES
 from pipeline.base.location import Location
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ATTENTION_SCORES,
     ATTENTIONS,
     QUERIES_KEYS_VALUES,

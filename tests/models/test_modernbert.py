@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from data_specs.records import HIDDEN_STATES, INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
+from pipeline.models.architectures.components import ATTENTIONS
 from pipeline.models.architectures.modernbert import rotate
-from pipeline.models.architectures.parts import ATTENTIONS
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import (
     ModelSource,
@@ -206,10 +206,10 @@ def test_attention_maps_are_returned_only_on_request() -> None:
     assert len(model.activations(batch, wanted=(ATTENTIONS,))[ATTENTIONS]) == 7
 
 
-def test_only_embeddings_and_last_state_are_normalised() -> None:
+def test_only_embeddings_and_last_state_are_normalized() -> None:
     states = MaskedLM(TINY, seed=2).activations(_batch())[HIDDEN_STATES]
     assert len(states) == 8
-    # A new normalisation gives a deviation of 1, for the embeddings and for the last state.
+    # A new normalization gives a deviation of 1, for the embeddings and for the last state.
     deviations = [float(np.asarray(state).std(axis=-1).mean()) for state in states]
     np.testing.assert_allclose([deviations[0], deviations[-1]], 1.0, atol=1e-3)
     assert all(deviation > 1.1 for deviation in deviations[2:-1])

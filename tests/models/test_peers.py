@@ -14,7 +14,7 @@ from data_specs.records import (
     SEGMENT_IDS,
 )
 from pipeline.base.location import Location
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ATTENTION_SCORES,
     ATTENTIONS,
     QUERIES_KEYS_VALUES,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_specs.records import HIDDEN_STATES
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ATTENTION_SCORES,
     ATTENTIONS,
     QUERIES_KEYS_VALUES,
@@ -26,7 +26,7 @@ import sys
 import jax, keras
 import numpy as np
 from pipeline.models.config import EncoderConfig
-from pipeline.models.architectures.parts import ATTENTIONS
+from pipeline.models.architectures.components import ATTENTIONS
 from pipeline.models.masked_lm import LOGITS, MaskedLM
 import json
 

@@ -112,15 +112,15 @@ def test_node_must_share_the_directory_and_have_the_same_packages(tmp_path, monk
     node = ray_job.Node((("NPROC", "3"),), ray_job.versions(), ((Setting("output_dir"), mark),))
     # The error is an InterruptedRunError: the run can be resumed after the node was removed.
     with pytest.raises(InterruptedRunError) as raised:
-        ray_job.enter(node)
+        ray_job.set_up_worker(node)
     assert raised.value.subject == "output_dir" and str(tmp_path) in raised.value.received
     mark.touch()
-    ray_job.enter(node)
+    ray_job.set_up_worker(node)
     assert os.environ["NPROC"] == "3"
     for package in ("numpy", "offline-distill"):
         other_versions = dict(ray_job.versions()) | {package: "0"}
         with pytest.raises(InterruptedRunError) as raised:
-            ray_job.enter(dataclasses.replace(node, versions=tuple(other_versions.items())))
+            ray_job.set_up_worker(dataclasses.replace(node, versions=tuple(other_versions.items())))
         assert raised.value.subject == "ray_address" and package in raised.value.expected
 
 

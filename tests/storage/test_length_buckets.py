@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage import length_buckets
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 
 
 @given(st.integers(1, 2048), st.integers(1, 40))
@@ -75,37 +75,37 @@ def test_groups_divide_an_update() -> None:
     assert length_buckets.group_batches(1000, 3) == 1
 
 
-def _plan(lengths: list[int], **changes: int) -> Chunking:
+def _plan(lengths: list[int], **changes: int) -> MicrobatchPlan:
     settings = {
         "batch_size": 32,
         "num_batches": 1,
         "max_seq_length": 512,
         "num_lengths": 8,
-        "chunk_cost": 128,
+        "microbatch_cost": 128,
     }
-    return length_buckets.plan_chunks(np.array(lengths), **settings | changes)
+    return length_buckets.plan_microbatches(np.array(lengths), **settings | changes)
 
 
 def test_equal_lengths_give_one_chunk_per_batch() -> None:
     for length in (10, 512):
-        assert _plan([length] * 50) == Chunking(32, 1, 8)
-        assert _plan([length] * 50, num_batches=4) == Chunking(128, 4, 8)
+        assert _plan([length] * 50) == MicrobatchPlan(32, 1, 8)
+        assert _plan([length] * 50, num_batches=4) == MicrobatchPlan(128, 4, 8)
 
 
 def test_different_lengths_and_cheap_chunks_give_more_chunks() -> None:
     mixed = [60] * 90 + [500] * 10
-    counts = [_plan(mixed, chunk_cost=cost).num_chunks for cost in (0, 100, 1000, 10**6)]
+    counts = [_plan(mixed, microbatch_cost=cost).num_microbatches for cost in (0, 100, 1000, 10**6)]
     assert counts[0] == 32
     assert counts == sorted(counts, reverse=True)
     assert counts[1] > counts[2] > counts[3] == 1
-    assert _plan(mixed, num_batches=4, chunk_cost=10**6).num_chunks == 4
+    assert _plan(mixed, num_batches=4, microbatch_cost=10**6).num_microbatches == 4
 
 
 def test_one_length_or_no_inputs_give_one_chunk_per_batch() -> None:
     mixed = [60] * 90 + [500] * 10
-    assert _plan(mixed, num_lengths=1) == Chunking(32, 1, 1)
-    assert _plan(mixed, num_lengths=1, num_batches=2) == Chunking(64, 2, 1)
-    assert _plan([], num_batches=2) == Chunking(64, 2, 1)
+    assert _plan(mixed, num_lengths=1) == MicrobatchPlan(32, 1, 1)
+    assert _plan(mixed, num_lengths=1, num_batches=2) == MicrobatchPlan(64, 2, 1)
+    assert _plan([], num_batches=2) == MicrobatchPlan(64, 2, 1)
 
 
 @given(
@@ -122,21 +122,21 @@ def test_chunks_have_equal_size_of_at_most_a_batch(
         batch_size=batch_size,
         num_batches=num_batches,
         max_seq_length=60,
-        chunk_cost=cost,
+        microbatch_cost=cost,
     )
     assert batch_size * num_batches % plan.group_size == 0
-    assert plan.group_size % plan.num_chunks == 0
-    assert plan.group_size // plan.num_chunks <= batch_size
+    assert plan.group_size % plan.num_microbatches == 0
+    assert plan.group_size // plan.num_microbatches <= batch_size
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0, 4), (500, 2), (3000, 1)])
 def test_number_of_chunks_in_the_documented_example(cost: int, expected: int, monkeypatch) -> None:
-    """One chunk has 4 · 512 tokens, two have 2 · 64 + 2 · 512, four have 3 · 64 + 512."""
+    """One microbatch has 4 · 512 tokens, two have 2 · 64 + 2 · 512, four have 3 · 64 + 512."""
 
     class FixedChoice:
         def choice(self, lengths: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             return np.tile(lengths, (shape[0], 1))
 
-    monkeypatch.setattr(length_buckets.seeding, "stream", lambda *key: FixedChoice())
-    plan = _plan([10, 500, 10, 10], batch_size=4, chunk_cost=cost)
-    assert plan == Chunking(4, expected, 8)
+    monkeypatch.setattr(length_buckets.seeding, "keyed_rng", lambda *key: FixedChoice())
+    plan = _plan([10, 500, 10, 10], batch_size=4, microbatch_cost=cost)
+    assert plan == MicrobatchPlan(4, expected, 8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.base.location import Location
 from pipeline.tokenizers import text_runs
 from pipeline.tokenizers.loading import load_tokenizer
-from pipeline.tokenizers.settings import WholeToken
+from pipeline.tokenizers.settings import UnsplitToken
 from pipeline.tokenizers.text_runs import TextRuns
 from pipeline.tokenizers.tokens import Tokens
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
@@ -78,7 +78,7 @@ def test_runs_and_characters_are_tokenized_once(tokenizer) -> None:
 
 def test_tokens_of_several_words_stay_whole(vocab_file) -> None:
     loaded = load_tokenizer(vocab_file, do_lower_case=True)
-    whole = dataclasses.replace(loaded, whole_tokens=(WholeToken("，"), WholeToken("step")))
+    whole = dataclasses.replace(loaded, unsplit_tokens=(UnsplitToken("，"), UnsplitToken("step")))
     text = "天，来stepby"
     assert_equal(whole.tokenize(text), whole._encode(text))
 

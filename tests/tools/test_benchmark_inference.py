@@ -144,10 +144,10 @@ def test_calls_alternate_and_warm_up_is_not_measured() -> None:
 
 
 def test_ratios_are_computed_for_each_turn() -> None:
-    faster = tool.measured([1.0, 2.0, 4.0], [2.0, 2.0, 12.0], larger_is_better=False)
+    faster = tool.summarize([1.0, 2.0, 4.0], [2.0, 2.0, 12.0], larger_is_better=False)
     assert (faster.median, faster.smallest, faster.largest) == (2.0, 1.0, 4.0)
     assert faster.to_json()["times_better"] == [2.0, 1.0, 3.0]
-    slower = tool.measured([1.0, 2.0], [2.0, 8.0], larger_is_better=True)
+    slower = tool.summarize([1.0, 2.0], [2.0, 8.0], larger_is_better=True)
     assert slower.to_json()["times_better"] == [0.375, 0.25, 0.5]
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tools.commands import SeparateProcess, Step, make_steps, time_left
+from tools.commands import SeparateProcess, Step, run_steps, time_left
 
 
 def _step(path, kind: str | None) -> Step:
@@ -48,7 +48,7 @@ def test_finished_step_is_not_repeated(tmp_path, capsys) -> None:
         Step("one", done, lambda: executed.append("one")),
         Step("two", tmp_path / "missing", lambda: executed.append("two")),
     ]
-    make_steps(steps, 0.0)
+    run_steps(steps, 0.0)
     assert executed == ["two"]
     assert "[1/2] one (done before)" in capsys.readouterr().out
 

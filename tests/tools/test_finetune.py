@@ -379,11 +379,11 @@ def test_models_that_do_not_fit_the_task_are_refused(
     assert str(bare) in str(_refusal(flags, model=bare))
     small = save_tiny_bert(tmp_path / "small", vocab_file, seed=1, vocab_size=50)
     assert _refusal(flags, model=small).expected.startswith("a model of at least")
-    labelled = save_tiny_head(tmp_path / "head", model_dir, Head(CLASSIFICATION, ("a", "b")))
-    changes = {"task": "cmrc2018", "data_dir": questions_dir, "model": labelled}
+    labeled = save_tiny_head(tmp_path / "head", model_dir, Head(CLASSIFICATION, ("a", "b")))
+    changes = {"task": "cmrc2018", "data_dir": questions_dir, "model": labeled}
     error = _refusal(flags, **changes, do_train=False)
     assert error.expected.startswith("a span head")
-    assert error.received == f"{labelled} with a classification head with 2 labels (a, b)"
+    assert error.received == f"{labeled} with a classification head with 2 labels (a, b)"
     span = save_tiny_head(tmp_path / "span", model_dir, Head(SPAN))
     assert _refusal(flags, model=span, do_train=False).received == f"{span} with a span head"
 

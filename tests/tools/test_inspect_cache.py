@@ -27,9 +27,9 @@ from tools.report.shown_examples import (
     Piece,
     Selection,
     ShownExample,
-    TeacherWord,
+    TeacherPrediction,
 )
-from tools.report.text_width import columns
+from tools.report.text_width import display_width
 
 
 def _fails(capsys, *flags: str) -> str:
@@ -103,7 +103,7 @@ def test_caches_of_every_codec_show_equal_examples(
     page = tmp_path / "page.html"
     assert tool.main(["x", f"--input_dir={folder}", f"--html={page}", "--examples=50"]) == 0
     printed = capsys.readouterr().out
-    assert all(columns(line) <= 100 for line in printed.splitlines()[:-1])
+    assert all(display_width(line) <= 100 for line in printed.splitlines()[:-1])
     parse(page.read_text(encoding="utf-8"))
     is_sampled = "truncation" in settings
     assert ("Predictions are sampled" in printed) == is_sampled
@@ -220,7 +220,7 @@ def _position(number: int, treatment: str, token: str, label: str, *guesses, **p
             "label_rank": None,
             **prediction_fields,
         }
-        teacher = TeacherWord(guesses, label_probability=0.25, **settings)
+        teacher = TeacherPrediction(guesses, label_probability=0.25, **settings)
     return MaskedPosition(number, treatment, token, label, teacher)
 
 

@@ -17,7 +17,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization
 from pipeline.storage.codecs import CODECS, ENCODINGS, float16
 from pipeline.storage.records import TeacherTargets
-from pipeline.teacher.judgement import STATISTICS_KEY
+from pipeline.teacher.label_scores import STATISTICS_KEY
 from tests.conftest import dense_logits, make_cache, read_folder
 from tests.tools.conftest import Features, read_shard, rewrite_cache
 from tools import merge_caches as tool

@@ -60,16 +60,16 @@ def test_large_corpus_gets_a_smaller_weight(tmp_path) -> None:
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
-    _run(tmp_path).claim()
-    _run(tmp_path).claim()
+    _run(tmp_path).reserve()
+    _run(tmp_path).reserve()
     with pytest.raises(InputError, match="another teacher or corpus: corpus is 'None' there"):
-        _run(tmp_path, corpus=tmp_path, train_teacher=False).claim()
+        _run(tmp_path, corpus=tmp_path, train_teacher=False).reserve()
     with pytest.raises(InputError, match="another teacher or corpus: teacher is '.*' there"):
-        _run(tmp_path, train_teacher=True).claim()
+        _run(tmp_path, train_teacher=True).reserve()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("x")
     with pytest.raises(InputError, match="work: .*an empty folder .* 'letter.txt'"):
-        _run(tmp_path / "mine").claim()
+        _run(tmp_path / "mine").reserve()
 
 
 def test_teacher_is_trained_on_request_or_for_a_custom_corpus(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Initial weights that attend to neighbours, checked by computing the attention."""
+"""Initial weights that attend to neighbors, checked by computing the attention."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def test_head_offsets_equal_expected_values() -> None:
     assert [head_offset(1, head) for head in range(4)] == [-3, 3, -4, 4]
 
 
-def test_heads_attend_to_their_neighbours() -> None:
+def test_heads_attend_to_their_neighbors() -> None:
     weights = neighbor_weights(CONFIG, COUNTS, seed=1)
     for layer in (0, 1):
         probabilities = _attention(weights, layer)

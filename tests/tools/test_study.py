@@ -73,7 +73,7 @@ def test_student_has_half_of_the_layers_by_default(bare_dir, teacher_dir, tmp_pa
     settings = {"input_dir": "text", "work": tmp_path, "tasks": {"tnews": tmp_path}}
     study = tool.find_study(StudyConfig(teacher=teacher_dir, **settings))
     assert (study.student_layers, study.has_head) == (1, True)
-    assert [mix.recipe for mix in study.mixes] == [
+    assert [variant.recipe for variant in study.variants] == [
         "masked_lm",
         "roberta_wwm",
         "distilbert",

@@ -209,7 +209,7 @@ def measure_cache(
     manifest = cache.manifest
     info = manifest.teacher_info
     codec = cache_input.open_codec(cache.directory, manifest)
-    comparison, hidden, keep = _Comparison(info.temperatures or STATES_TEMPERATURES), None, {}
+    comparison, hidden, selection = _Comparison(info.temperatures or STATES_TEMPERATURES), None, {}
     if info.hidden_groups:
         if info.hidden_size != model.config.hidden_size:
             expected = (
@@ -222,11 +222,13 @@ def measure_cache(
                 ",".join(info.hidden_groups), model.config.num_hidden_layers
             )
         name = records.HIDDEN_STATES
-        keep = {"keep": lambda *args: {name: capture.keep_hidden_states(groups, *args)}}
+        selection = {"select": lambda *args: {name: capture.select_hidden_states(groups, *args)}}
     examples = dense_sample.draw(cache, sample)
     sizes: collections.Counter[str] = collections.Counter()
     num_examples = 0
-    for batch in dense_sample.run_teacher(model, examples, manifest, batch_size=batch_size, **keep):
+    for batch in dense_sample.run_teacher(
+        model, examples, manifest, batch_size=batch_size, **selection
+    ):
         cached = dense_sample.decode_targets(cache, codec, batch.examples)
         comparison.add(batch, cached)
         if hidden is not None:

@@ -77,7 +77,7 @@ def draw(cache: CacheInput, size: int) -> list[MaskedExample]:
     manifest = cache.manifest
     shards = [shard for split in manifests.SPLITS for shard in manifest.splits.get(split, ())]
     total = sum(shard.num_examples for shard in shards)
-    rng = seeding.stream(manifest.seed, _PURPOSE, total)
+    rng = seeding.keyed_rng(manifest.seed, _PURPOSE, total)
     indices = np.sort(rng.choice(total, min(size, total), replace=False)) if total else []
     drawn: list[MaskedExample] = []
     first = 0
@@ -191,7 +191,7 @@ def run_teacher(
     manifest: Manifest,
     *,
     batch_size: int,
-    keep: forward.Keep = lambda outputs, batch: {},
+    select: forward.Selector = lambda outputs, batch: {},
 ) -> Iterator[DenseBatch]:
     """Runs the teacher over examples, each padded to the length that capture would use.
 
@@ -205,13 +205,13 @@ def run_teacher(
         examples: as `draw` returns them.
         manifest: of their directory.
         batch_size: B.
-        keep: selects outputs besides the logits; see `forward.compile_forward`.
+        select: selects outputs besides the logits; see `forward.compile_forward`.
 
     Yields:
         batches of examples with masked positions, the shortest first.
     """
     run = forward.compile_forward(
-        model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **keep(outputs, batch)}
+        model, lambda outputs, batch: {LOGITS: outputs[LOGITS], **select(outputs, batch)}
     )
     by_length: dict[int, list[MaskedExample]] = collections.defaultdict(list)
     for example in examples:

@@ -21,7 +21,7 @@ from pipeline.storage.codecs.hidden import HiddenCodec
 from pipeline.storage.codecs.states import STATE_PACKINGS, OutputTable, StatesCodec
 from pipeline.storage.records import TeacherTargets
 from pipeline.teacher import capture, truncation
-from pipeline.teacher.judgement import ENTROPIES, Judgement, LabelScores
+from pipeline.teacher.label_scores import ENTROPIES, LabelScoreAccumulator, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import dense_sample, fidelity
 from tools.cache_analysis.dense_sample import DenseBatch
@@ -319,7 +319,7 @@ class SamplePlans:
 
     num_examples: int
     num_positions: int
-    labels: Judgement
+    labels: LabelScores
     plans: tuple[CachePlan, ...]
 
 
@@ -386,7 +386,7 @@ def measure_plans(
         lambda: OutputTable.of(*map(keras.ops.convert_to_numpy, model.output_layer())),
     )
 
-    def keep(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def select(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         selected = truncation.truncate(
             outputs[LOGITS],
             batch[records.MASKED_LM_IDS],
@@ -398,12 +398,13 @@ def measure_plans(
             states = outputs[records.HEAD_STATES]
             selected[records.HEAD_STATES] = keras.ops.cast(states, "float32")
         selected[ENTROPIES] = truncation.entropies(outputs[LOGITS])
-        return {**selected, **capture.keep_states(config, model, outputs, batch)}
+        return {**selected, **capture.select_states(config, model, outputs, batch)}
 
-    scores, states = LabelScores(cache.manifest.vocab.size), _PlannedStates.of(config, model.config)
+    scores = LabelScoreAccumulator(cache.manifest.vocab.size)
+    states = _PlannedStates.of(config, model.config)
     num_examples, num_positions, seconds = 0, 0, 0.0
     batches = dense_sample.run_teacher(
-        model, examples, cache.manifest, batch_size=config.predict_batch_size, keep=keep
+        model, examples, cache.manifest, batch_size=config.predict_batch_size, select=select
     )
     for batch in batches:
         num_examples += len(batch.examples)
@@ -412,7 +413,7 @@ def measure_plans(
         scores.add(batch.labels, batch.outputs)
         _measure_batch(batch, candidates, states, temperatures)
     plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
-    return SamplePlans(num_examples, num_positions, scores.judgement(), plans)
+    return SamplePlans(num_examples, num_positions, scores.scores(), plans)
 
 
 def _measure_batch(

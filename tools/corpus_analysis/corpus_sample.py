@@ -21,7 +21,7 @@ from tools.corpus_analysis import scripts
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Number of files in a sample, evenly spread over the corpus.
 _MAX_FILES = 64
-# Number of characters in a sample, of those that are tokenised, and of an example value.
+# Number of characters in a sample, of those that are tokenized, and of an example value.
 _MAX_CHARS = 16 * 2**20
 _MAX_TOKENIZED_CHARS = 2**20
 _SHOWN_CHARS = 40
@@ -73,7 +73,7 @@ class Tokens:
     """Counts of the tokens in a part of the sample.
 
     Attributes:
-        documents: number of tokenised documents.
+        documents: number of tokenized documents.
         tokens: number of their tokens.
         unknown: number of tokens for text that the vocabulary lacks.
         quantiles: quantiles of the number of tokens in a document, at `QUANTILES`.
@@ -179,7 +179,7 @@ class _Sampler:
 
     def _add_layout(self, file: CorpusFile) -> CorpusFile:
         """Adds the layout of a file. Returns the file with text fields that exist in it."""
-        example, row = READERS[file.corpus.reader].look_into(file)
+        example, row = READERS[file.corpus.reader].inspect_file(file)
         spec = file.corpus.spec
         missing = tuple(name for name in spec.text_fields if row and name not in row)
         likely = fields.likely_text(fields.text_names(row)) if missing else None

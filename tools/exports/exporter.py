@@ -25,7 +25,7 @@ from tools.exports.formats import (
     SAVED_MODEL_TEXT,
     SENTENCE_TRANSFORMERS,
 )
-from tools.exports.program import ExportError, Opened, Subject, run_program
+from tools.exports.program import ExportError, ReloadedExport, Subject, run_program
 
 # Tolerance of a prediction that is one number, relative to the larger of its magnitude and 1.
 _NEAR = 0.05
@@ -110,7 +110,7 @@ _WRITERS: Mapping[str, Callable[[Subject, pathlib.Path], None]] = {
     LITERT_INT8: functools.partial(litert.write, quantized=True),
     ONNX: onnx_model.write,
 }
-_OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], Opened]] = {
+_OPENERS: Mapping[str, Callable[[Subject, pathlib.Path], ReloadedExport]] = {
     HF: lambda subject, directory: subject.open_hf(directory),
     SENTENCE_TRANSFORMERS: hugging_face.open_sentences,
     SAVED_MODEL: saved_model.open_ids,
@@ -240,7 +240,7 @@ def _export_one(
 
 
 def _text_pairs(
-    subject: Subject, opened: Opened, examples: Sequence[Example]
+    subject: Subject, opened: ReloadedExport, examples: Sequence[Example]
 ) -> Iterator[tuple[Arrays, Arrays]]:
     """Yields the outputs of the model and those of the export for each text.
 

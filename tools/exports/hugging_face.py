@@ -21,8 +21,8 @@ from tools.exports.model_task import ModelTask
 from tools.exports.program import (
     VECTOR,
     ExportError,
-    Opened,
     Program,
+    ReloadedExport,
     Subject,
     model_program,
     run_program,
@@ -93,13 +93,13 @@ def write_sentences(subject: Subject, directory: pathlib.Path) -> None:
     write_layout(directory, layout, hidden_size)
 
 
-def open_sentences(subject: Subject, directory: pathlib.Path) -> Opened:
+def open_sentences(subject: Subject, directory: pathlib.Path) -> ReloadedExport:
     """Opens the export with `sentence-transformers` if installed, or else with our own reader."""
     if importlib.util.find_spec("sentence_transformers") is None:
         source = model_directory.find_model(directory)
         model = model_directory.load_masked_lm(source, dtype="float32")
         program = vector_program(model, read_layout(directory))
-        return Opened(run_program(program), "reloaded, Keras")
+        return ReloadedExport(run_program(program), "reloaded, Keras")
     with running.silenced_stderr():
         import sentence_transformers
         import torch
@@ -112,7 +112,7 @@ def open_sentences(subject: Subject, directory: pathlib.Path) -> Opened:
         with torch.no_grad():
             return {VECTOR: model(tensors)[VECTOR].numpy()}
 
-    return Opened(run, f"sentence-transformers {sentence_transformers.__version__}")
+    return ReloadedExport(run, f"sentence-transformers {sentence_transformers.__version__}")
 
 
 def _read(source: ModelSource, task: ModelTask) -> "MaskedLM | heads.TaskModel":
@@ -121,13 +121,13 @@ def _read(source: ModelSource, task: ModelTask) -> "MaskedLM | heads.TaskModel":
     return heads.build_head(source, task.head, dtype="float32", keep_head=True)
 
 
-def _open(directory: pathlib.Path, *, program: Program, task: ModelTask) -> Opened:
+def _open(directory: pathlib.Path, *, program: Program, task: ModelTask) -> ReloadedExport:
     """Opens the export with `transformers` if installed, or else with our own reader."""
     if all(importlib.util.find_spec(name) for name in ("transformers", "torch")):
         version = importlib.metadata.version("transformers")
-        return Opened(_torch_run(directory, program, task), f"transformers {version}")
+        return ReloadedExport(_torch_run(directory, program, task), f"transformers {version}")
     model = _read(model_directory.find_model(directory), task)
-    return Opened(run_program(model_program(model)), "reloaded, Keras")
+    return ReloadedExport(run_program(model_program(model)), "reloaded, Keras")
 
 
 def _torch_run(directory: pathlib.Path, program: Program, task: ModelTask) -> Run:

@@ -14,7 +14,7 @@ from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports import saved_model
 from tools.exports.examples import Arrays, Run
-from tools.exports.program import ExportError, Opened, Program, Subject
+from tools.exports.program import ExportError, Program, ReloadedExport, Subject
 
 MODEL_FILE = "model.tflite"
 # The converter's message on operations that LiteRT does not have.
@@ -55,10 +55,10 @@ def write(subject: Subject, directory: pathlib.Path, *, quantized: bool = False)
     (directory / MODEL_FILE).write_whole(content)
 
 
-def open_litert(subject: Subject, directory: pathlib.Path) -> Opened:
+def open_litert(subject: Subject, directory: pathlib.Path) -> ReloadedExport:
     """Opens a model that `write` wrote."""
     run = load(subject.program, directory / MODEL_FILE)
-    return Opened(run, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}")
+    return ReloadedExport(run, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}")
 
 
 def load(program: Program, path: pathlib.Path) -> Run:

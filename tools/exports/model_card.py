@@ -12,7 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.models.config import EncoderConfig
-from pipeline.storage.manifest import EVAL, HUB, REQUEST_FILE, TRAIN, HubSource, Manifest
+from pipeline.storage.manifest import EVAL, HUB, RUN_CONFIG_FILE, TRAIN, HubSource, Manifest
 from tools.exports.formats import CardSettings
 from tools.exports.model_task import ModelTask, hub_names
 from tools.report.runs import read_metrics
@@ -31,13 +31,13 @@ class Origin:
     """The origin of a model, as far as it is known.
 
     Attributes:
-        request: the run configuration of `run_distill`; empty if it is not known.
+        run_config: the run configuration of `run_distill`; empty if it is not known.
         cache: the manifest of the training data; None if it is not available.
         evaluation: scores of the last evaluation.
         hub: models of the hub from which the model was made, by setting.
     """
 
-    request: Mapping[str, Any]
+    run_config: Mapping[str, Any]
     cache: Manifest | None
     evaluation: Mapping[str, float]
     hub: Mapping[str, HubSource] = dataclasses.field(default_factory=dict)
@@ -60,12 +60,12 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     Raises:
         InputError: a file cannot be read.
     """
-    request = {}
-    if (directory / REQUEST_FILE).is_file():
-        request = (directory / REQUEST_FILE).read_json()
-    if request.get("kind") != "student":
+    run_config = {}
+    if (directory / RUN_CONFIG_FILE).is_file():
+        run_config = (directory / RUN_CONFIG_FILE).read_json()
+    if run_config.get("kind") != "student":
         return Origin({}, None, {})
-    if cache is not None and cache.sha256() != request.get("cache"):
+    if cache is not None and cache.sha256() != run_config.get("cache"):
         cache = None
     path = directory / METRICS_FILE
     lines = read_metrics(path) if path.is_file() else []
@@ -74,9 +74,9 @@ def find_origin(directory: Location, cache: Manifest | None) -> Origin:
     for name in _NO_SCORES:
         scores.pop(name, None)
     sources = json_text.convert(
-        request.get(HUB, {}), dict[str, HubSource], directory / REQUEST_FILE
+        run_config.get(HUB, {}), dict[str, HubSource], directory / RUN_CONFIG_FILE
     )
-    return Origin(request, cache, scores, sources)
+    return Origin(run_config, cache, scores, sources)
 
 
 def read_scores(paths: Sequence[Location]) -> dict[str, float]:
@@ -126,9 +126,9 @@ def _table(rows: Iterable[Sequence[str]], titles: Sequence[str]) -> list[str]:
 
 def _teacher(origin: Origin) -> str | None:
     """Returns a description of the teacher; None if there was none, or if it is unknown."""
-    if origin.request.get("teacher"):
+    if origin.run_config.get("teacher"):
         name = hub_names(origin.hub, "teacher")
-        return f"live,{name} SHA-256 `{origin.request['teacher']}`"
+        return f"live,{name} SHA-256 `{origin.run_config['teacher']}`"
     info = None if origin.cache is None else origin.cache.teacher_info
     if info is None:
         return None
@@ -144,7 +144,7 @@ def _teacher(origin: Origin) -> str | None:
 
 
 def _cache(origin: Origin) -> str:
-    checksum = f"manifest's SHA-256 `{origin.request['cache']}`"
+    checksum = f"manifest's SHA-256 `{origin.run_config['cache']}`"
     if origin.cache is None:
         return checksum
     cache, targets = origin.cache, ""
@@ -158,28 +158,29 @@ def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
     """Returns the rows on a model's training, each a name and a text; none if it is unknown."""
     if task.finetuning is not None:
         return list(task.finetuning.making.items())
-    request = origin.request
-    if not request:
+    run_config = origin.run_config
+    if not run_config:
         return []
-    start = request["student"]
+    start = run_config["student"]
     layers = start.get("layer_map")
     source = "a model" if layers is None else f"layers {', '.join(map(str, layers))} of a model"
     source += hub_names(origin.hub, "student", "init_from")
-    losses = " + ".join(f"{weight:g} × {name}" for name, weight in request["losses"].items())
-    examples = request["train_batch_size"] * request["gradient_accumulation_steps"]
+    losses = " + ".join(f"{weight:g} × {name}" for name, weight in run_config["losses"].items())
+    examples = run_config["train_batch_size"] * run_config["gradient_accumulation_steps"]
     rows = [
         ("teacher", _teacher(origin)),
         ("trained on", _cache(origin)),
         ("started from", f"{source} with SHA-256 `{start['sha256']}`"),
-        ("losses", f"{losses}; temperature {request['temperature']:g}"),
-        ("tail", request.get("tail")),
+        ("losses", f"{losses}; temperature {run_config['temperature']:g}"),
+        ("tail", run_config.get("tail")),
         (
             "updates",
-            f"{request['num_train_steps']:,} of {examples:,} examples, learning rate "
-            f"{request['learning_rate']:g} after {request['num_warmup_steps']:,} warm-up updates",
+            f"{run_config['num_train_steps']:,} of {examples:,} examples, learning rate "
+            f"{run_config['learning_rate']:g} after {run_config['num_warmup_steps']:,} "
+            "warm-up updates",
         ),
-        ("seed", str(request["random_seed"])),
-        ("computed", f"{request['compute_dtype']}, {request['backend']}"),
+        ("seed", str(run_config["random_seed"])),
+        ("computed", f"{run_config['compute_dtype']}, {run_config['backend']}"),
     ]
     return [(name, text) for name, text in rows if text is not None]
 
@@ -222,7 +223,7 @@ def model_card(
     Raises:
         InputError: a file of scores cannot be read.
     """
-    distilled = bool(set(origin.request.get("losses", ())) - {"masked_lm"})
+    distilled = bool(set(origin.run_config.get("losses", ())) - {"masked_lm"})
     tuned = task.finetuning
     scores = {**origin.evaluation, **({} if tuned is None else tuned.scores)}
     scores |= read_scores(settings.scores)

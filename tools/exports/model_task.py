@@ -11,7 +11,7 @@ from pipeline.base import json_text
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import ModelSource
 from pipeline.models.weight_names import count_parameters, encoder_table
-from pipeline.storage.manifest import REQUEST_FILE, HubSource
+from pipeline.storage.manifest import RUN_CONFIG_FILE, HubSource
 from tools.finetuning.head_layout import Head, head_table, read_head
 from tools.finetuning.kinds import KINDS
 from tools.report.text_width import visible
@@ -58,7 +58,7 @@ class _Task(msgspec.Struct):
     text_fields: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
-class _Request(msgspec.Struct):
+class _RunConfig(msgspec.Struct):
     """The run configuration of `finetune`; only a run with a teacher has `distill_` settings."""
 
     task: _Task
@@ -145,25 +145,25 @@ def find_task(source: ModelSource) -> ModelTask:
     head = read_head(source)
     if head is None:
         return ModelTask()
-    path = source.directory.resolve().parent / REQUEST_FILE
-    request = path.read_json() if path.is_file() else {}
-    if request.get("kind") != "finetuned":
+    path = source.directory.resolve().parent / RUN_CONFIG_FILE
+    run_config = path.read_json() if path.is_file() else {}
+    if run_config.get("kind") != "finetuned":
         return ModelTask(head)
-    request = json_text.convert(request, _Request, path)
+    run_config = json_text.convert(run_config, _RunConfig, path)
     report_path = path.with_name(_METRICS_FILE)
     report = report_path.read_json() if report_path.is_file() else {}
     report = json_text.convert(report, _Report, report_path)
-    if not Head(request.task.kind, request.task.labels).fits(head):
+    if not Head(run_config.task.kind, run_config.task.labels).fits(head):
         return ModelTask(head)
     finetuning = Finetuning(
-        task=request.task.name,
-        num_texts=len(request.task.text_fields),
-        making=_describe_making(request, report.counts),
+        task=run_config.task.name,
+        num_texts=len(run_config.task.text_fields),
+        making=_describe_making(run_config, report.counts),
         scores={
-            f"{name} on {request.task.name}, {request.eval_split}": value
+            f"{name} on {run_config.task.name}, {run_config.eval_split}": value
             for name, value in report.metrics.items()
         },
-        distilled=request.distill_weight is not None,
+        distilled=run_config.distill_weight is not None,
     )
     return ModelTask(head, finetuning)
 
@@ -173,27 +173,27 @@ def hub_names(sources: Mapping[str, HubSource], *settings: str) -> str:
     return "".join(f" `{sources[name]}`" for name in settings if name in sources)
 
 
-def _describe_making(request: _Request, counts: Mapping[str, float]) -> dict[str, str]:
-    start = f"a model{hub_names(request.hub, 'model')}"
-    making = {"started from": f"{start} with SHA-256 `{request.model}`"}
-    if not request.do_train:
+def _describe_making(run_config: _RunConfig, counts: Mapping[str, float]) -> dict[str, str]:
+    start = f"a model{hub_names(run_config.hub, 'model')}"
+    making = {"started from": f"{start} with SHA-256 `{run_config.model}`"}
+    if not run_config.do_train:
         return making
-    if request.distill_weight is not None:
-        teacher = request.teacher
+    if run_config.distill_weight is not None:
+        teacher = run_config.teacher
         identity = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
-        identity += hub_names(request.hub, "finetune_teacher")
+        identity += hub_names(run_config.hub, "finetune_teacher")
         making["teacher"] = (
-            f"fine-tuned on the task, {identity}; weight {request.distill_weight:g}, "
-            f"temperature {request.distill_temperature:g}"
+            f"fine-tuned on the task, {identity}; weight {run_config.distill_weight:g}, "
+            f"temperature {run_config.distill_temperature:g}"
         )
     if "num_train_steps" in counts:
         making["trained on"] = (
             f"{counts['num_train_examples']:,} examples, inputs of at most "
-            f"{request.max_seq_length} tokens"
+            f"{run_config.max_seq_length} tokens"
         )
         making["updates"] = (
-            f"{counts['num_train_steps']:,} of {request.train_batch_size} inputs, learning "
-            f"rate {request.learning_rate:g} after {request.warmup_proportion:.0%} of warm-up"
+            f"{counts['num_train_steps']:,} of {run_config.train_batch_size} inputs, learning "
+            f"rate {run_config.learning_rate:g} after {run_config.warmup_proportion:.0%} of warm-up"
         )
-        making["passes over the examples"] = f"{request.num_train_epochs:g}"
-    return making | {"seed": str(request.random_seed), "computed": request.compute_dtype}
+        making["passes over the examples"] = f"{run_config.num_train_epochs:g}"
+    return making | {"seed": str(run_config.random_seed), "computed": run_config.compute_dtype}

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.commands import running
 from pipeline.runners import local
 from tools.exports.examples import Arrays
-from tools.exports.program import ExportError, Opened, Program, Subject, compile_program
+from tools.exports.program import ExportError, Program, ReloadedExport, Subject, compile_program
 
 if TYPE_CHECKING:
     import onnx
@@ -100,7 +100,7 @@ def share_transposed(model: "onnx.ModelProto") -> None:
         graph.node.insert(0, node)
 
 
-def open_onnx(subject: Subject, directory: pathlib.Path) -> Opened:
+def open_onnx(subject: Subject, directory: pathlib.Path) -> ReloadedExport:
     """Opens a model that `write` wrote, on all processors."""
     import onnxruntime
 
@@ -120,4 +120,4 @@ def open_onnx(subject: Subject, directory: pathlib.Path) -> Opened:
             raise ExportError(f"onnxruntime cannot compute it ({error})") from error
         return dict(zip(program.outputs, values, strict=True))
 
-    return Opened(run, f"onnxruntime {importlib.metadata.version('onnxruntime')}")
+    return ReloadedExport(run, f"onnxruntime {importlib.metadata.version('onnxruntime')}")

@@ -132,7 +132,7 @@ class ExportError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class ReloadedExport:
     """An export that was reloaded with its target runtime.
 
     Attributes:
@@ -166,7 +166,7 @@ class Subject:
     tokenizer: Tokenizer | None
     max_seq_length: int
     write_hf: Callable[[pathlib.Path], None]
-    open_hf: Callable[[pathlib.Path], Opened]
+    open_hf: Callable[[pathlib.Path], ReloadedExport]
     num_texts: int = 1
     layout: SentenceLayout | None = None
     vectors: Program | None = None

@@ -21,7 +21,7 @@ import tensorflow as tf
 from data_specs.records import INPUT_IDS, INPUT_MASK, SEGMENT_IDS
 from pipeline.tokenizers.wordpiece import WordPieceTokenizer
 from tools.exports.examples import Arrays, example_batch
-from tools.exports.program import ExportError, Opened, Program, Subject, compile_program
+from tools.exports.program import ExportError, Program, ReloadedExport, Subject, compile_program
 
 # Name of the default signature in TensorFlow Serving.
 SIGNATURE = "serving_default"
@@ -120,7 +120,7 @@ def _from_text(subject: Subject) -> Any:
     return run
 
 
-def open_ids(subject: Subject, directory: pathlib.Path) -> Opened:
+def open_ids(subject: Subject, directory: pathlib.Path) -> ReloadedExport:
     """Loads a SavedModel of `write_ids`; first, a process with only TensorFlow loads it."""
     probe = example_batch(np.arange(4))
     signature = _load(directory, {name: probe[name] for name in subject.program.inputs})
@@ -128,10 +128,10 @@ def open_ids(subject: Subject, directory: pathlib.Path) -> Opened:
     def run(batch: Mapping[str, np.ndarray]) -> Arrays:
         return signature({name: batch[name] for name in subject.program.inputs})
 
-    return Opened(run, _version("tensorflow"))
+    return ReloadedExport(run, _version("tensorflow"))
 
 
-def open_text(subject: Subject, directory: pathlib.Path) -> Opened:
+def open_text(subject: Subject, directory: pathlib.Path) -> ReloadedExport:
     """Loads a SavedModel of `write_text`; first, a process with tensorflow-text loads it."""
     text = " ".join(subject.tokenizer.vocab[-8:])
     signature = _load(directory, {TEXT: np.array([text])}, TEXT_PACKAGE)
@@ -139,7 +139,7 @@ def open_text(subject: Subject, directory: pathlib.Path) -> Opened:
     def run(text: str) -> Arrays:
         return signature({TEXT: np.array([text])})
 
-    return Opened(None, f"{_version('tensorflow')}, {_version('tensorflow-text')}", run)
+    return ReloadedExport(None, f"{_version('tensorflow')}, {_version('tensorflow-text')}", run)
 
 
 def _version(package: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG, ModelSource
@@ -51,7 +51,7 @@ class Head:
         if not self.labels:
             return f"a {kind} head"
         # A label from a file may contain line breaks; the message is one line.
-        names = ", ".join(shown(label).strip("'\"") for label in self.labels[:5])
+        names = ", ".join(format_value(label).strip("'\"") for label in self.labels[:5])
         names += ", …" if len(self.labels) > 5 else ""
         return f"a {kind} head with {len(self.labels)} labels ({names})"
 
@@ -87,7 +87,8 @@ def _read_labels(settings: Mapping[str, Any], path: Location) -> tuple[str, ...]
     numbers = [str(index) for index in range(count)]
     if not numbers or set(labels) != set(numbers):
         raise InputError(
-            path, received=f"{_LABELS_KEY}: expected names of 0, 1, …, received {shown(labels)}"
+            path,
+            received=f"{_LABELS_KEY}: expected names of 0, 1, …, received {format_value(labels)}",
         )
     return tuple(str(labels[index]) for index in numbers)
 

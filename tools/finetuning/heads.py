@@ -13,7 +13,12 @@ from keras import ops
 
 from data_specs.records import HIDDEN_STATES, INPUT_MASK
 from pipeline.base.location import Location
-from pipeline.models.architectures.parts import ACTIVATION_FUNCTIONS, DType, LayerParts, Tensor
+from pipeline.models.architectures.components import (
+    ACTIVATION_FUNCTIONS,
+    DType,
+    LayerBuilder,
+    Tensor,
+)
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.formats import model_directory
@@ -42,7 +47,7 @@ class SequenceHead(keras.layers.Layer):
         self.config = config
         layout = config.family.sequence_head
         self.activation = {"tanh": ops.tanh, **ACTIVATION_FUNCTIONS}[layout.activation]
-        layers = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
+        layers = LayerBuilder(config, _SCOPE, seed, _HEAD_DTYPE)
         rate = dropout_rate(config, head.kind)
         self.input_dropout = layers.dropout(rate, "input_dropout") if layout.drops_input else None
         self.dense = layers.dense(config.hidden_size, "dense")
@@ -73,7 +78,7 @@ class TokenHead(keras.layers.Layer):
         super().__init__(name=_SCOPE, dtype=_HEAD_DTYPE)
         self.config = config
         rate = dropout_rate(config, head.kind)
-        layers = LayerParts(config, _SCOPE, seed, _HEAD_DTYPE)
+        layers = LayerBuilder(config, _SCOPE, seed, _HEAD_DTYPE)
         self.dropout = layers.dropout(rate) if rate else None
         self.projection = layers.dense(head.num_outputs, "output")
 

@@ -175,7 +175,7 @@ class TrainingBatches:
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Returns the input indices of each batch of an epoch, at most `batch_size` each."""
-        rng = seeding.stream(self.seed, "order of fine-tuning", number)
+        rng = seeding.keyed_rng(self.seed, "order of fine-tuning", number)
         order = rng.permutation(len(self.features))
         lengths = np.array([len(feature.input_ids) for feature in self.features])
         size = self.padding.batch_size

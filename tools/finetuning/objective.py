@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from keras import ops
 
 from data_specs.records import TEACHER_LOGITS
-from pipeline.models.architectures.parts import Tensor
+from pipeline.models.architectures.components import Tensor
 from tools.finetuning.inputs import TARGETS, WEIGHTS
 from tools.finetuning.kinds import KINDS
 from tools.finetuning.kinds.base import TaskKind

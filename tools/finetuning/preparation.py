@@ -124,7 +124,7 @@ class Preparation:
         return [split for split in splits if split is not None]
 
     def describe(self) -> Iterator[str]:
-        """Yields lines that summarise what was read."""
+        """Yields lines that summarize what was read."""
         yield from self.tokenizer.notes
         yield self._describe_head()
         for split in self._splits():
@@ -133,24 +133,24 @@ class Preparation:
             yield f"{split.name}: {count:,} examples{more}"
             yield from split.notes
 
-    def request(self, config: FinetuneConfig) -> dict[str, Any]:
+    def run_config(self, config: FinetuneConfig) -> dict[str, Any]:
         """Returns the run configuration: JSON values that decide its model and scores."""
-        request = {
+        run_config = {
             "kind": "finetuned",
             # The path of the declaration is not part of the configuration, only its content.
             "task": self.spec.reading(),
             "model": self.source.sha256(),
             "vocab": self.tokenizer.info.sha256,
             "max_seq_length": self.max_seq_length,
-            **self._teacher_request(config),
-            **config.deciding(),
+            **self._teacher_run_config(config),
+            **config.output_settings(),
             **{f"{split.name}_split": split.sha256() for split in self._splits()},
         }
         if hub := config.hub_models():
-            request[manifests.HUB] = hub
-        return json.loads(json.dumps(request))
+            run_config[manifests.HUB] = hub
+        return json.loads(json.dumps(run_config))
 
-    def _teacher_request(self, config: FinetuneConfig) -> dict[str, Any]:
+    def _teacher_run_config(self, config: FinetuneConfig) -> dict[str, Any]:
         """Returns the identity of the teacher, equal for the teacher and for its cache."""
         if self.teacher is not None:
             return {"teacher": self.teacher.sha256(), "teacher_dtype": config.compute_dtype}
@@ -237,12 +237,12 @@ def _read_splits(run: Preparation, config: FinetuneConfig) -> Preparation:
     names = {config.eval_split, config.predict_split} - {None}
     splits = {name: _read_split(run, config, name) for name in sorted(names)}
     examples = splits[config.eval_split].examples
-    unlabelled = [
+    unlabeled = [
         example.key for example in examples if example.label is None and not example.answers
     ]
-    if unlabelled:
+    if unlabeled:
         expected = f"a split of `task`={run.spec.name} with labels"
-        received = f"{config.eval_split}, whose example {unlabelled[0]} has none"
+        received = f"{config.eval_split}, whose example {unlabeled[0]} has none"
         raise InputError(Setting("eval_split"), expected, received)
     return dataclasses.replace(
         run,
@@ -257,7 +257,7 @@ def _read_split(run: Preparation, config: FinetuneConfig, name: str) -> Split:
     examples = data.examples
     limit = config.max_train_examples
     if name == TRAIN_SPLIT and limit is not None and limit < len(examples):
-        drawn = seeding.stream(0, "train examples").choice(len(examples), limit, replace=False)
+        drawn = seeding.keyed_rng(0, "train examples").choice(len(examples), limit, replace=False)
         examples = [examples[index] for index in np.sort(drawn)]
     features = build_features(
         examples,

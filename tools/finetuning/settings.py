@@ -123,9 +123,9 @@ class FinetuneConfig(Settings):
         """Whether there are teacher targets to learn from."""
         return self.finetune_teacher is not None or self.teacher_cache is not None
 
-    def deciding(self) -> dict[str, Any]:
+    def output_settings(self) -> dict[str, Any]:
         """Returns the settings that decide the model and its scores, as JSON values."""
-        values = self.decisive()
+        values = super().output_settings()
         if not self.distills:
             del values["distill_temperature"], values["distill_weight"]
         return values

@@ -14,7 +14,7 @@ from data_specs.tasks import TaskSpec
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.base.text_encoding import not_utf8, utf8_stream
+from pipeline.base.text_encoding import not_utf8_error, utf8_stream
 
 MAX_ROW_BYTES = 16 * 2**20
 
@@ -121,7 +121,7 @@ def _all_lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise not_utf8(line, error, where) from error
+            raise not_utf8_error(line, error, where) from error
         yield where, text
 
 
@@ -238,7 +238,7 @@ class TaskExample:
         texts: one or two texts; the question and its context; or the words of a token
             classification.
         label: the class index, the number or the words' tags to predict; None for questions
-            and for unlabelled examples.
+            and for unlabeled examples.
         answers: the right answers to a question; empty if the file has none.
     """
 
@@ -254,7 +254,7 @@ class SplitData:
 
     Attributes:
         spec: the task.
-        labelled: whether each row must have a label; benchmarks withhold those of test files.
+        labeled: whether each row must have a label; benchmarks withhold those of test files.
         skip_bad_rows: whether bad rows are left out and noted.
         examples: the examples in the order of the files.
         num_left_out: number of rows left out because of the task's `skip_labels`.
@@ -265,7 +265,7 @@ class SplitData:
     """
 
     spec: TaskSpec
-    labelled: bool
+    labeled: bool
     skip_bad_rows: bool
     examples: list[TaskExample] = dataclasses.field(default_factory=list)
     num_left_out: int = 0

@@ -68,10 +68,10 @@ def check_cache(
     if teacher is None:
         _expect_inputs(directory, manifests.load(directory), inputs)
     else:
-        manifests.check_output_dir(directory, _request(inputs, teacher, compute_dtype))
+        manifests.check_output_dir(directory, _run_config(inputs, teacher, compute_dtype))
 
 
-def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
+def _run_config(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> dict[str, Any]:
     return {
         "kind": TASK_LOGITS,
         **inputs.describe(),
@@ -82,7 +82,7 @@ def _request(inputs: TaskInputs, teacher: ModelSource, compute_dtype: str) -> di
 
 def _expect_task(directory: Location, task: str) -> None:
     """Checks the task first, because another task explains all other differences."""
-    path = directory / manifests.REQUEST_FILE
+    path = directory / manifests.RUN_CONFIG_FILE
     cached_task = path.read_json().get("task", task) if path.is_file() else task
     if cached_task != task:
         raise InputError(directory, f"logits of {task}", f"those of {cached_task}")
@@ -103,8 +103,8 @@ def _make_cache(
 ) -> Manifest:
     if (directory / manifests.MANIFEST_FILE).is_file():
         return manifests.load(directory)
-    request = _request(inputs, teacher, compute_dtype)
-    manifests.reserve_output_dir(directory, request)
+    run_config = _run_config(inputs, teacher, compute_dtype)
+    manifests.reserve_output_dir(directory, run_config)
     manifest = Manifest(
         kind=TASK_LOGITS,
         vocab=inputs.vocab,
@@ -113,7 +113,7 @@ def _make_cache(
         max_predictions_per_seq=0,
         dupe_factor=1,
         seed=0,
-        flags=request,
+        flags=run_config,
         splits={TRAIN: _write_shards(directory, inputs, teacher, compute_dtype)},
     )
     manifests.publish(directory, manifest)

@@ -14,7 +14,7 @@ import tqdm
 
 from pipeline.base import json_text
 from pipeline.base.errors import DivergedError, InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.distill.optimization import WarmupLinearDecay, build_optimizer
 from pipeline.distill.run_log import RunLog
@@ -58,13 +58,13 @@ def finetune(config: FinetuneConfig, preparation: Preparation | None = None) -> 
         DivergedError: the learning rate is too high.
     """
     run = prepare(config) if preparation is None else preparation
-    request = run.request(config)
-    manifests.check_output_dir(config.output_dir, request)
+    run_config = run.run_config(config)
+    manifests.check_output_dir(config.output_dir, run_config)
     directory = config.output_dir
     if (directory / METRICS_FILE).is_file():
         return _read_result(directory)
     check_teacher_cache(run, config)
-    manifests.reserve_output_dir(directory, request)
+    manifests.reserve_output_dir(directory, run_config)
     with directory.lock():
         return _make(run, config)
 
@@ -126,7 +126,7 @@ class Trainer:
 
     Args:
         model: the model to train.
-        objective: the loss to minimise.
+        objective: the loss to minimize.
         optimizer: built for the model's variables.
         example: a batch; other batches differ from it only in their lengths.
     """
@@ -289,6 +289,6 @@ def _read_result(directory: Location) -> Result:
     for name in report.predictions:
         is_name = name.isprintable() and len(name) <= _MAX_NAME
         if not is_name or name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{path}: predictions", "names below the folder", shown(name))
+            raise InputError(f"{path}: predictions", "names below the folder", format_value(name))
     paths = tuple(directory / name for name in report.predictions)
     return Result(directory, report.metrics, report.counts, paths)

@@ -9,17 +9,17 @@ from pipeline.base.location import Location
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN
 from tools.commands import Step
-from tools.recipe_comparison.mixes import CacheSpec
-from tools.recipe_comparison.runs import LIKE, OTHER, Cell, StudentRuns, link_first_shards
+from tools.recipe_comparison.runs import LIKE, OTHER, StudentRuns, Trial, link_first_shards
+from tools.recipe_comparison.variants import CacheSpec
 
 
 class RecipeComparison(StudentRuns):
     """A comparison with equal time for each student and equal bytes for each cache."""
 
     @property
-    def cells(self) -> list[Cell]:
+    def trials(self) -> list[Trial]:
         """All students, seed by seed."""
-        return [Cell(mix, seed) for seed in self.config.seeds for mix in self.mixes]
+        return [Trial(variant, seed) for seed in self.config.seeds for variant in self.variants]
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -31,17 +31,17 @@ class RecipeComparison(StudentRuns):
         """See `StudentRuns`; the setting `student` may replace it."""
         return super().start if self.config.student is None else {"student": self.config.student}
 
-    def claim(self) -> None:
+    def reserve(self) -> None:
         """Reserves the directory for this comparison.
 
         Raises:
             InputError: the directory holds results of other settings.
         """
-        self._claim(self.config.request(), "comparison")
+        self._reserve(self.config.run_config(), "comparison")
 
-    def num_train_steps(self, cell: Cell) -> int:
+    def num_train_steps(self, trial: Trial) -> int:
         """See `StudentRuns`: the number of steps that fits in the common time."""
-        return self.step_time_file(cell.mix).read_json()["num_train_steps"]
+        return self.step_time_file(trial.variant).read_json()["num_train_steps"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
         """See `StudentRuns`: the same number of examples for all tasks."""
@@ -63,11 +63,11 @@ class RecipeComparison(StudentRuns):
             yield from self.finetune_steps(task)
 
     def data_steps(self) -> Iterator[Step]:
-        """See `StudentRuns`; adds the steps of the other text, of judges and of caches."""
+        """See `StudentRuns`; adds the steps of the other text and of all caches."""
         yield from super().data_steps()
         if OTHER in self.texts:
             yield self.published("masked examples, other text", self.work / OTHER, self._mask_other)
-        yield from self.judge_steps()
+        yield from self.evaluation_cache_steps()
         yield from self.cache_steps()
         for spec in self.cache_specs:
             make = functools.partial(self._cut, spec, self.cache_specs)
@@ -110,7 +110,7 @@ class RecipeComparison(StudentRuns):
         return path.read_json()["bytes"]
 
     def sizes_for(self, ratio: float, seconds: float) -> dict[str, int]:
-        """See `StudentRuns`: the number of steps of a mix."""
+        """See `StudentRuns`: the number of steps of a variant."""
         steps = self.config.train_seconds / seconds
         if self.config.baseline_steps is not None:
             steps = self.config.baseline_steps / ratio

@@ -56,11 +56,11 @@ def _make_step(config: DistillConfig) -> Callable[[], None]:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     lengths = training.sample_lengths(run.cache)
-    chunking = training.find_chunking(config, run.cache, replicas, lengths)
-    count = training.steps_per_update(config, chunking)
+    plan = training.choose_microbatch_plan(config, run.cache, replicas, lengths)
+    count = training.steps_per_update(config, plan)
     distiller = training.build_distiller(run, count)
     order = {"seed": config.random_seed, "shuffle_buffer_size": config.shuffle_buffer_size}
-    batch_iterator = iter(batches.training_batches(run.cache, chunking, start=0, **order))
+    batch_iterator = iter(batches.training_batches(run.cache, plan, start=0, **order))
     train = distiller.make_train_function() or distiller.train_function
 
     def step() -> None:

@@ -14,8 +14,8 @@ from pipeline.storage.manifest import EVAL, TRAIN
 from tools.commands import SeparateProcess, Step, run_command
 from tools.finetuning import short_runs
 from tools.recipe_comparison import measuring
-from tools.recipe_comparison.mixes import LABELS, LIVE, MASKED_LM, CacheSpec, Mix
 from tools.recipe_comparison.settings import StudentRunsConfig
+from tools.recipe_comparison.variants import LABELS, LIVE, MASKED_LM, CacheSpec, RecipeVariant
 
 # The evaluation texts: text like the training text, and other text.
 LIKE, OTHER = "like", "other"
@@ -23,28 +23,28 @@ _BASELINE = {"losses": f"{MASKED_LM}=1"}
 # The packages that the process for measuring and fine-tuning imports.
 _BACKEND = ("keras", "tensorflow")
 # The capture settings of the caches for evaluation.
-_JUDGE = {"logit_encoding": "compact", "truncation_factor": 128}
+_EVALUATION_CAPTURE = {"logit_encoding": "compact", "truncation_factor": 128}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One student: a mix with a seed.
+class Trial:
+    """One student: a variant with a seed.
 
     Attributes:
-        mix: the losses.
+        variant: the losses.
         seed: seed of the run.
-        base: the mix of the student of the same seed from which this one continues; None for
+        base: the variant of the student of the same seed from which this one continues; None for
             a student that starts from layers of the teacher.
     """
 
-    mix: Mix
+    variant: RecipeVariant
     seed: int
-    base: Mix | None = None
+    base: RecipeVariant | None = None
 
     @property
     def kind(self) -> str:
         """The name that the students of all seeds share, for files."""
-        return self.mix.key if self.base is None else f"{self.base.key}_then_{self.mix.key}"
+        return self.variant.key if self.base is None else f"{self.base.key}_then_{self.variant.key}"
 
     @property
     def key(self) -> str:
@@ -55,7 +55,7 @@ class Cell:
     def title(self) -> str:
         """The name of the student in tables and messages."""
         start = "" if self.base is None else f"{self.base.title}, then "
-        return f"{start}{self.mix.title}, seed {self.seed}"
+        return f"{start}{self.variant.title}, seed {self.seed}"
 
 
 def link_first_shards(source: Location, target: Location, count: int) -> None:
@@ -77,7 +77,7 @@ class StudentRuns(abc.ABC):
 
     Args:
         config: the settings of the tool.
-        mixes: the mixes of losses that train students.
+        variants: the variants of losses that train students.
         student_layers: number of layers of students that start from layers of the teacher.
 
     Attributes:
@@ -85,10 +85,10 @@ class StudentRuns(abc.ABC):
     """
 
     def __init__(
-        self, config: StudentRunsConfig, mixes: Sequence[Mix], student_layers: int
+        self, config: StudentRunsConfig, variants: Sequence[RecipeVariant], student_layers: int
     ) -> None:
         self.config = config
-        self.mixes = tuple(mixes)
+        self.variants = tuple(variants)
         self.work = config.work
         self.teacher = config.teacher
         self.student_layers = student_layers
@@ -98,7 +98,7 @@ class StudentRuns(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def cells(self) -> list[Cell]:
+    def trials(self) -> list[Trial]:
         """All students; a student from which others continue stands before them."""
 
     @property
@@ -123,16 +123,18 @@ class StudentRuns(abc.ABC):
 
     @property
     def has_live_teacher(self) -> bool:
-        """Whether a mix runs the teacher during training."""
-        return any(mix.source == LIVE for mix in self.mixes)
+        """Whether a variant runs the teacher during training."""
+        return any(variant.source == LIVE for variant in self.variants)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """The training caches of all mixes."""
-        return tuple(dict.fromkeys(mix.cache for mix in self.mixes if mix.cache is not None))
+        """The training caches of all variants."""
+        return tuple(
+            dict.fromkeys(variant.cache for variant in self.variants if variant.cache is not None)
+        )
 
     @abc.abstractmethod
-    def num_train_steps(self, cell: Cell) -> int:
+    def num_train_steps(self, trial: Trial) -> int:
         """Returns the number of training steps of a student."""
 
     @abc.abstractmethod
@@ -147,52 +149,52 @@ class StudentRuns(abc.ABC):
         """Returns the masked examples for labels and caches, or the windows for a live teacher."""
         return self.work / ("windows" if live else "examples")
 
-    def student(self, cell: Cell) -> Location:
+    def student(self, trial: Trial) -> Location:
         """Returns the directory of a student."""
-        return self.work / "students" / cell.key
+        return self.work / "students" / trial.key
 
-    def scores_file(self, cell: Cell) -> Location:
+    def scores_file(self, trial: Trial) -> Location:
         """Returns the file of a student's evaluations."""
-        return self.work / "scores" / f"{cell.key}.json"
+        return self.work / "scores" / f"{trial.key}.json"
 
     def task_directory(self, key: str, task: str) -> Location:
         """Returns the directory for the fine-tuning on a task of the model with a key."""
         return self.work / "tasks" / short_runs.task_name(task) / key
 
-    def step_time_file(self, mix: Mix) -> Location:
-        """Returns the file of a mix's step time."""
-        return self.work / "step_times" / f"{mix.key}.json"
+    def step_time_file(self, variant: RecipeVariant) -> Location:
+        """Returns the file of a variant's step time."""
+        return self.work / "step_times" / f"{variant.key}.json"
 
     @property
     def _baseline_file(self) -> Location:
         return self.work / "step_times" / "baseline.json"
 
-    def judge(self, text: str) -> Location:
+    def evaluation_cache(self, text: str) -> Location:
         """Returns the directory of the evaluation cache of a text."""
         return self.work / "judges" / text
 
-    def _claim(self, request: dict[str, Any], contents: str) -> None:
-        """Reserves the directory, and those of mixes and tasks, for this run of a tool.
+    def _reserve(self, run_config: dict[str, Any], contents: str) -> None:
+        """Reserves the directory, and those of variants and tasks, for this run of a tool.
 
         Args:
-            request: the settings that decide all cells, as JSON values.
+            run_config: the settings that decide all trials, as JSON values.
             contents: a name for the results, used in messages.
 
         Raises:
             InputError: a directory contains results of other settings.
         """
-        manifests.reserve_output_dir(self.work, request)
-        for mix in self.mixes:
-            cache = None if mix.cache is None else mix.cache.key
-            request = {"kind": "mix of losses", "source": mix.source, "cache": cache}
+        manifests.reserve_output_dir(self.work, run_config)
+        for variant in self.variants:
+            cache = None if variant.cache is None else variant.cache.key
+            run_config = {"kind": "mix of losses", "source": variant.source, "cache": cache}
             manifests.reserve_output_dir(
-                self.work / "mixes" / mix.key, request | dict(mix.arguments())
+                self.work / "mixes" / variant.key, run_config | dict(variant.arguments())
             )
         for task, folder in self.config.tasks.items():
-            request = {"kind": f"task of a {contents}", "data_dir": str(folder.resolve())}
-            request |= dataclasses.asdict(short_runs.task_settings(task))
+            run_config = {"kind": f"task of a {contents}", "data_dir": str(folder.resolve())}
+            run_config |= dataclasses.asdict(short_runs.task_settings(task))
             name = short_runs.task_name(task)
-            manifests.reserve_output_dir(self.work / "tasks" / name, request)
+            manifests.reserve_output_dir(self.work / "tasks" / name, run_config)
 
     def close(self) -> None:
         """Ends the process that measures and fine-tunes."""
@@ -203,16 +205,18 @@ class StudentRuns(abc.ABC):
         return Step(title, directory / manifests.MANIFEST_FILE, make, "data")
 
     def data_steps(self) -> Iterator[Step]:
-        """Yields the step of masked examples, and that of windows if a mix has a live teacher."""
+        """Yields the step of masked examples, and that of windows for a live teacher."""
         yield self.published("masked examples", self.work / "examples", self._mask_text)
         if self.has_live_teacher:
             yield self.published("unmasked windows", self.work / "windows", self._store_windows)
 
-    def judge_steps(self) -> Iterator[Step]:
+    def evaluation_cache_steps(self) -> Iterator[Step]:
         """Yields the steps of the evaluation caches."""
         for text in self.texts:
-            make = functools.partial(self._capture_judge, text)
-            yield self.published(f"teacher targets for evaluation, {text}", self.judge(text), make)
+            make = functools.partial(self._capture_evaluation_cache, text)
+            yield self.published(
+                f"teacher targets for evaluation, {text}", self.evaluation_cache(text), make
+            )
 
     def cache_steps(self) -> Iterator[Step]:
         """Yields the steps of the training caches."""
@@ -221,29 +225,29 @@ class StudentRuns(abc.ABC):
             yield self.published(f"cache {spec.key}", self.work / "caches" / spec.key, make)
 
     def time_steps(self) -> Iterator[Step]:
-        """Yields the steps that time each mix, which reveals recipes that cannot be trained."""
+        """Yields the steps that time each variant, which reveals recipes that cannot be trained."""
         baseline = f"step time of the baseline, {MASKED_LM}"
         yield Step(baseline, self._baseline_file, self._time_baseline, "time")
-        for mix in self.mixes:
-            make = functools.partial(self._time, mix)
-            yield Step(f"step time: {mix.title}", self.step_time_file(mix), make, "time")
+        for variant in self.variants:
+            make = functools.partial(self._time, variant)
+            yield Step(f"step time: {variant.title}", self.step_time_file(variant), make, "time")
 
     def train_steps(self) -> Iterator[Step]:
         """Yields the steps that train students."""
-        for cell in self.cells:
-            make = functools.partial(self._train, cell)
-            yield Step(f"train: {cell.title}", self.student(cell) / "config.json", make, "train")
+        for trial in self.trials:
+            make = functools.partial(self._train, trial)
+            yield Step(f"train: {trial.title}", self.student(trial) / "config.json", make, "train")
 
     def evaluate_steps(self) -> Iterator[Step]:
         """Yields the steps that evaluate students."""
-        for cell in self.cells:
-            make = functools.partial(self._evaluate, cell)
-            yield Step(f"evaluate: {cell.title}", self.scores_file(cell), make, "evaluate")
+        for trial in self.trials:
+            make = functools.partial(self._evaluate, trial)
+            yield Step(f"evaluate: {trial.title}", self.scores_file(trial), make, "evaluate")
 
     def finetune_steps(self, task: str) -> Iterator[Step]:
         """Yields the steps that fine-tune students on a task."""
-        for cell in self.cells:
-            yield self.finetune_step(task, self.student(cell), cell.key, cell.title, cell.seed)
+        for trial in self.trials:
+            yield self.finetune_step(task, self.student(trial), trial.key, trial.title, trial.seed)
 
     def finetune_step(self, task: str, model: Location, key: str, title: str, seed: int) -> Step:
         """Returns the step that fine-tunes a model on a task.
@@ -295,9 +299,9 @@ class StudentRuns(abc.ABC):
             eval_fraction=self.eval_fraction,
         )
 
-    def _capture_judge(self, text: str) -> None:
+    def _capture_evaluation_cache(self, text: str) -> None:
         examples = self.work / ("examples" if text == LIKE else OTHER)
-        self._run_teacher(examples, EVAL, self.judge(text), **_JUDGE)
+        self._run_teacher(examples, EVAL, self.evaluation_cache(text), **_EVALUATION_CAPTURE)
 
     def _capture(self, spec: CacheSpec) -> None:
         cache = self.work / "caches" / spec.key
@@ -316,23 +320,27 @@ class StudentRuns(abc.ABC):
         )
 
     def run_arguments(
-        self, settings: dict[str, str], mix: Mix | None, seed: int, base: Location | None = None
+        self,
+        settings: dict[str, str],
+        variant: RecipeVariant | None,
+        seed: int,
+        base: Location | None = None,
     ) -> dict[str, Any]:
         """Returns the settings of `run_distill`, except its output directory and steps.
 
         Args:
             settings: the settings of the losses.
-            mix: the mix of the student; None for labels only.
+            variant: the variant of the student; None for labels only.
             seed: the seed of the student.
             base: the model from which it continues; None for a student that starts from the
                 teacher.
         """
-        source = LABELS if mix is None else mix.source
+        source = LABELS if variant is None else variant.source
         data = {"input_dir": self.training_data(live=source == LIVE)}
         if source == LIVE:
             data["teacher"] = self.teacher
         elif source != LABELS:
-            data["input_dir"] = self.training_cache(mix.cache)
+            data["input_dir"] = self.training_cache(variant.cache)
         return {
             **settings,
             **data,
@@ -353,13 +361,15 @@ class StudentRuns(abc.ABC):
         step_seconds = functools.partial(measuring.step_seconds, repeats=self.timed_steps)
         return self._process.call(step_seconds, arguments)
 
-    def _step_seconds(self, *mixes: Mix | None) -> list[float]:
+    def _step_seconds(self, *variants: RecipeVariant | None) -> list[float]:
         return self.measure(
             *(
                 self.run_arguments(
-                    dict(_BASELINE) if mix is None else mix.arguments(), mix, self.config.seeds[0]
+                    dict(_BASELINE) if variant is None else variant.arguments(),
+                    variant,
+                    self.config.seeds[0],
                 )
-                for mix in mixes
+                for variant in variants
             )
         )
 
@@ -368,45 +378,47 @@ class StudentRuns(abc.ABC):
         self._baseline_file.parent.make_directory()
         self._baseline_file.write_json({"seconds": seconds})
 
-    def _time(self, mix: Mix) -> None:
-        """Writes a mix's step time, its ratio to the baseline's, and the sizes that follow."""
+    def _time(self, variant: RecipeVariant) -> None:
+        """Writes a variant's step time, its ratio to the baseline's, and the sizes that follow."""
         ratio = 1.0
-        if mix.arguments() != _BASELINE:
+        if variant.arguments() != _BASELINE:
             try:
-                mix_seconds, baseline_seconds = self._step_seconds(mix, None)
+                variant_seconds, baseline_seconds = self._step_seconds(variant, None)
             except InputError as error:
-                raise InputError(Setting("recipes"), received=f"{mix.title}: {error}") from error
-            ratio = mix_seconds / baseline_seconds
+                raise InputError(
+                    Setting("recipes"), received=f"{variant.title}: {error}"
+                ) from error
+            ratio = variant_seconds / baseline_seconds
         seconds = ratio * self._baseline_file.read_json()["seconds"]
         value = {"ratio": ratio, "seconds": seconds, **self.sizes_for(ratio, seconds)}
-        self.step_time_file(mix).write_json(value)
+        self.step_time_file(variant).write_json(value)
 
     def sizes_for(self, ratio: float, seconds: float) -> dict[str, int]:
         """Returns sizes that follow from a step time and its ratio to the baseline's, if any."""
         del ratio, seconds
         return {}
 
-    def _train(self, cell: Cell) -> None:
+    def _train(self, trial: Trial) -> None:
         # The student needs the memory of the process.
         self._process.close()
-        steps = self.num_train_steps(cell)
+        steps = self.num_train_steps(trial)
         base = None
-        if cell.base is not None:
-            base = self.student(Cell(cell.base, cell.seed))
+        if trial.base is not None:
+            base = self.student(Trial(trial.base, trial.seed))
         run_command(
             "run_distill",
-            output_dir=self.student(cell),
+            output_dir=self.student(trial),
             num_train_steps=steps,
             save_checkpoints_steps=max(1, steps // 2),
             compute_dtype=self.config.compute_dtype,
-            **self.run_arguments(cell.mix.arguments(), cell.mix, cell.seed, base),
+            **self.run_arguments(trial.variant.arguments(), trial.variant, trial.seed, base),
         )
 
-    def _evaluate(self, cell: Cell) -> None:
-        caches = {text: self.judge(text) for text in self.texts}
-        student, max_steps = self.student(cell), self.config.max_eval_steps
+    def _evaluate(self, trial: Trial) -> None:
+        caches = {text: self.evaluation_cache(text) for text in self.texts}
+        student, max_steps = self.student(trial), self.config.max_eval_steps
         reports = self._process.call(measuring.evaluate_on, student, caches, max_steps)
-        path = self.scores_file(cell)
+        path = self.scores_file(trial)
         path.parent.make_directory()
         path.write_json(reports)
 

@@ -129,11 +129,11 @@ class CompareRecipesConfig(StudentRunsConfig):
             expected = "unset with `student`"
             raise InputError(Setting("student_layers"), expected, self.student_layers)
 
-    def request(self) -> dict[str, Any]:
-        """Returns the settings that decide all cells, as JSON values.
+    def run_config(self) -> dict[str, Any]:
+        """Returns the settings that decide all trials, as JSON values.
 
         Recipes, tasks and seeds may be added to a directory later.
         """
         models = (("teacher", self.teacher), ("student", self.student))
         paths = {name: model and str(model.resolve()) for name, model in models}
-        return {"kind": "comparison of recipes", **self.decisive(), **paths}
+        return {"kind": "comparison of recipes", **self.output_settings(), **paths}

@@ -10,8 +10,8 @@ from tools import spreads
 from tools.finetuning import short_runs
 from tools.measurement import describe_machine
 from tools.recipe_comparison.comparison import RecipeComparison
-from tools.recipe_comparison.mixes import LABELS, Mix
-from tools.recipe_comparison.runs import LIKE, OTHER, Cell, StudentRuns
+from tools.recipe_comparison.runs import LIKE, OTHER, StudentRuns, Trial
+from tools.recipe_comparison.variants import LABELS, RecipeVariant
 
 _TEXTS = {LIKE: "text like the training text", OTHER: "other text"}
 
@@ -67,11 +67,11 @@ def read_report(comparison: RecipeComparison) -> dict[str, Any]:
         `labels_effect`, the difference that `masked_lm` makes to each recipe.
     """
     columns = score_columns(comparison)
-    rows = [_row(comparison, mix, columns) for mix in comparison.mixes]
+    rows = [_row(comparison, variant, columns) for variant in comparison.variants]
     config = comparison.config
-    reports = comparison.scores_file(comparison.cells[0]).read_json()
+    reports = comparison.scores_file(comparison.trials[0]).read_json()
     return {
-        "settings": {**config.request(), "seeds": list(config.seeds)},
+        "settings": {**config.run_config(), "seeds": list(config.seeds)},
         "machine": describe_machine(),
         "teacher": {text: reports[text]["teacher_accuracy"] for text in comparison.texts},
         "mixes": rows,
@@ -79,19 +79,21 @@ def read_report(comparison: RecipeComparison) -> dict[str, Any]:
     }
 
 
-def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> dict[str, Any]:
-    time = comparison.step_time_file(mix).read_json()
-    cells = [Cell(mix, seed) for seed in comparison.config.seeds]
-    values = [cell_values(comparison, cell) for cell in cells]
+def _row(
+    comparison: RecipeComparison, variant: RecipeVariant, columns: Sequence[Score]
+) -> dict[str, Any]:
+    time = comparison.step_time_file(variant).read_json()
+    trials = [Trial(variant, seed) for seed in comparison.config.seeds]
+    values = [trial_values(comparison, trial) for trial in trials]
     return {
-        "recipe": mix.recipe,
-        "source": mix.source,
-        "with_labels": mix.with_labels,
-        "settings": mix.arguments(),
+        "recipe": variant.recipe,
+        "source": variant.source,
+        "with_labels": variant.with_labels,
+        "settings": variant.arguments(),
         "step_seconds": time["seconds"],
         "step_time_ratio": time["ratio"],
         "num_train_steps": time["num_train_steps"],
-        **_data(comparison, mix),
+        **_data(comparison, variant),
         "scores": {
             column.key: spreads.spread([cell_scores[column.key] for cell_scores in values])
             for column in columns
@@ -99,13 +101,13 @@ def _row(comparison: RecipeComparison, mix: Mix, columns: Sequence[Score]) -> di
     }
 
 
-def cell_values(runs: StudentRuns, cell: Cell) -> dict[str, float]:
+def trial_values(runs: StudentRuns, trial: Trial) -> dict[str, float]:
     """Returns a student's scores, by the keys of `score_columns`."""
-    reports = runs.scores_file(cell).read_json()
+    reports = runs.scores_file(trial).read_json()
     values = {
         f"{text}/{name}": value for text in runs.texts for name, value in reports[text].items()
     }
-    return values | task_values(runs, cell.key)
+    return values | task_values(runs, trial.key)
 
 
 def task_values(runs: StudentRuns, key: str) -> dict[str, float]:
@@ -118,14 +120,14 @@ def task_values(runs: StudentRuns, key: str) -> dict[str, float]:
     }
 
 
-def _data(comparison: RecipeComparison, mix: Mix) -> dict[str, int | None]:
-    """Returns the number of training examples of a mix, and the bytes of its cache."""
+def _data(comparison: RecipeComparison, variant: RecipeVariant) -> dict[str, int | None]:
+    """Returns the number of training examples of a variant, and the bytes of its cache."""
     size = None
-    if mix.cache is not None:
-        manifest = manifests.load(comparison.training_cache(mix.cache))
+    if variant.cache is not None:
+        manifest = manifests.load(comparison.training_cache(variant.cache))
         size = sum(shard.bytes for shard in manifest.splits[TRAIN])
     else:
-        name = "examples" if mix.source == LABELS else "windows"
+        name = "examples" if variant.source == LABELS else "windows"
         manifest = manifests.load(comparison.work / name)
     return {"train_examples": manifest.num_examples(TRAIN), "cache_bytes": size}
 

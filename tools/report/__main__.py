@@ -61,7 +61,7 @@ def make_report(config: ReportConfig) -> str:
     measured = [inputs.read_fidelity(path) for path in config.fidelity]
     compared = []
     if config.comparison:
-        compared = inputs.read_struct(config.comparison, list[inputs.Taught])
+        compared = inputs.read_struct(config.comparison, list[inputs.CacheStudents])
     names = short_names([path.absolute() for path in config.caches])
     made = list(map(inputs.read_cache, config.caches, names))
     sections = (

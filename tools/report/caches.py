@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tools.report.charts import NUM_COLOURS, Axis, Point, Series, figure
+from tools.report.charts import NUM_COLORS, Axis, Point, Series, figure
 from tools.report.curves import (
     AGREEMENT,
     CALIBRATION,
@@ -11,12 +11,12 @@ from tools.report.curves import (
     percents,
     whole_percents,
 )
-from tools.report.inputs import CacheFacts, Fidelity, Taught
+from tools.report.inputs import CacheFacts, CacheStudents, Fidelity
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run
 
 _SIZE_AXIS = Axis("bytes per masked position", "{:,.0f}".format, logarithmic=True)
-_PLANNED = "points are labelled with k, or with the bits of head states"
+_PLANNED = "points are labeled with k, or with the bits of head states"
 # Bins of a reliability diagram with fewer positions say little.
 _MIN_IN_BIN = 20
 # On a logarithmic axis a divergence of 0 stands nowhere.
@@ -124,7 +124,7 @@ def _measured_table(measured: Sequence[Fidelity]) -> Table:
 def caches(
     planned: Sequence[Fidelity],
     measured: Sequence[Fidelity],
-    taught: Sequence[Taught],
+    taught: Sequence[CacheStudents],
     made: Sequence[CacheFacts],
 ) -> Section | None:
     """Returns cache size against fidelity; None without caches.
@@ -152,7 +152,7 @@ def _made(made: Sequence[CacheFacts]) -> Table:
     return Table(titles, rows, texts=2)
 
 
-def _taught_chart(taught: Sequence[Taught]) -> Chart:
+def _taught_chart(taught: Sequence[CacheStudents]) -> Chart:
     least, most = (
         pick(taught, key=lambda students: students.bytes_per_position) for pick in (min, max)
     )
@@ -198,5 +198,5 @@ def _reliability_chart(cache: CacheFacts, place: int) -> Chart:
     )
     x_axis = Axis("probability of the prediction", whole_percents, limits=(0.0, 1.0))
     y_axis = Axis("share of correct predictions", whole_percents, limits=(0.0, 1.0))
-    series = Series("teacher", points, place % NUM_COLOURS)
+    series = Series("teacher", points, place % NUM_COLORS)
     return chart(title, note, figure([series], x_axis, y_axis, diagonal=True))

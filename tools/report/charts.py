@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn by matplotlib; text and axes take the page's colour.
+"""Charts as inline SVG, drawn by matplotlib; text and axes take the page's color.
 
-Series take the colours of Okabe and Ito, which the colour-blind can tell apart, and differ in
-dashes as well, for paper without colour.
+Series take the colors of Okabe and Ito, which the color-blind can tell apart, and differ in
+dashes as well, for paper without color.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito, without yellow and black, which do not show on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-GREY = "#7f8894"
-NUM_COLOURS = len(COLOURS)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+GRAY = "#7f8894"
+NUM_COLORS = len(COLORS)
 _DASHES = ((), (6, 2), (2, 2), (6, 2, 1, 2), (4, 1, 1, 1, 1, 1), (9, 3))
 _MARKERS = "os^Dvp"
-# Stands for the colour of the page's text.
+# Stands for the color of the page's text.
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
-# Labels of neighbouring lines are on different sides, both free where a line falls.
+# Labels of neighboring lines are on different sides, both free where a line falls.
 _ABOVE = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
 _BELOW = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"}
 _WIDTH = 5.0
@@ -101,7 +101,7 @@ class Series:
         name: in the legend.
         points: in the order in which a line joins them; those that are no finite numbers are
             left out.
-        place: number of the colour and the dashes; beyond `NUM_COLOURS` the line is grey
+        place: number of the color and the dashes; beyond `NUM_COLORS` the line is gray
             and not in the legend.
         joined: whether a line joins the points.
         value: follows the name in the legend.
@@ -121,30 +121,30 @@ class Series:
         )
 
     @property
-    def is_grey(self) -> bool:
-        """Whether there is no colour for it."""
-        return self.place >= NUM_COLOURS
+    def is_gray(self) -> bool:
+        """Whether there is no color for it."""
+        return self.place >= NUM_COLORS
 
     @property
-    def colour(self) -> str:
-        """Its colour."""
-        return GREY if self.is_grey else COLOURS[self.place]
+    def color(self) -> str:
+        """Its color."""
+        return GRAY if self.is_gray else COLORS[self.place]
 
     def style(self) -> dict[str, Any]:
         """Returns the settings of its line and its markers."""
-        style = {"color": self.colour, "marker": "o" if self.is_grey else _MARKERS[self.place]}
+        style = {"color": self.color, "marker": "o" if self.is_gray else _MARKERS[self.place]}
         if not self.joined:
             return {**style, "linestyle": "none", "markersize": 7.0}
-        small = self.is_grey or len(self.points) > _MAX_MARKS
+        small = self.is_gray or len(self.points) > _MAX_MARKS
         style |= {"markersize": 0.1, "markeredgewidth": 0.0} if small else {"markersize": 4.5}
-        if self.is_grey:
+        if self.is_gray:
             return {**style, "linewidth": 1.0, "zorder": 1}
         return {**style, "dashes": _DASHES[self.place]}
 
 
 def shortened(text: str, most: int = _MAX_LABEL) -> str:
     """Returns a text of at most `most` columns, with … in its middle where it is longer."""
-    if text_width.columns(text) <= most:
+    if text_width.display_width(text) <= most:
         return text
     half = (most - 1) // 2
     end = text_width.clipped(text[::-1], half)[::-1]
@@ -184,7 +184,7 @@ def figure(
     legend = [
         (line, f"{shortened(curve.name)}  {curve.value}".strip())
         for line, curve in zip(lines, drawn, strict=True)
-        if not curve.is_grey
+        if not curve.is_gray
     ]
     points = [point for curve in drawn for point in curve.finite]
     heights = [point.y for point in points]
@@ -217,7 +217,7 @@ def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
         moved = dataclasses.replace(point, y=height, spread=None)
         _plot(axes, dataclasses.replace(row, points=(moved,), joined=False))
         if point.spread:
-            axes.errorbar(point.x, height, xerr=point.spread, fmt="none", ecolor=row.colour)
+            axes.errorbar(point.x, height, xerr=point.spread, fmt="none", ecolor=row.color)
         place = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.text(1.02, height, row.value, **place)
     axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
@@ -285,7 +285,7 @@ def _plot(axes: "Axes", series: Series) -> Any:
     line.series = series
     for point in points:
         if point.spread:
-            axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.colour)
+            axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.color)
         if point.label:
             below = series.joined and series.place % 2 == 0
             where, place = (point.x, point.y), _BELOW if below else _ABOVE
@@ -314,7 +314,7 @@ def _set_axis(drawn: "MatplotlibAxis", axis: Axis, values: Sequence[float]) -> N
 
 
 def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
-    columns = 2 if max(text_width.columns(text) for _, text in entries) <= 24 else 1
+    columns = 2 if max(text_width.display_width(text) for _, text in entries) <= 24 else 1
     made.set_figheight(made.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
     place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     made.legend(*zip(*entries, strict=True), handlelength=3.0, **place)

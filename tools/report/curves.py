@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tools.report.charts import NUM_COLOURS, Axis, Format, Point, Series, figure
+from tools.report.charts import NUM_COLORS, Axis, Format, Point, Series, figure
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run, split_settings
 from tools.report.text_width import visible
 
-# A line of more points is drawn through the means of neighbours.
+# A line of more points is drawn through the means of neighbors.
 _MAX_POINTS = 200
 _SHAPE = ("num_hidden_layers", "hidden_size")
 
@@ -212,7 +212,7 @@ def settings(runs: Sequence[Run]) -> Section:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns at most `_MAX_POINTS` points: the means of as many neighbours each, and the last."""
+    """Returns at most `_MAX_POINTS` points: the means of as many neighbors each, and the last."""
     size = math.ceil(len(points) / _MAX_POINTS)
     if size <= 1:
         return list(points)
@@ -283,7 +283,7 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
     title, note = finding(TRAINING, series), "mean since the previous logged step"
     losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
     if any(weights != losses[0] for weights in losses):
-        title = "Training loss: each run minimises a different loss"
+        title = "Training loss: each run minimizes a different loss"
         note = "weighted sums of different losses, whose values cannot be compared"
     return chart(title, note, figure(series, STEPS, TRAINING.y_axis()))
 
@@ -297,9 +297,7 @@ def curves(runs: Sequence[Run]) -> Section:
     ]
     charts.append(_training_chart(runs))
     contents: list[Note | Charts] = [Charts(list(filter(None, charts)))]
-    if len(runs) > NUM_COLOURS:
-        grey = len(runs) - NUM_COLOURS
-        contents.insert(
-            0, Note(f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey.")
-        )
+    if len(runs) > NUM_COLORS:
+        gray = len(runs) - NUM_COLORS
+        contents.insert(0, Note(f"The first {NUM_COLORS} runs are in color, {gray} more are gray."))
     return Section("Curves", contents)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tools.report import page
-from tools.report.examples_text import facts, outcome, percent, rank
+from tools.report.examples_text import describe_example, outcome, percent, rank
 from tools.report.shown_examples import MASKED, MaskedPosition, ShownExample
 
 
@@ -26,7 +26,7 @@ def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownEx
         examples=examples,
         outcome=outcome(examples),
         masked=any(example.positions for example in examples),
-        facts=facts,
+        describe_example=describe_example,
         hint=_hint,
         percent=percent,
         rank=rank,

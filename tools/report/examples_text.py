@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tools.report.shown_examples import KEPT, MASKED, REPLACED, MaskedPosition, Piece, ShownExample
-from tools.report.text_width import clipped, columns, padded, wrapped
+from tools.report.text_width import clipped, display_width, padded, wrapped
 
 COLUMNS = 100
 _INDENT = "  "
@@ -38,7 +38,7 @@ def outcome(examples: Sequence[ShownExample]) -> str | None:
     return f"The teacher's prediction is correct at {share}. Mean probability: {means}."
 
 
-def facts(example: ShownExample) -> str:
+def describe_example(example: ShownExample) -> str:
     """Returns where an example is, how long, and how its masked positions were treated."""
     text = f"{example.file}, record {example.index}: {example.num_tokens} tokens"
     if not example.positions:
@@ -67,7 +67,7 @@ def _sentences(example: ShownExample) -> Iterator[str]:
         joined: list[str] = []
         for text, piece in zip(texts, segment, strict=True):
             latin = text.isascii() and not piece.space and not piece.new_word
-            if joined and latin and joined[-1].isascii() and columns(joined[-1]) < 40:
+            if joined and latin and joined[-1].isascii() and display_width(joined[-1]) < 40:
                 joined[-1] += text
             else:
                 joined.append(text)
@@ -76,7 +76,7 @@ def _sentences(example: ShownExample) -> Iterator[str]:
 
 def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
-    width = max(len("label"), *map(columns, labels))
+    width = max(len("label"), *map(display_width, labels))
     ranks = max(len("rank"), *(len(rank(position)) for position in positions))
     head = f"{_INDENT}  n  {padded('label', width)}  p(label)  {'rank':>{ranks}}    tail  "
     yield f"{head}   top predictions (* the label)"
@@ -91,9 +91,9 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
             f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
             for guess in word.guesses
         ]
-        for line in wrapped(guesses, COLUMNS - columns(begin)):
+        for line in wrapped(guesses, COLUMNS - display_width(begin)):
             yield begin + line
-            begin = " " * columns(begin)
+            begin = " " * display_width(begin)
 
 
 def _label_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _label_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
 def example_lines(example: ShownExample) -> Iterator[str]:
     """Yields the lines of an example: where it is, the sentence, the masked positions."""
     yield f"example {example.example_id}"
-    yield from (_INDENT + line for line in wrapped(_words(facts(example)), COLUMNS - 2))
+    yield from (_INDENT + line for line in wrapped(_words(describe_example(example)), COLUMNS - 2))
     yield ""
     yield from _sentences(example)
     if example.positions:

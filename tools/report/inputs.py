@@ -87,7 +87,7 @@ class _Agreement(msgspec.Struct, frozen=True):
     teacher_agreement: Number
 
 
-class Taught(msgspec.Struct, frozen=True):
+class CacheStudents(msgspec.Struct, frozen=True):
     """The students of one cache, as `compare_caches` writes it."""
 
     cache: str

@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, Setting
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG
 from pipeline.models.weight_names import count_parameters
-from pipeline.storage.manifest import EVAL, REQUEST_FILE, TRAIN
+from pipeline.storage.manifest import EVAL, RUN_CONFIG_FILE, TRAIN
 from tools.report.text_width import visible
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,7 +30,7 @@ class Run:
     Attributes:
         name: short, and no other run's.
         directory: where it is.
-        settings: of its request, those within others as `student.config.hidden_size`.
+        settings: of its run configuration; nested ones as `student.config.hidden_size`.
         train: the lines of training, in the order of their steps.
         evaluations: the lines of evaluation, at least one.
         parameters: of the student; None where no model is there.
@@ -84,16 +84,16 @@ def _parse_line(content: bytes, place: str) -> dict[str, Any]:
         raise InputError(place, "an object", type(line).__name__)
     step, split = line.get("step"), line.get("split")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
-        raise InputError(place, "a count of updates as step", shown(step))
+        raise InputError(place, "a count of updates as step", format_value(step))
     if split not in (TRAIN, EVAL):
-        raise InputError(place, "the split train or eval", shown(split))
+        raise InputError(place, "the split train or eval", format_value(split))
     for name, value in line.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Not a number, and infinity, are what runs have that come to nothing.
         if is_number and math.isfinite(value) and abs(value) > _LARGEST:
             is_number = False
         if name != "split" and not is_number:
-            raise InputError(place, f"a number as {visible(name)[:80]}", shown(value))
+            raise InputError(place, f"a number as {visible(name)[:80]}", format_value(value))
     return line
 
 
@@ -141,7 +141,7 @@ def read_run(directory: Location, name: str) -> Run:
     if not evaluations:
         received = f"{path}, which has not one line of the split eval"
         raise InputError(Setting("runs"), "evaluations", received)
-    settings = flattened((directory / REQUEST_FILE).read_json())
+    settings = flattened((directory / RUN_CONFIG_FILE).read_json())
     settings.pop("kind", None)
     config, weights = (directory / name for name in (HF_CONFIG, "model.safetensors"))
     parameters = count_parameters(EncoderConfig.from_json(config)) if config.is_file() else None

@@ -29,7 +29,7 @@ def find_run(model: str, runs: Sequence[Run]) -> Run | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Worth:
-    """A run's accuracy beside what its student costs; `place` is the run's colour."""
+    """A run's accuracy beside what its student costs; `place` is the run's color."""
 
     place: int
     name: str
@@ -198,7 +198,7 @@ def _read_score(path: Location, summary: Summary, model: str) -> Score:
     return Score(model, *texts, score.mean, score.std, rate.num_seeds, best)
 
 
-def _task_chart(scores: Sequence[Score], colours: Mapping[str, int]) -> Chart:
+def _task_chart(scores: Sequence[Score], colors: Mapping[str, int]) -> Chart:
     best = max(scores, key=lambda score: score.mean)
     title = f"{best.task}: {best.model} scores highest, {best.text}"
     if len(scores) == 1:
@@ -209,7 +209,7 @@ def _task_chart(scores: Sequence[Score], colours: Mapping[str, int]) -> Chart:
         hint = f"{score.model}: {score.text}, {origin}"
         spread = None if score.deviation is None else 100.0 * score.deviation
         point = Point(100.0 * score.mean, 0.0, hint, spread=spread)
-        rows.append(Series(score.model, (point,), colours[score.model], value=f"{point.x:.2f}"))
+        rows.append(Series(score.model, (point,), colors[score.model], value=f"{point.x:.2f}"))
     axis = Axis(f"{best.metric} × 100, {best.split}")
     note = "mean ± standard deviation over seeds, at the best learning rate"
     return chart(title, note, interval_figure(rows, axis))
@@ -220,12 +220,12 @@ def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
     if not scores:
         return None
     models = list(dict.fromkeys(score.model for score in scores))
-    # A model has the colour of the run of its name.
-    coloured = dict.fromkeys([*(run.name for run in runs), *models])
-    colours = {name: colour for colour, name in enumerate(coloured)}
+    # A model has the color of the run of its name.
+    colored = dict.fromkeys([*(run.name for run in runs), *models])
+    colors = {name: color for color, name in enumerate(colored)}
     names = list(dict.fromkeys(score.task for score in scores))
     charts = [
-        _task_chart([score for score in scores if score.task == name], colours) for name in names
+        _task_chart([score for score in scores if score.task == name], colors) for name in names
     ]
     by_model_and_task = {(score.model, score.task): score for score in scores}
     rows, best = [], []

@@ -49,7 +49,7 @@ class Guess:
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherWord:
+class TeacherPrediction:
     """The teacher's distribution at a masked position.
 
     Attributes:
@@ -79,14 +79,14 @@ class TeacherWord:
 class MaskedPosition:
     """A masked position: its number from 1 on, its treatment, and its tokens.
 
-    `shown` is in the input, and `label` is true. Masked examples have no `teacher`.
+    `format_value` is in the input, and `label` is true. Masked examples have no `teacher`.
     """
 
     number: int
     treatment: str
     shown: str
     label: str
-    teacher: TeacherWord | None = None
+    teacher: TeacherPrediction | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +248,7 @@ class ExampleReader:
 
     def _positions(self, example: MaskedExample) -> tuple[MaskedPosition, ...]:
         shown, labels = example.input_ids[example.masked_lm_positions], example.masked_lm_ids
-        words: Sequence[TeacherWord | None] = [None] * len(labels)
+        words: Sequence[TeacherPrediction | None] = [None] * len(labels)
         if self._codec is not None:
             words = self._teacher_words(example)
         positions = []
@@ -261,7 +261,7 @@ class ExampleReader:
             positions.append(MaskedPosition(number, treatment, *texts, word))
         return tuple(positions)
 
-    def _teacher_words(self, example: MaskedExample) -> list[TeacherWord]:
+    def _teacher_words(self, example: MaskedExample) -> list[TeacherPrediction]:
         info = self._cache.manifest.teacher_info
         targets = TeacherTargets.from_features(example.features, self._codec, info)
         p, tails = targets.probabilities(_TEMPERATURE)
@@ -271,11 +271,11 @@ class ExampleReader:
 
     def _teacher_word(
         self, ids: np.ndarray, p: np.ndarray, tail: float, label: int, label_probability: float
-    ) -> TeacherWord:
+    ) -> TeacherPrediction:
         present = ids[ids != NO_ID]
         first = present[: self._num_guesses]
         ranks = np.flatnonzero(present == label)
-        return TeacherWord(
+        return TeacherPrediction(
             guesses=tuple(
                 Guess(self._text.alone(int(token)), float(share), int(token) == label)
                 for token, share in zip(first, p, strict=False)

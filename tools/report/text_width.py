@@ -6,7 +6,7 @@ import unicodedata
 _NO_WIDTH = ("Mn", "Me", "Cf")
 
 
-def columns(text: str) -> int:
+def display_width(text: str) -> int:
     """Returns how many columns a terminal gives a text.
 
     Example: `a春` takes 3.
@@ -32,7 +32,7 @@ def clipped(text: str, most: int) -> str:
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
     """Fills a text up with spaces to `width` columns, before it where `right` says so."""
-    fill = " " * max(0, width - columns(text))
+    fill = " " * max(0, width - display_width(text))
     return fill + text if right else text + fill
 
 
@@ -61,10 +61,10 @@ def wrapped(pieces: list[str], width: int) -> list[str]:
     """
     lines, line = [], ""
     for piece in pieces:
-        if line and columns(line) + columns(piece.rstrip()) > width:
+        if line and display_width(line) + display_width(piece.rstrip()) > width:
             lines.append(line.rstrip())
             line, piece = "", piece.lstrip()
-        while columns(piece) > width:
+        while display_width(piece) > width:
             cut = clipped(piece, width)
             lines.append(cut)
             piece = piece[len(cut) :]

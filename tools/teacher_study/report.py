@@ -11,9 +11,9 @@ from tools import spreads
 from tools.finetuning import short_runs
 from tools.measurement import describe_machine
 from tools.recipe_comparison import table
-from tools.recipe_comparison.runs import LIKE, Cell
+from tools.recipe_comparison.runs import LIKE, Trial
 from tools.recipe_comparison.table import Score, markdown_table
-from tools.teacher_study.readings import ACCURACY, last_evaluation, read_inference
+from tools.teacher_study.result_files import ACCURACY, last_evaluation, read_inference
 from tools.teacher_study.study import TEACHER, Study
 
 BASELINE, DISTILLED, CONTINUED = "baseline", "distilled", "continued"
@@ -36,10 +36,10 @@ def read_report(study: Study) -> dict[str, Any]:
     _add_shares(models, [short_runs.task_name(task) for task in study.config.tasks])
     speed = _speed(study)
     return {
-        "settings": {**study.config.request(), "seeds": list(study.config.seeds)},
-        "teacher": hub_id.name_of(study.config.teacher.resolve()),
+        "settings": {**study.config.run_config(), "seeds": list(study.config.seeds)},
+        "teacher": hub_id.display_name(study.config.teacher.resolve()),
         "machine": describe_machine(),
-        "minutes": study.clock.total / 60.0,
+        "minutes": study.durations.total / 60.0,
         "sizes": _sizes(study),
         "head": _head(study),
         "models": models,
@@ -67,7 +67,7 @@ def _head(study: Study) -> dict[str, Any] | None:
 
 def _teacher(study: Study) -> dict[str, Any]:
     config = model_directory.find_model(study.teacher).config
-    reports = study.scores_file(study.cells[0]).read_json()
+    reports = study.scores_file(study.trials[0]).read_json()
     values = [
         {f"{LIKE}/{ACCURACY}": reports[LIKE][_TEACHER_ACCURACY]}
         | table.task_values(study, f"{TEACHER}_seed{seed}")
@@ -87,26 +87,26 @@ def _teacher(study: Study) -> dict[str, Any]:
 
 
 def _students(study: Study, columns: Sequence[Score]) -> Iterator[dict[str, Any]]:
-    kinds: dict[str, list[Cell]] = {}
-    for cell in study.cells:
-        kinds.setdefault(cell.kind, []).append(cell)
+    kinds: dict[str, list[Trial]] = {}
+    for trial in study.trials:
+        kinds.setdefault(trial.kind, []).append(trial)
     baseline = study.baseline
-    for key, cells in kinds.items():
-        first = cells[0]
-        is_baseline = first.mix == baseline
-        same_start = Cell(baseline, first.seed, first.base)
+    for key, trials in kinds.items():
+        first = trials[0]
+        is_baseline = first.variant == baseline
+        same_start = Trial(baseline, first.seed, first.base)
         role = CONTINUED if first.base is not None else BASELINE if is_baseline else DISTILLED
-        values = [table.cell_values(study, cell) for cell in cells]
+        values = [table.trial_values(study, trial) for trial in trials]
         config = model_directory.find_model(study.student(first)).config
         yield {
             "key": key,
             "title": first.title.rpartition(", seed ")[0],
             "role": role,
             "baseline": None if is_baseline else same_start.kind,
-            "settings": first.mix.arguments(),
-            "source": first.mix.source,
+            "settings": first.variant.arguments(),
+            "source": first.variant.source,
             "num_train_steps": study.num_train_steps(first),
-            "step_time_ratio": study.step_time_ratio(first.mix),
+            "step_time_ratio": study.step_time_ratio(first.variant),
             "parameters": count_parameters(config),
             "scores": {
                 column.key: spreads.spread([scores[column.key] for scores in values])

@@ -70,13 +70,17 @@ class StudyConfig(StudentRunsConfig):
             if not getattr(self, name):
                 raise InputError(Setting(name), "a list of at least one", "none")
 
-    def request(self) -> dict[str, Any]:
+    def run_config(self) -> dict[str, Any]:
         """Returns the settings that decide all students, as JSON values.
 
         Without a budget recipes, tasks and seeds may be added later.
         """
-        request = {"kind": "study", **self.decisive(), "teacher": str(self.teacher.resolve())}
+        run_config = {
+            "kind": "study",
+            **self.output_settings(),
+            "teacher": str(self.teacher.resolve()),
+        }
         if self.budget is not None:
             tasks = [short_runs.task_name(task) for task in self.tasks]
-            request |= {"recipes": list(self.recipes), "tasks": tasks, "seeds": list(self.seeds)}
-        return request
+            run_config |= {"recipes": list(self.recipes), "tasks": tasks, "seeds": list(self.seeds)}
+        return run_config

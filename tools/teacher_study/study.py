@@ -1,4 +1,4 @@
-"""The ordered steps of a study, and the probe that measures their costs for a budget."""
+"""The ordered steps of a study, and the pilot study that measures their costs for a budget."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from pipeline.storage.manifest import TRAIN
 from tools.commands import Step, run_command, run_tool
 from tools.finetuning import short_runs
 from tools.finetuning.task_data import read_split
-from tools.recipe_comparison.mixes import MASKED_LM, Mix
-from tools.recipe_comparison.runs import Cell, StudentRuns, link_first_shards
+from tools.recipe_comparison.runs import StudentRuns, Trial, link_first_shards
+from tools.recipe_comparison.variants import MASKED_LM, RecipeVariant
 from tools.teacher_study import sizes
-from tools.teacher_study.clock import Clock
-from tools.teacher_study.readings import examples_per_second, read_task_counts
+from tools.teacher_study.result_files import examples_per_second, read_task_counts
 from tools.teacher_study.settings import DEFAULT_STEPS, StudyConfig
 from tools.teacher_study.sizes import Costs, TaskCost
+from tools.teacher_study.step_durations import StepDurations
 
 TEACHER = "teacher"
 _HEAD_LEARNING_RATE = 2e-3
 _EVAL_FRACTION = 0.02
-# The number of training examples of a task in the probe: a few batches.
+# The number of training examples of a task in the pilot study: a few batches.
 _PROBE_EXAMPLES = 256
 # The number of timed steps with a budget: saving time matters more than a precise ratio.
 _PROBE_STEPS = 5
@@ -32,29 +32,29 @@ _INFERENCE_SECONDS = 60.0
 _INFERENCE_REPEATS = 10
 
 
-class Probe(StudentRuns):
+class PilotStudy(StudentRuns):
     """A measured study with one step, one seed and only the baseline student.
 
     Args:
         study: the study whose costs it measures.
-        clock: the clock of the study.
+        durations: the durations of the study.
     """
 
-    def __init__(self, study: "Study", clock: Clock) -> None:
+    def __init__(self, study: "Study", durations: StepDurations) -> None:
         config = dataclasses.replace(study.config, work=study.work / "probe")
-        super().__init__(config, study.mixes, study.student_layers)
+        super().__init__(config, study.variants, study.student_layers)
         self.teacher = study.teacher
         self._study = study
-        self._clock = clock
+        self._durations = durations
 
     @property
-    def cells(self) -> list[Cell]:
+    def trials(self) -> list[Trial]:
         """The baseline student of the first seed."""
-        return [Cell(self.mixes[0], self.config.seeds[0])]
+        return [Trial(self.variants[0], self.config.seeds[0])]
 
-    def num_train_steps(self, cell: Cell) -> int:
+    def num_train_steps(self, trial: Trial) -> int:
         """Returns 1."""
-        del cell
+        del trial
         return 1
 
     def task_changes(self, task: str) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class Probe(StudentRuns):
         """A few steps, to save time."""
         return _PROBE_STEPS
 
-    def judge(self, text: str) -> Location:
+    def evaluation_cache(self, text: str) -> Location:
         """Returns the evaluation cache of the study."""
-        return self._study.judge(text)
+        return self._study.evaluation_cache(text)
 
     def steps(self) -> Iterator[Step]:
         """Yields all steps, in order."""
@@ -86,28 +86,31 @@ class Probe(StudentRuns):
             yield self.finetune_step(task, self.config.teacher, TEACHER, TEACHER, seed)
             yield from self.finetune_steps(task)
 
-    def costs(self, cells: Sequence[Cell]) -> Costs:
-        """Returns the costs of a study with these students, after all steps of the probe."""
-        (probed,) = self.cells
-        seconds_per_process = self._seconds(self.student(probed) / "config.json")
-        evaluation = self._seconds(self.scores_file(probed))
-        seconds = {mix.key: self.step_time_file(mix).read_json()["seconds"] for mix in self.mixes}
+    def costs(self, trials: Sequence[Trial]) -> Costs:
+        """Returns the costs of a study with these students, after all steps of the pilot study."""
+        (pilot_trial,) = self.trials
+        seconds_per_process = self._seconds(self.student(pilot_trial) / "config.json")
+        evaluation = self._seconds(self.scores_file(pilot_trial))
+        seconds = {
+            variant.key: self.step_time_file(variant).read_json()["seconds"]
+            for variant in self.variants
+        }
         per_step = sum(
-            seconds[cell.mix.key] / (1 if cell.base is None else 2) for cell in cells
+            seconds[trial.variant.key] / (1 if trial.base is None else 2) for trial in trials
         ) + self.config.train_batch_size * sum(
             self._seconds_per_target(self.work / "caches" / spec.key, seconds_per_process)
             for spec in self.cache_specs
         )
         fixed = (
-            len(cells) * (seconds_per_process + evaluation)
+            len(trials) * (seconds_per_process + evaluation)
             + len(self.cache_specs) * seconds_per_process
         )
-        tasks = {task: self._task_cost(task, len(cells)) for task in self.config.tasks}
+        tasks = {task: self._task_cost(task, len(trials)) for task in self.config.tasks}
         return Costs(fixed, per_step, tasks)
 
     def _seconds(self, result: Location) -> float:
         """Returns the seconds of a step; of the baseline's timing if the step was not timed."""
-        return self._clock.seconds(result) or self._clock.seconds(self._baseline_file)
+        return self._durations.seconds(result) or self._durations.seconds(self._baseline_file)
 
     def _seconds_per_target(self, cache: Location, process_seconds: float) -> float:
         """Returns the teacher's seconds per example, without the start of its process."""
@@ -117,10 +120,10 @@ class Probe(StudentRuns):
         )
 
     def _task_cost(self, task: str, num_students: int) -> TaskCost:
-        (probed,) = self.cells
+        (pilot_trial,) = self.trials
         seeds = len(self.config.seeds)
         fixed = per_example = 0.0
-        for key, count in ((TEACHER, seeds), (probed.key, num_students)):
+        for key, count in ((TEACHER, seeds), (pilot_trial.key, num_students)):
             directory = self.task_directory(key, task)
             counts = read_task_counts(directory)
             training_seconds = counts.num_train_inputs / examples_per_second(directory)
@@ -138,50 +141,57 @@ class Study(StudentRuns):
 
     Args:
         config: the settings of the tool.
-        mixes: the baseline first, which has labels only; then the mixes that distill.
+        variants: the baseline first, which has labels only; then the variants that distill.
         student_layers: number of layers of the students.
         has_head: whether the teacher has a masked-LM head; otherwise the study trains one.
     """
 
     def __init__(
-        self, config: StudyConfig, mixes: Sequence[Mix], student_layers: int, *, has_head: bool
+        self,
+        config: StudyConfig,
+        variants: Sequence[RecipeVariant],
+        student_layers: int,
+        *,
+        has_head: bool,
     ) -> None:
-        super().__init__(config, mixes, student_layers)
+        super().__init__(config, variants, student_layers)
         self.has_head = has_head
         if not has_head:
             self.teacher = self.work / TEACHER
-        self.clock = Clock(self.work / "seconds.json", self.work)
-        self._probe = Probe(self, self.clock)
+        self.durations = StepDurations(self.work / "seconds.json", self.work)
+        self._pilot = PilotStudy(self, self.durations)
 
     @property
-    def baseline(self) -> Mix:
-        """The mix with labels only."""
-        return self.mixes[0]
+    def baseline(self) -> RecipeVariant:
+        """The variant with labels only."""
+        return self.variants[0]
 
     @property
-    def cells(self) -> list[Cell]:
+    def trials(self) -> list[Trial]:
         """All students; those that continue a baseline student stand last."""
-        continuing_mixes = (self.mixes[1], self.baseline)
-        return [Cell(mix, seed) for seed in self.config.seeds for mix in self.mixes] + [
-            Cell(mix, seed, self.baseline) for seed in self.config.seeds for mix in continuing_mixes
+        continuing = (self.variants[1], self.baseline)
+        return [Trial(variant, seed) for seed in self.config.seeds for variant in self.variants] + [
+            Trial(variant, seed, self.baseline)
+            for seed in self.config.seeds
+            for variant in continuing
         ]
 
-    def claim(self) -> None:
+    def reserve(self) -> None:
         """Reserves the directory for this study.
 
         Raises:
             InputError: the directory contains results of other settings.
         """
-        self._claim(self.config.request(), "study")
+        self._reserve(self.config.run_config(), "study")
 
     def close(self) -> None:
         """Ends the processes that measure and fine-tune."""
         super().close()
-        self._probe.close()
+        self._pilot.close()
 
-    def num_train_steps(self, cell: Cell) -> int:
+    def num_train_steps(self, trial: Trial) -> int:
         """Returns the common number of steps, or half of it for a base model that is continued."""
-        return self.common_steps // (1 if cell.base is None else 2)
+        return self.common_steps // (1 if trial.base is None else 2)
 
     @property
     def eval_fraction(self) -> float:
@@ -209,10 +219,10 @@ class Study(StudentRuns):
             return self.config.head_steps
         return self._head_file.read_json()["num_train_steps"]
 
-    def step_time_ratio(self, mix: Mix) -> float:
-        """Returns the step time of a mix as a multiple of the baseline's."""
-        timed_runs = self if self.config.budget is None else self._probe
-        return timed_runs.step_time_file(mix).read_json()["ratio"]
+    def step_time_ratio(self, variant: RecipeVariant) -> float:
+        """Returns the step time of a variant as a multiple of the baseline's."""
+        timed_runs = self if self.config.budget is None else self._pilot
+        return timed_runs.step_time_file(variant).read_json()["ratio"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
         """Returns the number of examples that fits in the budget."""
@@ -244,7 +254,7 @@ class Study(StudentRuns):
 
     def steps(self) -> Iterator[Step]:
         """Yields all steps, in order."""
-        return map(self.clock.timed, self._steps())
+        return map(self.durations.timed, self._steps())
 
     def _steps(self) -> Iterator[Step]:
         budgeted = self.config.budget is not None
@@ -253,9 +263,9 @@ class Study(StudentRuns):
             if budgeted:
                 yield Step("size of the teacher's head", self._head_file, self._size_head)
             yield Step("the teacher's head", self.teacher / "config.json", self._train_head)
-        yield from self.judge_steps()
+        yield from self.evaluation_cache_steps()
         if budgeted:
-            for step in self._probe.steps():
+            for step in self._pilot.steps():
                 yield dataclasses.replace(step, title=f"probe: {step.title}")
             yield Step("sizes of the students", self._steps_file, self._size_students)
         for live in (False, True) if self.has_live_teacher else (False,):
@@ -308,13 +318,13 @@ class Study(StudentRuns):
     def _seconds_left(self) -> float:
         """Remaining seconds of the budget, without the reserve and the last step."""
         usable = (1.0 - sizes.RESERVE) * self.config.budget
-        return usable - self.clock.total - _INFERENCE_SECONDS
+        return usable - self.durations.total - _INFERENCE_SECONDS
 
     def _size_students(self) -> None:
-        self._probe.close()
-        costs, budget = self._probe.costs(self.cells), self.config.budget
+        self._pilot.close()
+        costs, budget = self._pilot.costs(self.trials), self.config.budget
         steps = self.config.num_train_steps or sizes.choose_steps(self._seconds_left, costs)
-        least = self.clock.total + costs.least_seconds(steps) + _INFERENCE_SECONDS
+        least = self.durations.total + costs.least_seconds(steps) + _INFERENCE_SECONDS
         if least > budget:
             print(
                 f"the budget of {budget / 60:.1f} min is too short for these recipes, seeds and "
@@ -323,13 +333,13 @@ class Study(StudentRuns):
         self._write_sizes(self._steps_file, {"num_train_steps": steps})
 
     def _size_tasks(self) -> None:
-        tasks = self._probe.costs(self.cells).tasks
+        tasks = self._pilot.costs(self.trials).tasks
         examples = sizes.choose_examples(self._seconds_left, tasks)
         names = {short_runs.task_name(task): count for task, count in examples.items()}
         self._write_sizes(self._examples_file, names)
 
     def _write_sizes(self, path: Location, chosen_sizes: Mapping[str, int]) -> None:
-        spent_minutes, budget_minutes = self.clock.total / 60, self.config.budget / 60
+        spent_minutes, budget_minutes = self.durations.total / 60, self.config.budget / 60
         shown = ", ".join(f"{name} {count:,}" for name, count in chosen_sizes.items())
         print(
             f"{spent_minutes:.1f} of {budget_minutes:.1f} min are used; chosen sizes: {shown}",
@@ -350,7 +360,7 @@ class Study(StudentRuns):
 
     def _measure_inference(self) -> None:
         self.close()
-        student = self.student(self.cells[0])
+        student = self.student(self.trials[0])
         run_tool(
             "benchmark_inference",
             models=f"{self.teacher},{student}",

@@ -12,7 +12,7 @@ import numpy as np
 from data_specs import records
 from pipeline.base import json_text
 from pipeline.base.errors import InputError, describe
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.storage import cache_input, serialization, spill, token_counts
 from pipeline.storage import manifest as manifests
@@ -52,7 +52,7 @@ _MAX_CHARACTERS = 400
 Problems = dict[str, list[str]]
 
 
-def facts(error: InputError, path: Location | None = None) -> str:
+def problem_text(error: InputError, path: Location | None = None) -> str:
     """Returns an error's text for a list of problems, without its setting and the file's path."""
     subject = str(error.subject or "").removeprefix(str(path or "")).removeprefix(": ")
     return describe(InputError(subject or None, error.expected, error.received, error.hint), str)
@@ -166,7 +166,7 @@ def check_shard(
                 on_block(checked)
             on_records(len(block))
     except InputError as error:
-        findings.add(facts(error, path))
+        findings.add(problem_text(error, path))
     else:
         reading.finish()
     return findings.texts()
@@ -241,7 +241,7 @@ class _Reading:
             problem = f"{records.EXAMPLE_ID}: expected ascending ids, none twice"
             self.findings.add_records(problem, numbers[out_of_order])
         self.last_id = ids[-1]
-        index, count = manifests.shard_place(self.shard.file)
+        index, count = manifests.parse_shard_file(self.shard.file)
         low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
         keys, _ = spill.keys_and_ties(ids)
         outside = np.flatnonzero((keys < low) | (keys > high - 1))
@@ -340,16 +340,16 @@ def manifest_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
         yield "it names no shards"
 
 
-def request_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
+def run_config_problems(directory: Location, manifest: Manifest) -> Iterator[str]:
     """Yields the problems of the run configuration, which must agree with the manifest."""
-    path = directory / manifests.REQUEST_FILE
+    path = directory / manifests.RUN_CONFIG_FILE
     if not path.is_file():
         yield "it is missing"
         return
     try:
         run_config = path.read_json()
     except InputError as error:
-        yield facts(error, path)
+        yield problem_text(error, path)
         return
     recorded = {name: manifest.flags[name] for name in run_config if name in manifest.flags}
     difference = manifests.describe_difference(recorded, run_config)
@@ -364,7 +364,7 @@ def special_problems(manifest: Manifest) -> Iterator[str]:
     if missing and manifest.kind != records.TASK_LOGITS:
         yield (
             f"expected special_ids with {', '.join(sorted(missing))}, "
-            f"received {shown(dict(manifest.special_ids))}"
+            f"received {format_value(dict(manifest.special_ids))}"
         )
 
 
@@ -446,7 +446,7 @@ def _make_checker(
     invalid.
     """
     _note(problems, manifests.MANIFEST_FILE, manifest_problems(directory, manifest))
-    _note(problems, manifests.REQUEST_FILE, request_problems(directory, manifest))
+    _note(problems, manifests.RUN_CONFIG_FILE, run_config_problems(directory, manifest))
     unreadable = list(special_problems(manifest))
     _note(problems, manifests.MANIFEST_FILE, unreadable)
     for info in filter(None, (manifest.token_counts, manifest.output_table)):
@@ -464,7 +464,7 @@ def _make_checker(
         codec = cache_input.make_codec(directory, manifest.teacher_info, manifest.vocab.size)
     except InputError as error:
         file = manifest.output_table or manifest.token_counts
-        _note(problems, file.file, [facts(error)])
+        _note(problems, file.file, [problem_text(error)])
         return None
     return RecordChecker(manifest, is_special, codec)
 

@@ -57,7 +57,7 @@ def recorded_config(
         cache_embedding=info.embedding,
         compute_dtype=dtype,
         predict_batch_size=batch_size,
-        # The other shards exist already, so that a repair does not judge the teacher.
+        # The other shards exist already, so that a repair does not evaluate the teacher.
         force=True,
     )
 
@@ -123,8 +123,8 @@ def repair(
         for name in broken:
             if new_path := _set_aside(directory / name, "broken"):
                 yield f"{name}: renamed to {new_path.name}"
-        if manifests.REQUEST_FILE in broken:
-            (directory / manifests.REQUEST_FILE).write_json(dict(inputs.run_configuration))
+        if manifests.RUN_CONFIG_FILE in broken:
+            (directory / manifests.RUN_CONFIG_FILE).write_json(dict(inputs.run_configuration))
         for shard in manifest.shards:
             sidecar = manifests.sidecar_path(directory, shard.file)
             if sidecar.name in broken and shard.file not in broken:
@@ -162,7 +162,7 @@ def _broken_files(
             if not path.is_file() or path.sha256() != expected:
                 yield name
     others = filter(None, (manifest.token_counts, manifest.output_table))
-    for name in (manifests.REQUEST_FILE, *(info.file for info in others)):
+    for name in (manifests.RUN_CONFIG_FILE, *(info.file for info in others)):
         if name in problems:
             yield name
     for shard in manifest.shards:

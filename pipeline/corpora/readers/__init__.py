@@ -27,7 +27,7 @@ _DESCRIPTIONS = (
 class FileReader(Reader):
     """Reader of files of any format.
 
-    The format of a file is recognised by its content. If that is not possible, it is the declared
+    The format of a file is recognized by its content. If that is not possible, it is the declared
     reader, otherwise the format of the file's suffix, otherwise text.
     """
 
@@ -44,14 +44,14 @@ class FileReader(Reader):
 
     def read(self, file: CorpusFile) -> Iterator[tuple[RawDocument, int]]:
         """See `Reader`."""
-        with content.opened(file) as raw:
+        with content.open_file(file) as raw:
             for document in self._documents(file, raw):
                 yield document, raw.tell()
 
     def _documents(
         self, file: CorpusFile, raw: BinaryIO, *, is_member: bool = False
     ) -> Iterator[RawDocument]:
-        start, stream = content.unpacked(file, raw)
+        start, stream = content.decompress(file, raw)
         if not archives.is_tar(start):
             file = _with_format(file, start)
             reader = FORMATS[file.format]
@@ -64,7 +64,7 @@ class FileReader(Reader):
             if is_declared(member):
                 yield from self._documents(member, member_stream, is_member=True)
 
-    def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
+    def inspect_file(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
         """Returns a file with its detected format, and the fields of its first row.
 
         For an archive, it is the first file in it. For the fields, see `Reader.first_row`.
@@ -72,11 +72,11 @@ class FileReader(Reader):
         Raises:
             InputError: the file cannot be read, or has another format.
         """
-        with content.opened(file) as raw:
-            start, stream = content.unpacked(file, raw)
+        with content.open_file(file) as raw:
+            start, stream = content.decompress(file, raw)
             if archives.is_tar(start):
                 for member, member_stream in archives.members(file, stream):
-                    start, stream = content.unpacked(member, member_stream)
+                    start, stream = content.decompress(member, member_stream)
                     file = member
                     break
             file = _with_format(file, start)
@@ -88,8 +88,8 @@ class FileReader(Reader):
         Raises:
             InputError: the file cannot be read, or has another format.
         """
-        with content.opened(file) as raw:
-            start, stream = content.unpacked(file, raw)
+        with content.open_file(file) as raw:
+            start, stream = content.decompress(file, raw)
             if stream is not raw or archives.is_tar(start):
                 return []
             file = _with_format(file, start)
@@ -107,7 +107,7 @@ class FileReader(Reader):
         Raises:
             InputError: the file cannot be read, or has another format.
         """
-        with content.opened(part.file) as raw:
+        with content.open_file(part.file) as raw:
             yield from FORMATS[part.file.format].part_documents(part, raw, cursor)
 
     def text(self, document: RawDocument) -> str:
@@ -129,8 +129,8 @@ def _with_format(file: CorpusFile, start: bytes) -> CorpusFile:
         file: the file.
         start: the first bytes of its decompressed content.
     """
-    recognised = (name for name, reader in FORMATS.items() if reader.recognises(start))
-    file_format = next(recognised, None)
+    recognized = (name for name, reader in FORMATS.items() if reader.recognizes(start))
+    file_format = next(recognized, None)
     if file_format is None and file.corpus.reader != AUTO:
         file_format = file.corpus.reader
     if file_format is None:

@@ -33,7 +33,7 @@ class ArrowReader(Reader):
     suffixes = (".arrow", ".feather")
     is_text = False
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """See `Reader`."""
         return start.startswith((_FILE_MAGIC, _STREAM_MAGIC))
 
@@ -61,7 +61,7 @@ class ArrowReader(Reader):
             with pa.ipc.open_stream(_as_stream(stream)) as reader:
                 return columns.first_row(reader.schema, iter(reader))
         except columns.ERRORS as error:
-            raise columns.damaged(file, "Arrow", "", error) from error
+            raise columns.damaged_file_error(file, "Arrow", "", error) from error
 
     def documents(
         self, file: CorpusFile, stream: BinaryIO, cursor: Cursor
@@ -72,7 +72,7 @@ class ArrowReader(Reader):
                 yield from columns.batch_documents(file, batch, cursor)
         except columns.ERRORS as error:
             position = f", row {cursor.documents}" if cursor.documents else ""
-            raise columns.damaged(file, "Arrow", position, error) from error
+            raise columns.damaged_file_error(file, "Arrow", position, error) from error
 
 
 def _folder(file: CorpusFile) -> str:

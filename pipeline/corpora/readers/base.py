@@ -10,7 +10,7 @@ from typing import BinaryIO
 from data_specs.corpora import CorpusSource, CorpusSpec
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
-from pipeline.base.text_encoding import not_utf8
+from pipeline.base.text_encoding import not_utf8_error
 from pipeline.corpora import archives, compressions
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
 
@@ -57,7 +57,7 @@ class Reader:
         """
         return files
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """Returns whether the first bytes of a file's content identify this format."""
         return False
 
@@ -117,7 +117,7 @@ class Reader:
             return document.content.decode("utf-8")
         except UnicodeDecodeError as error:
             if self.is_text:
-                raise not_utf8(document.content, error, document.origin) from error
+                raise not_utf8_error(document.content, error, document.origin) from error
             received = f"byte 0x{document.content[error.start]:02x}"
             raise InputError(document.origin, "UTF-8 text", received) from error
 

@@ -115,7 +115,7 @@ class TsvReader(CsvReader):
 def _text_columns(file: CorpusFile, names: Sequence[str]) -> list[int]:
     spec = file.corpus.spec
     if any(names.count(name) != 1 for name in spec.text_fields):
-        raise fields.missing_fields(spec, f"{file.path}, first row", names, names)
+        raise fields.missing_fields_error(spec, f"{file.path}, first row", names, names)
     return [names.index(name) for name in spec.text_fields]
 
 

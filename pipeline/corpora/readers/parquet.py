@@ -49,7 +49,7 @@ class ParquetReader(Reader):
     suffixes = (".parquet", ".pq")
     is_text = False
 
-    def recognises(self, start: bytes) -> bool:
+    def recognizes(self, start: bytes) -> bool:
         """See `Reader`. Text may start with these letters, but no control byte follows them."""
         after = start[len(_MAGIC) : len(_MAGIC) + 1]
         return start.startswith((_MAGIC, _ENCRYPTED_MAGIC)) and after < b" " and not after.isspace()
@@ -71,7 +71,7 @@ class ParquetReader(Reader):
             try:
                 return columns.first_row(schema, table.iter_batches(1))
             except columns.ERRORS as error:
-                raise columns.damaged(file, "Parquet", "", error) from error
+                raise columns.damaged_file_error(file, "Parquet", "", error) from error
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
         """See `Reader`: a part is a range of rows, in one or several row groups."""
@@ -136,7 +136,7 @@ def _open_content(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, p
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         return table, table.schema_arrow
     except columns.ERRORS as error:
-        raise columns.damaged(file, "Parquet", "", error) from error
+        raise columns.damaged_file_error(file, "Parquet", "", error) from error
 
 
 class _Rows:
@@ -155,7 +155,7 @@ class _Rows:
             for batch in self._take(first, last):
                 yield from columns.batch_documents(file, batch, cursor, f"{position}, ")
         except columns.ERRORS as error:
-            raise columns.damaged(file, "Parquet", f", {position}", error) from error
+            raise columns.damaged_file_error(file, "Parquet", f", {position}", error) from error
 
     def _open_batches(self) -> Iterator[pa.RecordBatch]:
         row_bytes = self._table.sizes[self._group] // self._table.rows[self._group]

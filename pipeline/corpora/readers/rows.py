@@ -156,12 +156,14 @@ def _join_fields(row: object, origin: str, spec: CorpusSpec) -> str:
         raise InputError(origin, "a JSON object", type(row).__name__)
     missing = [name for name in spec.text_fields if name not in row]
     if missing:
-        raise fields.missing_fields(spec, origin, list(row), fields.text_names(row), is_row=True)
+        raise fields.missing_fields_error(
+            spec, origin, list(row), fields.text_names(row), is_row=True
+        )
     values = {name: row[name] for name in spec.text_fields if row[name] is not None}
     for name, value in values.items():
         if not isinstance(value, str):
             texts = fields.long_text_names(row)
-            raise fields.no_text(origin, name, type(value).__name__, texts, is_row=True)
+            raise fields.not_text_error(origin, name, type(value).__name__, texts, is_row=True)
     text = "\n".join(filter(None, values.values()))
     try:
         text.encode("utf-8")

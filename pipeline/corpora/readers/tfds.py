@@ -105,7 +105,7 @@ class TfdsReader(RowsReader):
             raise InputError(_NAME, f"examples in {name} of {corpus.tfds_name}", "none")
         return (CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus),)
 
-    def look_into(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
+    def inspect_file(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:
         """See `FileReader`: the fields are only the text fields."""
         row = next((json.loads(document.content) for document, _ in self.read(file)), {})
         return dataclasses.replace(file, format=TFDS), row

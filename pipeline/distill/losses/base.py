@@ -15,10 +15,10 @@ SCORES = "attention scores"
 RELATIONS = "queries, keys and values"
 EMBEDDING = "embeddings"
 # Needs of losses that compare logits at each position.
-OF_POSITIONS = (TOPK, LABEL)
+POSITION_NEEDS = (TOPK, LABEL)
 # Needs of losses on attention. Layers from 1 on have attention, no cache holds it, and its memory
 # grows with the square of the length.
-OF_ATTENTION = (ATTENTION, SCORES, RELATIONS)
+ATTENTION_NEEDS = (ATTENTION, SCORES, RELATIONS)
 
 # The elements that a loss is averaged over, in the order of the columns of `LOSS_SHARES`.
 AVERAGES = MASKED, TOKENS, PAIRS, EXAMPLES = (
@@ -42,9 +42,9 @@ class Loss(abc.ABC):
 
     Attributes:
         name: the name in `--losses` and in metrics.jsonl.
-        needs: `TOPK`, `LABEL`, `HIDDEN`, `EMBEDDING` or one of `OF_ATTENTION`.
-        over: the elements that it is averaged over, one of `AVERAGES`.
-        tempered: whether it compares distributions at the distillation temperature
+        needs: `TOPK`, `LABEL`, `HIDDEN`, `EMBEDDING` or one of `ATTENTION_NEEDS`.
+        averaged_over: the elements that it is averaged over, one of `AVERAGES`.
+        uses_temperature: whether it compares distributions at the distillation temperature
             instead of at 1.
         default_tail: the default tail policy; None for a loss without one.
         is_expectation: whether it is an expectation under the teacher, which random draws
@@ -57,8 +57,8 @@ class Loss(abc.ABC):
 
     name: ClassVar[str]
     needs: ClassVar[str]
-    over: ClassVar[str]
-    tempered: ClassVar[bool] = False
+    averaged_over: ClassVar[str]
+    uses_temperature: ClassVar[bool] = False
     default_tail: ClassVar[str | None] = None
     is_expectation: ClassVar[bool] = True
     default_layer_groups: ClassVar[str | None] = None
@@ -66,7 +66,7 @@ class Loss(abc.ABC):
 
     def __init__(self, *, temperature: float = 1.0, tail: str | None = None) -> None:
         """Sets the temperature and the tail policy, for losses that have them."""
-        self.temperature = temperature if self.tempered else 1.0
+        self.temperature = temperature if self.uses_temperature else 1.0
         self.tail = self.default_tail if tail is None else tail
 
     @abc.abstractmethod
@@ -93,7 +93,7 @@ class DistributionLoss(Loss):
     """
 
     needs = TOPK
-    over = MASKED
+    averaged_over = MASKED
 
 
 class HiddenLoss(Loss):
@@ -109,7 +109,7 @@ class HiddenLoss(Loss):
     projects_with_bias: ClassVar[bool] = False
 
     needs = HIDDEN
-    over = TOKENS
+    averaged_over = TOKENS
     default_layer_groups = "last"
 
 
@@ -120,7 +120,7 @@ class AttentionLoss(Loss):
     """
 
     needs = ATTENTION
-    over = PAIRS
+    averaged_over = PAIRS
     default_layer_groups = "mean"
 
 
@@ -132,7 +132,7 @@ class RelationLoss(Loss):
     """
 
     needs = RELATIONS
-    over = TOKENS
+    averaged_over = TOKENS
     default_layer_groups = "last"
 
 
@@ -143,4 +143,4 @@ class EmbeddingLoss(Loss):
     """
 
     needs = EMBEDDING
-    over = EXAMPLES
+    averaged_over = EXAMPLES

@@ -132,13 +132,13 @@ def student_log_probs(
         temperature: T.
     """
     scaled = logits / temperature if temperature != 1.0 else logits
-    normaliser = ops.logsumexp(scaled, axis=-1, keepdims=True)
+    normalizer = ops.logsumexp(scaled, axis=-1, keepdims=True)
     if ids is None:
-        log_probs = scaled - normaliser
+        log_probs = scaled - normalizer
         at_label = ops.take_along_axis(log_probs, ops.expand_dims(labels, -1), axis=-1)
         return StudentDistribution(log_probs, at_label[..., 0], labels)
     wanted = ops.concatenate([ops.maximum(ids, 0), ops.expand_dims(labels, -1)], axis=-1)
-    log_probs = ops.take_along_axis(scaled, wanted, axis=-1) - normaliser
+    log_probs = ops.take_along_axis(scaled, wanted, axis=-1) - normalizer
     inside = ops.where(ops.less(ids, 0), _NO_ID_LOG_PROB, log_probs[..., :-1])
     return StudentDistribution(inside, log_probs[..., -1], labels)
 

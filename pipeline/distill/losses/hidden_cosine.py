@@ -15,7 +15,7 @@ class HiddenCosineMasked(HiddenLoss):
     """1 − cos of two hidden states at masked positions, from 0 to 2."""
 
     name = "hidden_cosine_masked"
-    over = MASKED
+    averaged_over = MASKED
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Any:
         teacher, student = ops.cast(teacher, "float32"), ops.cast(student, "float32")

@@ -12,7 +12,7 @@ class HiddenMSEMasked(HiddenLoss):
     """Squared difference of two hidden states at masked positions, averaged over dimensions."""
 
     name = "hidden_mse_masked"
-    over = MASKED
+    averaged_over = MASKED
     default_layer_groups = "uniform"
     projects_with_bias = True
 
@@ -28,5 +28,5 @@ class HiddenMSE(HiddenMSEMasked):
     """
 
     name = "hidden_mse"
-    over = TOKENS
+    averaged_over = TOKENS
     from_cache = HiddenMSEMasked.name

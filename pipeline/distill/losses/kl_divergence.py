@@ -20,7 +20,7 @@ class KLDivergence(DistributionLoss):
     """
 
     name = "kl_divergence"
-    tempered = True
+    uses_temperature = True
     default_tail = "bucket"
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Masked language modelling: the loss of the true token."""
+"""Masked language modeling: the loss of the true token."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ class MaskedLMLoss(Loss):
 
     name = "masked_lm"
     needs = LABEL
-    over = MASKED
+    averaged_over = MASKED
 
     def __call__(self, student: StudentDistribution, teacher: Any, batch: Mapping[str, Any]) -> Any:
         return -student.label_log_probs

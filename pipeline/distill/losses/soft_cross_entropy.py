@@ -15,7 +15,7 @@ class SoftCrossEntropy(DistributionLoss):
     """−Σ p log q: the first loss of the Chinese RoBERTa-wwm distillation, which drops the tail."""
 
     name = "soft_cross_entropy"
-    tempered = True
+    uses_temperature = True
     default_tail = "drop"
 
     def __call__(

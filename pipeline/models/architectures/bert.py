@@ -11,10 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ACTIVATION_FUNCTIONS,
     DType,
-    LayerParts,
+    LayerBuilder,
     Tensor,
     attend,
     projections,
@@ -27,7 +27,7 @@ HAS_FINAL_NORM = False
 
 
 class Embeddings(keras.layers.Layer):
-    """Sum of word, position and segment embeddings, normalised, [B, L, D].
+    """Sum of word, position and segment embeddings, normalized, [B, L, D].
 
     The embeddings of ALBERT and ELECTRA may have another width, and are then projected to D.
 
@@ -38,12 +38,12 @@ class Embeddings(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
         super().__init__(name="embeddings", dtype=dtype)
         self.config = config
-        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.layer_norm = self.parts.layer_norm()
-        self.dropout = self.parts.dropout(config.hidden_dropout_prob)
+        self.builder = LayerBuilder(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.builder.layer_norm()
+        self.dropout = self.builder.dropout(config.hidden_dropout_prob)
         self.projection = None
         if config.has_projection:
-            self.projection = self.parts.dense(config.hidden_size, "projection")
+            self.projection = self.builder.dense(config.hidden_size, "projection")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -61,7 +61,7 @@ class Embeddings(keras.layers.Layer):
         return self.add_weight(
             name=name,
             shape=(rows, self.config.embedding_width),
-            initializer=self.parts.initializer(name),
+            initializer=self.builder.initializer(name),
             autocast=False,
         )
 
@@ -88,7 +88,7 @@ class Embeddings(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Self-attention with its output projection, residual and normalisation."""
+    """Self-attention with its output projection, residual and normalization."""
 
     def __init__(
         self, config: EncoderConfig, *, index: int, scope: str, seed: int, dtype: DType = None
@@ -97,7 +97,7 @@ class Attention(keras.layers.Layer):
         super().__init__(name="attention", dtype=dtype)
         self.config = config
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.query, self.key, self.value, self.projection = (
             layers.dense(config.hidden_size, name) for name in ("query", "key", "value", "output")
         )
@@ -145,7 +145,7 @@ class Attention(keras.layers.Layer):
 
 
 class FeedForward(keras.layers.Layer):
-    """The two dense layers after attention, with residual and normalisation."""
+    """The two dense layers after attention, with residual and normalization."""
 
     def __init__(
         self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
@@ -153,7 +153,7 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.intermediate = layers.dense(config.intermediate_size, "intermediate")
         self.projection = layers.dense(config.hidden_size, "output")
         self.dropout = layers.dropout(config.hidden_dropout_prob)

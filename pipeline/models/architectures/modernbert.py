@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from pipeline.models.architectures.parts import (
+from pipeline.models.architectures.components import (
     ACTIVATION_FUNCTIONS,
     MASKED_SCORE,
     DType,
-    LayerParts,
+    LayerBuilder,
     Tensor,
     attend,
     projections,
@@ -30,7 +30,7 @@ HAS_FINAL_NORM = True
 
 
 class Embeddings(keras.layers.Layer):
-    """Word embeddings, normalised, [B, L, D]; positions enter in the attention layers.
+    """Word embeddings, normalized, [B, L, D]; positions enter in the attention layers.
 
     The table is a float32 variable that is never cast on access, so that the vocabulary
     matmul reads it without rounding.
@@ -39,9 +39,9 @@ class Embeddings(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, *, seed: int, dtype: DType = None) -> None:
         super().__init__(name="embeddings", dtype=dtype)
         self.config = config
-        self.parts = LayerParts(config, self.name, seed, self.dtype_policy)
-        self.layer_norm = self.parts.layer_norm()
-        self.dropout = self.parts.dropout(config.embedding_dropout)
+        self.builder = LayerBuilder(config, self.name, seed, self.dtype_policy)
+        self.layer_norm = self.builder.layer_norm()
+        self.dropout = self.builder.dropout(config.embedding_dropout)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all variables; the shapes come from the configuration."""
@@ -49,7 +49,7 @@ class Embeddings(keras.layers.Layer):
         self.word_embeddings = self.add_weight(
             name=name,
             shape=(self.config.vocab_size, self.config.hidden_size),
-            initializer=self.parts.initializer(name),
+            initializer=self.builder.initializer(name),
             autocast=False,
         )
         for layer in (self.layer_norm, self.dropout):
@@ -95,9 +95,9 @@ def rotate(x: Tensor, theta: float) -> Tensor:
 
 
 class Attention(keras.layers.Layer):
-    """Normalisation, then self-attention with its output projection; the residual is added.
+    """Normalization, then self-attention with its output projection; the residual is added.
 
-    The first layer has no normalisation, because the embeddings are already normalised.
+    The first layer has no normalization, because the embeddings are already normalized.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Attention(keras.layers.Layer):
         is_global = config.is_global_layer(index)
         self.theta = config.global_rope_theta if is_global else config.local_rope_theta
         self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.layer_norm = layers.layer_norm() if index else None
         self.query_key_value = layers.dense(3 * config.hidden_size, "query_key_value")
         self.projection = layers.residual_dense(config.hidden_size, "output")
@@ -141,8 +141,8 @@ class Attention(keras.layers.Layer):
         Returns:
             [B, L, D]; and the `wanted` activations, by name.
         """
-        normalised = hidden if self.layer_norm is None else self.layer_norm(hidden)
-        projected = ops.split(self.query_key_value(normalised), 3, axis=-1)
+        normalized = hidden if self.layer_norm is None else self.layer_norm(hidden)
+        projected = ops.split(self.query_key_value(normalized), 3, axis=-1)
         query, key, value = (
             split_heads(vectors, self.config.num_attention_heads) for vectors in projected
         )
@@ -155,7 +155,7 @@ class Attention(keras.layers.Layer):
 
 
 class FeedForward(keras.layers.Layer):
-    """Normalisation, then a gated unit and a dense layer; the residual is added."""
+    """Normalization, then a gated unit and a dense layer; the residual is added."""
 
     def __init__(
         self, config: EncoderConfig, *, scope: str, seed: int, dtype: DType = None
@@ -163,7 +163,7 @@ class FeedForward(keras.layers.Layer):
         super().__init__(name="feed_forward", dtype=dtype)
         self.config = config
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        layers = LayerParts(config, f"{scope}/{self.name}", seed, self.dtype_policy)
+        layers = LayerBuilder(config, f"{scope}/{self.name}", seed, self.dtype_policy)
         self.layer_norm = layers.layer_norm()
         # The first half is activated, then multiplied with the second half.
         self.intermediate = layers.dense(2 * config.intermediate_size, "intermediate")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.models.families.base import Family
 
 _MODULES = (
@@ -43,5 +43,5 @@ def find_family(model_type: Any) -> Family:
     if model_type not in tuple(FAMILIES):
         reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
         expected = f"one of {', '.join(FAMILIES)}"
-        raise InputError("model_type", expected, shown(model_type), reason)
+        raise InputError("model_type", expected, format_value(model_type), reason)
     return FAMILIES[model_type]

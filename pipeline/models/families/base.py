@@ -17,7 +17,7 @@ class SequenceHead:
 
     Attributes:
         dense: the name of the layer before the output layer.
-        norm: the name of the normalisation after the activation; None without one.
+        norm: the name of the normalization after the activation; None without one.
         output: the name of the output layer.
         dropout: the key in `config.json` of the dropout before the outputs, and its rate;
             None for the rate of hidden states.
@@ -102,7 +102,7 @@ class Family:
         read_settings: a function that converts the content of a `config.json` to the keys
             declared here.
         architecture: the architecture of its layers, a key of `architectures.ARCHITECTURES`.
-        has_biases: whether dense layers and normalisations have biases.
+        has_biases: whether dense layers and normalizations have biases.
         has_gated_units: whether the feed-forward block multiplies two dense layers' outputs.
         has_segments: whether it has segment embeddings.
         projects_embeddings: whether embeddings have a separate width and are projected to the

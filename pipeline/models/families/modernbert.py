@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.models.families.base import (
     SAFETENSORS,
     TORCH_BIN,
@@ -34,7 +34,7 @@ def read_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
     if _THETAS[_LOCAL] in raw and raw[_THETAS[_LOCAL]] is None:
         settings[_THETAS[_LOCAL]] = raw.get(_THETAS[_GLOBAL])
     if raw.get(_ROPE_SCALING) is not None:
-        raise InputError(_ROPE_SCALING, "null", shown(raw[_ROPE_SCALING]))
+        raise InputError(_ROPE_SCALING, "null", format_value(raw[_ROPE_SCALING]))
     if raw.get(_LAYER_TYPES) is not None:
         settings[_EVERY] = _period(raw[_LAYER_TYPES], raw)
     if raw.get(_ROPE) is not None:
@@ -52,7 +52,7 @@ def _period(layer_types: Any, raw: Mapping[str, Any]) -> int:
         if is_count and layer_types == [_LOCAL if i % period else _GLOBAL for i in range(count)]:
             return period
     expected = f"{_GLOBAL} for layers 0, k, 2k, … of some k, and {_LOCAL} for all others"
-    raise InputError(_LAYER_TYPES, expected, shown(layer_types))
+    raise InputError(_LAYER_TYPES, expected, format_value(layer_types))
 
 
 def _read_thetas(parameters: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _read_thetas(parameters: Any) -> dict[str, Any]:
         values = (parameters.get(layer_type) or {}) if isinstance(parameters, dict) else None
         if not isinstance(values, dict) or values.get("rope_type", "default") != "default":
             expected = f"{_GLOBAL} and {_LOCAL}, each with the rope_type default"
-            raise InputError(_ROPE, expected, shown(parameters))
+            raise InputError(_ROPE, expected, format_value(parameters))
         if "rope_theta" in values:
             settings[key] = values["rope_theta"]
     return settings

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import LocalLocation, Location, mirror_all
 from pipeline.models.formats.base import WeightFiles
 from pipeline.models.weight_names import HF, Shape
@@ -126,7 +126,7 @@ def _indexed_files(index: Location, suffix: str) -> tuple[Location, ...]:
         is_plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
         if not is_plain or not name.endswith(suffix) or len(name) > _MAX_NAME:
             expected = f"names of {suffix} files in the directory of the index"
-            raise InputError(where, expected, shown(name))
+            raise InputError(where, expected, format_value(name))
         if not (index.parent / name).is_file():
             received = f"no such file: {index.parent / name}"
             raise InputError(where, received=received, hint="get all files of the model")

@@ -2,7 +2,7 @@
 
 `BertModel.save_pretrained` leaves out the encoder's prefix, `bert.`, which `BertForMaskedLM`
 has. Training over several devices adds `module.` before all names. Files of another family, and
-models without a masked-LM head, are recognised by the names in the files.
+models without a masked-LM head, are recognized by the names in the files.
 """
 
 import collections

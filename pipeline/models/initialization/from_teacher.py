@@ -84,7 +84,7 @@ def choose_layers(
 def _fits(teacher: EncoderConfig, teacher_layer: int, student_layer: int) -> bool:
     """Returns whether a layer of a teacher with local layers can become a student's layer.
 
-    Both must be local, or both global. Only the first layer lacks the normalisation before
+    Both must be local, or both global. Only the first layer lacks the normalization before
     attention, so layer 0 can come only from layer 0.
     """
     kinds = (teacher.is_global_layer(index) for index in (teacher_layer, student_layer))

@@ -11,7 +11,7 @@ def new_head(config: EncoderConfig, label_counts: np.ndarray) -> Weights:
     """Returns a head that passes hidden states through and predicts frequent labels.
 
     The dense layer is the identity. If the embeddings have another width than the hidden
-    states, the identity is cut or padded with zeros. The normalisation has weights 1 and
+    states, the identity is cut or padded with zeros. The normalization has weights 1 and
     biases 0. The output bias is the logarithm of the labels' frequencies, with one added to
     each count.
 

@@ -20,7 +20,7 @@ from data_specs.records import (
     TOPK_LOGITS,
     Feature,
 )
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.storage import arrays
 
 # The id at the padding of a row, and for a token that is not in a student's vocabulary.
@@ -199,7 +199,9 @@ class TopKCodec(TargetCodec):
         """
 
         def unpack(counts: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
-            decoded = self.decode_records(named(self._names, *columns), counts.tolist())
+            decoded = self.decode_records(
+                features_by_record(self._names, *columns), counts.tolist()
+            )
             is_real = np.arange(max_positions) < counts[:, np.newaxis]
             batch = [np.zeros((*is_real.shape, rows.shape[-1]), rows.dtype) for rows in decoded]
             for padded, rows in zip(batch, decoded, strict=True):
@@ -228,7 +230,7 @@ class TopKCodec(TargetCodec):
         fits = (counts >= 1) & (counts <= self.truncation_factor)
         if len(counts) != num_positions or not fits.all():
             expected = f"expected {num_positions} numbers from 1 to {self.truncation_factor}"
-            raise ValueError(f"{TOPK_COUNTS}: {expected}, received {shown(counts.tolist())}")
+            raise ValueError(f"{TOPK_COUNTS}: {expected}, received {format_value(counts.tolist())}")
         return counts
 
     def rows(self, flat: np.ndarray, counts: np.ndarray, fill: float) -> np.ndarray:
@@ -294,7 +296,7 @@ class ArrayCodec(abc.ABC):
             the features of each record.
         """
         columns = (split_rows(packed, row_splits) for packed in self._pack(values))
-        return named((feature.name for feature in self.stored), *columns)
+        return features_by_record((feature.name for feature in self.stored), *columns)
 
     def decode(self, features: Mapping[str, bytes], num_positions: int) -> np.ndarray:
         """Unpacks one record: float32 [P, …].
@@ -329,7 +331,7 @@ class ArrayCodec(abc.ABC):
         return self._unpack(tf, *(tf.cast(tensor, tf.float32) for tensor in tensors))
 
 
-def named(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, bytes]]:
+def features_by_record(names: Iterable[str], *columns: Iterable[bytes]) -> list[dict[str, bytes]]:
     """Returns the features of each record; a column holds one feature of all records."""
     names = tuple(names)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -9,9 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, TOPK_RANGES, Feature, id_dtype
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
+from pipeline.storage.codecs.base import (
+    NO_ID,
+    NO_ID_LOGIT,
+    TopKCodec,
+    features_by_record,
+    split_rows,
+)
 
 *_, _RANGES = TOPK_FEATURES["compact"]
 # A token this far below the largest logit has a negligible relative probability: e^-64, and
@@ -31,7 +37,7 @@ _STEP_BITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitSteps:
+class LogitQuantizer:
     """Quantization of the distance x of a logit from the largest, to numbers from 0 to `last`.
 
     With r the largest distance at the position, and b the `bend`, the number c
@@ -141,7 +147,7 @@ class CompactCodec(TopKCodec):
     Tokens are ranked by their count in the text, ties by the smaller id. A position's ids are
     stored in the order of their ranks. Each is stored as the gap to the previous rank, minus 1,
     in one byte. A gap of 255 or more is written as 255, and in full after all gaps of the
-    record. Logits are steps (`LogitSteps`) in the same order, one byte each. The bytes of a
+    record. Logits are steps (`LogitQuantizer`) in the same order, one byte each. The bytes of a
     record's gaps, and those of its steps, are compressed by zlib.
 
     Decoded ids with equal steps are in the order of their ranks.
@@ -154,7 +160,7 @@ class CompactCodec(TopKCodec):
     needs_token_counts: ClassVar[bool] = True
     compresses: ClassVar[bool] = True
     environment: ClassVar[Mapping[str, str]] = {"zlib": zlib.ZLIB_RUNTIME_VERSION}
-    steps: ClassVar[LogitSteps] = LogitSteps(bend=1.5, last=225)
+    steps: ClassVar[LogitQuantizer] = LogitQuantizer(bend=1.5, last=225)
 
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
@@ -195,7 +201,7 @@ class CompactCodec(TopKCodec):
             split_rows(long_gaps, row_splits, present & (gaps >= _LONG)),
             strict=True,
         )
-        return named(
+        return features_by_record(
             (TOPK_IDS, TOPK_LOGITS, TOPK_RANGES),
             (_compress(short + long) for short, long in columns),
             map(_compress, split_rows(steps, row_splits, present)),
@@ -238,7 +244,7 @@ class CompactCodec(TopKCodec):
         # The comparison is false for NaN too.
         if len(ranges) != num_positions or not ((ranges >= 0) & np.isfinite(ranges)).all():
             expected = f"expected {num_positions} ranges of at least 0"
-            raise ValueError(f"{expected}, received {shown(ranges.tolist())}")
+            raise ValueError(f"{expected}, received {format_value(ranges.tolist())}")
         return np.frombuffer(gaps, np.uint8), long, np.frombuffer(steps, np.uint8), ranges, counts
 
     def _unpack(

@@ -8,7 +8,13 @@ import numpy as np
 
 from data_specs.records import TOPK_FEATURES, TOPK_IDS, TOPK_LOGITS, Feature
 from pipeline.storage import arrays
-from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT, TopKCodec, named, split_rows
+from pipeline.storage.codecs.base import (
+    NO_ID,
+    NO_ID_LOGIT,
+    TopKCodec,
+    features_by_record,
+    split_rows,
+)
 
 _IDS, _LOGITS = TOPK_FEATURES["float16"]
 # The lowest finite float16. A logit this far below the largest has no mass.
@@ -35,7 +41,7 @@ class Float16Codec(TopKCodec):
         logits = np.maximum(shifted, _FLOAT16_LOWEST).astype("<f2")
         ids = ids.astype(_IDS.numpy_dtype(self.vocab_size))
         columns = (split_rows(values, row_splits, present) for values in (ids, logits))
-        return named((TOPK_IDS, TOPK_LOGITS), *columns)
+        return features_by_record((TOPK_IDS, TOPK_LOGITS), *columns)
 
     def decode(
         self, features: Mapping[str, bytes], num_positions: int

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
@@ -206,7 +206,7 @@ def test_index_refuses_files_outside_its_directory(directory, config, name):
     write_index(directory, shard(directory) | {QUERY: name})
     error = error_of(directory, config)
     assert error.subject == f"{directory / INDEX}: weight_map"
-    assert error.received == shown(name)
+    assert error.received == format_value(name)
 
 
 def test_index_with_a_missing_file_is_refused(directory, config):

@@ -176,7 +176,7 @@ def _layers(count: int) -> EncoderConfig:
     [
         (12, 6, (0, 2, 4, 7, 9, 11)),  # DistilBERT
         (4, 2, (0, 3)),
-        (12, 3, (0, 6, 11)),  # 5.5 rounds to the even neighbour
+        (12, 3, (0, 6, 11)),  # 5.5 rounds to the even neighbor
         (12, 1, (0,)),
         (1, 1, (0,)),
         (3, 3, (0, 1, 2)),

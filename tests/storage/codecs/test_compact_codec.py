@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_specs import records
 from pipeline.storage.codecs.base import NO_ID, NO_ID_LOGIT
-from pipeline.storage.codecs.compact import CompactCodec, LogitSteps
+from pipeline.storage.codecs.compact import CompactCodec, LogitQuantizer
 
 V = 1_000
 
@@ -225,7 +225,7 @@ def test_decompression_bombs_are_refused_in_tensorflow(name: str) -> None:
 
 @pytest.mark.parametrize(("bend", "last"), [(1.0, 254), (1.5, 225), (1e-6, 10)])
 def test_distances_follow_the_formula(bend: float, last: int) -> None:
-    steps = LogitSteps(bend, last)
+    steps = LogitQuantizer(bend, last)
     for number in (0, 1, last // 2, last - 1, last):
         fraction = (1.0 - math.exp(-bend)) * number / last
         expected = -math.log(1.0 - fraction) / bend
@@ -241,7 +241,7 @@ def test_distances_follow_the_formula(bend: float, last: int) -> None:
 )
 def test_distances_are_rounded_to_the_nearest_step(bend: float, last: int) -> None:
     """A midpoint is rounded down, and the next float32 above it is rounded up."""
-    steps = LogitSteps(bend, last)
+    steps = LogitQuantizer(bend, last)
     distances = steps.distances[: last + 1]
     midpoints = (distances[1:] + distances[:-1]) / 2
     above = np.nextafter(midpoints, np.float32(2.0))
@@ -257,7 +257,7 @@ def test_distances_are_rounded_to_the_nearest_step(bend: float, last: int) -> No
 
 
 def test_logits_without_mass_do_not_widen_the_range() -> None:
-    steps = LogitSteps(1.0, 254)
+    steps = LogitQuantizer(1.0, 254)
     shifted = np.array([[0.0, -1.0, -2.0, -64.5, -np.inf, -1e30]], np.float32)
     present = np.array([[True] * 5 + [False]])
     numbers, ranges = steps.encode(shifted, present)
@@ -268,7 +268,7 @@ def test_logits_without_mass_do_not_widen_the_range() -> None:
 
 
 def test_a_range_below_float16_is_zero() -> None:
-    numbers, ranges = LogitSteps(1.0, 254).encode(
+    numbers, ranges = LogitQuantizer(1.0, 254).encode(
         np.array([[0.0, -1e-9]], np.float32), np.ones((1, 2), bool)
     )
     assert numbers.tolist() == [[0, 0]] and ranges.tolist() == [0.0]

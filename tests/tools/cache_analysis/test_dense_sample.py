@@ -80,7 +80,7 @@ def test_batched_logits_equal_those_of_single_examples(examples, model) -> None:
             drawn,
             examples.manifest,
             batch_size=8,
-            keep=lambda outputs, batch: {"twice": outputs[LOGITS] * 2},
+            select=lambda outputs, batch: {"twice": outputs[LOGITS] * 2},
         )
     )
     assert sorted(_names(e for b in batches for e in b.examples)) == sorted(_names(drawn))

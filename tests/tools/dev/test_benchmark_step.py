@@ -16,7 +16,7 @@ from pipeline.models import flops
 from pipeline.models.config import EncoderConfig
 from pipeline.models.families import FAMILIES
 from pipeline.storage import cache_input
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from tests.conftest import run_python
 from tools.dev import benchmark_step as tool
 from tools.dev.workloads import recipes, step_programs
@@ -166,7 +166,9 @@ def test_random_batches_have_the_shapes_of_a_cache(cache_dir, teacher_dir) -> No
     shape = EncoderConfig.from_json(teacher_dir / "config.json")
     workload = _workload(cache_dir, shape)
     cache = cache_input.open_cache(cache_dir, None)
-    dataset = batches.training_batches(cache, Chunking(8), seed=1, start=0, shuffle_buffer_size=8)
+    dataset = batches.training_batches(
+        cache, MicrobatchPlan(8), seed=1, start=0, shuffle_buffer_size=8
+    )
     cached_batch = next(dataset.as_numpy_iterator())
     random_batch = step_programs.step_batch(workload, 8)
     for expected, received in zip(cached_batch, random_batch, strict=True):

@@ -15,6 +15,11 @@ def _messages(source: str) -> list[str]:
         ("# The run goes on.\n", "'goes on'"),
         ('"""A one\'s own thing."""\n', "one's own"),
         ('x = f"{1} beside it"\n', "'beside it'"),
+        ("# Unlabelled rows.\n", "'Unlabelled': write label…"),
+        ('"""Returns normalised rows."""\n', "'normalised': write -iz…"),
+        ("run_colours = 1\n", "'colours': write color…"),
+        ('"""It distils the teacher."""\n', "'distils': write distill…"),
+        ('"""Under a free licence."""\n', "'licence': write license…"),
         ('def f():\n    """What it holds."""\n', "opens with 'What'"),
         ("def f(told):\n    pass\n", "variable 'told'"),
         ("places = 1\n", "variable 'places'"),
@@ -36,6 +41,9 @@ def test_each_rule_has_a_finding(source: str, fragment: str) -> None:
         f'"""{"word " * 31}"""\n',
         f'raise InputError(None, "{"word " * 20}. {"word " * 20}")\n',
         "x.places = 1\n",
+        # A key of the declarations of corpora and tasks.
+        "licence = 'title: x\\nlicence: y'\n",
+        '"""Labels of DistilBERT, optimistic noise and organisms."""\n',
         "def test_records_are_read_once():\n    pass\n",
     ],
 )

@@ -18,7 +18,7 @@ from tools.exports import exporter, formats, litert, saved_model
 from tools.exports.examples import Example, encode, example_batch
 from tools.exports.hugging_face import load_subject
 from tools.exports.model_task import ModelTask
-from tools.exports.program import Opened, Program, Subject, compile_program, encoder_program
+from tools.exports.program import Program, ReloadedExport, Subject, compile_program, encoder_program
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.export
@@ -50,7 +50,7 @@ def subject(teacher_dir) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, Opened]:
+def cased(subject, teacher_dir, tmp_path_factory) -> tuple[Subject, ReloadedExport]:
     """The same model with a tokenizer that keeps capitals, as a SavedModel."""
     vocab_file = teacher_dir / "vocab.txt"
     tokenizer = load_tokenizer(vocab_file, do_lower_case=False)
@@ -174,7 +174,7 @@ def _program(call) -> Program:
 
 
 def _export(program: Program, name: str, folder: pathlib.Path) -> exporter.Report:
-    subject = Subject(program, None, 8, lambda path: None, lambda path: Opened(None, ""))
+    subject = Subject(program, None, 8, lambda path: None, lambda path: ReloadedExport(None, ""))
     example = Example(example_batch(np.arange(2, 8)))
     return exporter.export(subject, [name], [example], folder, repeats=1)
 

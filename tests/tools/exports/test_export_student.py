@@ -24,7 +24,7 @@ from tools.export_student import ExportConfig
 from tools.exports import examples, exporter, formats, saved_model
 from tools.exports.exporter import Comparison, compare
 from tools.exports.formats import CardSettings
-from tools.exports.program import ExportError, Opened
+from tools.exports.program import ExportError, ReloadedExport
 from tools.sentence_layout import PoolingSettings, SentenceLayout, read_layout
 
 pytestmark = pytest.mark.skipif(
@@ -201,13 +201,13 @@ def test_a_new_process_imports_the_given_packages(tmp_path) -> None:
 def test_a_format_that_disagrees_is_left_out(
     teacher_dir, sentences, tmp_path, capsys, monkeypatch
 ) -> None:
-    def negated(subject, directory) -> Opened:
+    def negated(subject, directory) -> ReloadedExport:
         opened = openers["saved_model"](subject, directory)
 
         def run(batch):
             return {name: -value for name, value in opened.run(batch).items()}
 
-        return Opened(run, opened.reader)
+        return ReloadedExport(run, opened.reader)
 
     openers = dict(exporter._OPENERS)
     monkeypatch.setattr(exporter, "_OPENERS", {**openers, "saved_model": negated})

@@ -12,7 +12,7 @@ from tools.finetuning.kinds.span import Prediction
 from tools.finetuning.task_files import Answer, TaskExample
 
 
-def _labelled(*labels: float) -> list[TaskExample]:
+def _labeled(*labels: float) -> list[TaskExample]:
     return [TaskExample(str(n), ("a", "b"), label) for n, label in enumerate(labels)]
 
 
@@ -25,7 +25,7 @@ def _asked(**answers: tuple[str, ...]) -> list[TaskExample]:
 
 def test_f1_and_matthews_equal_values_computed_by_hand() -> None:
     # The predictions have 2 true and 1 false positive, and 1 false and 1 true negative.
-    examples, predictions = _labelled(1, 1, 1, 0, 0), np.array([1, 1, 0, 1, 0])
+    examples, predictions = _labeled(1, 1, 1, 0, 0), np.array([1, 1, 0, 1, 0])
     for task, name, score in (("mrpc", "f1", 2 / 3), ("cola", "matthews", 1 / 6)):
         scores = scoring.evaluate(tasks.load_task(task), examples, predictions)
         assert scores == pytest.approx({name: score, "accuracy": 3 / 5})
@@ -33,16 +33,16 @@ def test_f1_and_matthews_equal_values_computed_by_hand() -> None:
 
 def test_weighted_f1_weighs_classes_by_their_counts() -> None:
     # F1 is 2/3, 1/2 and 0 for classes of 2, 1 and 1 examples.
-    scores = scoring.evaluate(tasks.load_task("rusentiment"), _labelled(0, 0, 1, 2), [0, 1, 1, 1])
+    scores = scoring.evaluate(tasks.load_task("rusentiment"), _labeled(0, 0, 1, 2), [0, 1, 1, 1])
     assert scores == pytest.approx({"f1_weighted": (2 * 2 / 3 + 1 / 2) / 4, "accuracy": 1 / 2})
 
 
 def test_pearson_and_spearman_equal_values_computed_by_hand() -> None:
     spec = tasks.load_task("stsb")
-    scores = scoring.evaluate(spec, _labelled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
+    scores = scoring.evaluate(spec, _labeled(1.0, 3.0, 2.0, 4.0), [1, 2, 3, 4])
     assert scores == pytest.approx({"pearson": 0.8, "spearman": 0.8})
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 · 5).
-    scores = scoring.evaluate(spec, _labelled(1.0, 2.0, 3.0, 9.0), [0.1, 0.2, 0.2, 0.3])
+    scores = scoring.evaluate(spec, _labeled(1.0, 2.0, 3.0, 9.0), [0.1, 0.2, 0.2, 0.3])
     assert scores["spearman"] == pytest.approx(0.9486832980505138)
 
 
@@ -73,7 +73,7 @@ def test_predictions_that_do_not_match_the_examples_are_rejected() -> None:
         ([0.1, 0.9], "expected class indices, received float64"),
     ):
         with pytest.raises(ValueError, match=message):
-            scoring.evaluate(spec, _labelled(0, 1), predictions)
+            scoring.evaluate(spec, _labeled(0, 1), predictions)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from pipeline.storage import manifest as manifests
 from tools.recipe_comparison import table
 from tools.recipe_comparison.comparison import RecipeComparison
-from tools.recipe_comparison.mixes import Recipe, Shapes, make_mixes
 from tools.recipe_comparison.settings import CompareRecipesConfig
+from tools.recipe_comparison.variants import Recipe, Shapes, make_variants
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def finished(tmp_path, examples_dir, cache_dir) -> RecipeComparison:
         Recipe("masked_lm", None, {"masked_lm": 1.0}),
         Recipe("kl", "float16-16", {"kl_divergence": 1.0}),
     ]
-    mixes = make_mixes(recipes, shapes=Shapes(4, 2), cache="compact-8", masked_lm_weight=1.0)
-    comparison = RecipeComparison(config, mixes, 2)
+    variants = make_variants(recipes, shapes=Shapes(4, 2), cache="compact-8", masked_lm_weight=1.0)
+    comparison = RecipeComparison(config, variants, 2)
     (comparison.work / "equal_bytes").make_directory()
     (comparison.work / "examples").symlink_to(examples_dir)
     (comparison.work / "equal_bytes" / "float16-16").symlink_to(cache_dir)
     for folder in ("scores", "step_times"):
         (comparison.work / folder).make_directory()
-    for mix in mixes:
+    for variant in variants:
         time = {"ratio": 1.25, "seconds": 0.1, "num_train_steps": 1234}
-        comparison.step_time_file(mix).write_json(time)
-    for cell in comparison.cells:
-        labels = cell.mix.with_labels
-        comparison.scores_file(cell).write_json(
+        comparison.step_time_file(variant).write_json(time)
+    for trial in comparison.trials:
+        labels = trial.variant.with_labels
+        comparison.scores_file(trial).write_json(
             {
                 "like": {
-                    "masked_lm_accuracy": 0.30 + 0.02 * labels + 0.01 * cell.seed,
-                    "teacher_agreement": 0.7 + 0.001 * labels + 0.01 * cell.seed,
+                    "masked_lm_accuracy": 0.30 + 0.02 * labels + 0.01 * trial.seed,
+                    "teacher_agreement": 0.7 + 0.001 * labels + 0.01 * trial.seed,
                     "kl_divergence": 1.0 + 0.1 * labels,
                     "teacher_accuracy": 0.44,
                 }

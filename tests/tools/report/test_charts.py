@@ -53,8 +53,8 @@ def test_each_hint_has_a_circle_at_its_point_and_is_listed() -> None:
     (group,) = [element for element in _read(figure).iter() if element.get("data-name") == "a"]
     markers = [(use.get("x"), use.get("y")) for use in group.iter() if use.tag.endswith("}use")]
     circles = [circle for circle in group.iter() if circle.get("class") == "point"]
-    centres = [(circle.get("cx"), circle.get("cy")) for circle in circles]
-    assert centres == [markers[0], markers[2]]
+    centers = [(circle.get("cx"), circle.get("cy")) for circle in circles]
+    assert centers == [markers[0], markers[2]]
     assert [circle[0].text for circle in circles] == charts.hints(figure) == ["first", "third"]
 
 
@@ -71,19 +71,19 @@ def test_axis_limits_respect_the_bounds() -> None:
     assert axes.get_ylim() == (0.0, 1.0) and axes.get_xlim()[0] == 0.0
 
 
-def test_series_beyond_the_palette_are_grey_and_not_in_the_legend() -> None:
-    num_series = charts.NUM_COLOURS + 2
+def test_series_beyond_the_palette_are_gray_and_not_in_the_legend() -> None:
+    num_series = charts.NUM_COLORS + 2
     figure = _line_figure(
         *(
             _series(f"run {index}", (1, 0.1), (2, index / 10), order=index)
             for index in range(num_series)
         )
     )
-    colours = [line.get_color() for line in figure.axes[0].lines]
-    assert colours == [*charts.COLOURS, charts.GREY, charts.GREY]
-    assert len(_legend(figure)) == charts.NUM_COLOURS
-    dashes = {str(line._dash_pattern) for line in figure.axes[0].lines[: charts.NUM_COLOURS]}
-    assert len(dashes) == charts.NUM_COLOURS
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert colors == [*charts.COLORS, charts.GRAY, charts.GRAY]
+    assert len(_legend(figure)) == charts.NUM_COLORS
+    dashes = {str(line._dash_pattern) for line in figure.axes[0].lines[: charts.NUM_COLORS]}
+    assert len(dashes) == charts.NUM_COLORS
 
 
 def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
@@ -100,7 +100,7 @@ def test_points_on_logarithmic_axes_keep_values_labels_and_error_bars() -> None:
     assert chart.get("aria-label") == "described" and chart.get("role") == "img"
 
 
-def test_labels_of_neighbouring_lines_are_on_different_sides() -> None:
+def test_labels_of_neighboring_lines_are_on_different_sides() -> None:
     points = tuple(Point(x, 1 / x, label=f"{x}") for x in (1, 2))
     axis = Axis("bytes", logarithmic=True)
     lines = [Series("a", points), Series("b", points, 1), Series("c", points, joined=False)]
@@ -134,7 +134,7 @@ def test_names_and_hints_are_escaped_as_text(name: str) -> None:
         assert [text for text in texts(chart) if text.startswith(name)]
 
 
-def test_chart_uses_the_pages_colour_and_is_reproducible() -> None:
+def test_chart_uses_the_pages_color_and_is_reproducible() -> None:
     markup = [charts.svg(_line_figure(_series("a", (1, 0.5))), "x") for _ in range(2)]
     assert markup[0] == markup[1]
     assert "currentColor" in markup[0] and charts._INK not in markup[0]

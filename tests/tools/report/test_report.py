@@ -15,7 +15,7 @@ from tests.conftest import make_cache
 from tests.tools.page_reading import charts, hints, parse, texts
 from tools.report import __main__ as tool
 from tools.report.__main__ import ReportConfig, make_report
-from tools.report.charts import NUM_COLOURS, Point, Series
+from tools.report.charts import NUM_COLORS, Point, Series
 from tools.report.curves import ACCURACY, AGREEMENT, finding, setting_text
 from tools.report.inputs import read_cache, reliability
 from tools.report.runs import flattened, short_names
@@ -149,7 +149,7 @@ def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     first = _make_run(tmp_path / "a", [0.1])
     second = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
     text = parse(_report(runs=(first, second))).text
-    assert "Training loss: each run minimises a different loss" in text
+    assert "Training loss: each run minimizes a different loss" in text
     assert "The runs read different caches and" in text
     # With more runs than settings, each run is a row.
     more_runs = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
@@ -169,13 +169,13 @@ def test_names_are_escaped_in_the_report(tmp_path) -> None:
     assert ("title", {}) in parsed.tags and "<i>&" in parsed.texts
 
 
-def test_runs_beyond_the_palette_are_grey(tmp_path) -> None:
+def test_runs_beyond_the_palette_are_gray(tmp_path) -> None:
     runs = tuple(
         _make_run(tmp_path / f"run-{index}", [0.1, 0.1 + index / 100]) for index in range(11)
     )
     page = _report(runs=runs)
-    grey = 11 - NUM_COLOURS
-    assert f"The first {NUM_COLOURS} runs are in colour, {grey} more are grey." in parse(page).text
+    gray = 11 - NUM_COLORS
+    assert f"The first {NUM_COLORS} runs are in color, {gray} more are gray." in parse(page).text
     assert len(hints(next(iter(charts(page).values())))) == 11
 
 

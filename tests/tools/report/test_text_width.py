@@ -14,7 +14,7 @@ LETTERS = st.text(st.sampled_from("ab c春天，é\u0301"), max_size=12)
     [("", 0), ("abc", 3), ("春天", 4), ("a，b", 4), ("e\u0301", 1), ("…", 1), ("ｱ", 1), ("Ａ", 2)],
 )
 def test_wide_characters_take_two_columns(text: str, columns: int) -> None:
-    assert text_width.columns(text) == columns
+    assert text_width.display_width(text) == columns
 
 
 def test_clipped_text_fits_its_columns() -> None:
@@ -53,5 +53,5 @@ def test_lines_break_between_pieces() -> None:
 @given(st.lists(LETTERS), st.integers(2, 20))
 def test_lines_fit_and_lose_nothing(pieces: list[str], width: int) -> None:
     lines = text_width.wrapped(pieces, width)
-    assert all(text_width.columns(line) <= width for line in lines)
+    assert all(text_width.display_width(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == "".join(pieces).replace(" ", "")

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from pipeline.base.errors import InputError
 from tools.commands import Step
 from tools.teacher_study import sizes
-from tools.teacher_study.clock import Clock
 from tools.teacher_study.settings import parse_duration
 from tools.teacher_study.sizes import Costs, TaskCost
+from tools.teacher_study.step_durations import StepDurations
 
 _SECONDS = st.floats(0.01, 1e4)
 _TASKS = st.dictionaries(
@@ -87,11 +87,13 @@ def test_head_takes_at_most_a_tenth_of_the_budget() -> None:
 
 def test_clock_adds_the_seconds_of_all_processes(tmp_path, monkeypatch) -> None:
     moments = iter([0.0, 2.0, 10.0, 15.0])
-    monkeypatch.setattr("tools.teacher_study.clock.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("tools.teacher_study.step_durations.time.monotonic", lambda: next(moments))
     for name in ("a", "b"):
-        clock = Clock(tmp_path / "seconds.json", tmp_path)
+        durations = StepDurations(tmp_path / "seconds.json", tmp_path)
         result = tmp_path / "folder" / name
-        clock.timed(Step(name, result, lambda: None)).make()
-    assert clock.total == 7.0
-    assert Clock(tmp_path / "seconds.json", tmp_path).seconds(tmp_path / "folder" / "a") == 2.0
-    assert clock.seconds(tmp_path / "c") == 0.0
+        durations.timed(Step(name, result, lambda: None)).make()
+    assert durations.total == 7.0
+    assert (
+        StepDurations(tmp_path / "seconds.json", tmp_path).seconds(tmp_path / "folder" / "a") == 2.0
+    )
+    assert durations.seconds(tmp_path / "c") == 0.0

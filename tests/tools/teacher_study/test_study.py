@@ -11,7 +11,7 @@ from pipeline.models.weight_names import count_parameters
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN
 from tools.recipe_comparison import table
-from tools.recipe_comparison.mixes import Recipe, Shapes, make_mixes
+from tools.recipe_comparison.variants import Recipe, Shapes, make_variants
 from tools.teacher_study import report as reports
 from tools.teacher_study.settings import StudyConfig
 from tools.teacher_study.study import Study
@@ -30,12 +30,12 @@ def _study(
     tasks = {"tnews": work / "a", "ocnli": work / "b"}
     required = {"teacher": teacher or work / "teacher", "input_dir": "text", "tasks": tasks}
     config = StudyConfig(**{**required, "work": work / "work", **settings})
-    mixes = make_mixes(_RECIPES, shapes=Shapes(4, 2), cache="compact-8")
-    return Study(config, mixes, 2, has_head=has_head)
+    variants = make_variants(_RECIPES, shapes=Shapes(4, 2), cache="compact-8")
+    return Study(config, variants, 2, has_head=has_head)
 
 
 def test_recipes_keep_their_losses(tmp_path) -> None:
-    losses = [dict(mix.losses) for mix in _study(tmp_path).mixes]
+    losses = [dict(variant.losses) for variant in _study(tmp_path).variants]
     assert losses == [dict(recipe.losses) for recipe in _RECIPES]
 
 
@@ -68,8 +68,10 @@ def test_teacher_without_a_head_gets_one_before_capture(tmp_path) -> None:
 
 def test_students_have_equal_steps_and_base_models_continue_for_half(tmp_path) -> None:
     study = _study(tmp_path, num_train_steps=100)
-    assert {study.num_train_steps(cell) for cell in study.cells if cell.base is None} == {100}
-    assert {study.num_train_steps(cell) for cell in study.cells if cell.base is not None} == {50}
+    assert {study.num_train_steps(trial) for trial in study.trials if trial.base is None} == {100}
+    assert {study.num_train_steps(trial) for trial in study.trials if trial.base is not None} == {
+        50
+    }
 
 
 def test_continued_student_starts_from_the_baseline_of_its_seed(tmp_path, monkeypatch) -> None:
@@ -81,7 +83,7 @@ def test_continued_student_starts_from_the_baseline_of_its_seed(tmp_path, monkey
         step.make()
     last = run_settings[-2]
     assert last["student"] == study.work / "students" / "masked_lm_seed2"
-    assert last["input_dir"] == study.training_cache(study.mixes[1].cache)
+    assert last["input_dir"] == study.training_cache(study.variants[1].cache)
     assert (last["num_train_steps"], last["random_seed"]) == (300, 2)
     assert "init_from" not in last
     assert run_settings[-1]["input_dir"] == study.training_data(live=False)
@@ -119,10 +121,10 @@ def test_training_data_are_the_shards_that_the_steps_read(examples_dir, tmp_path
     assert manifests.load(data).splits == {TRAIN: shards}
 
 
-def test_costs_are_computed_from_the_probe(tmp_path, cache_dir, sentiment_dir) -> None:
+def test_costs_are_computed_from_the_pilot_study(tmp_path, cache_dir, sentiment_dir) -> None:
     study = _study(tmp_path, budget="30m", tasks={"chnsenticorp": sentiment_dir})
-    probe, work = study._probe, study.work
-    (cell,) = probe.cells
+    pilot, work = study._pilot, study.work
+    (trial,) = pilot.trials
     (spec,) = study.cache_specs
     examples = manifests.load(cache_dir).num_examples(TRAIN)
     cache = work / "probe" / "caches" / spec.key
@@ -130,23 +132,23 @@ def test_costs_are_computed_from_the_probe(tmp_path, cache_dir, sentiment_dir) -
     cache.symlink_to(cache_dir)
     seconds = {
         f"probe/caches/{spec.key}/manifest.json": 10.0 + 0.5 * examples,
-        f"probe/students/{cell.key}/config.json": 10.0,
-        f"probe/scores/{cell.key}.json": 5.0,
+        f"probe/students/{trial.key}/config.json": 10.0,
+        f"probe/scores/{trial.key}.json": 5.0,
         "probe/tasks/chnsenticorp/teacher/summary.json": 12.0,
-        f"probe/tasks/chnsenticorp/{cell.key}/summary.json": 7.0,
+        f"probe/tasks/chnsenticorp/{trial.key}/summary.json": 7.0,
     }
     (work / "seconds.json").write_json(seconds)
     (work / "probe" / "step_times").make_directory()
-    for mix, step in zip(study.mixes, (1.0, 2.0, 4.0), strict=True):
-        probe.step_time_file(mix).write_json({"ratio": step, "seconds": step})
-    for key, rate in (("teacher", 4.0), (cell.key, 8.0)):
-        directory = probe.task_directory(key, "chnsenticorp")
+    for variant, step in zip(study.variants, (1.0, 2.0, 4.0), strict=True):
+        pilot.step_time_file(variant).write_json({"ratio": step, "seconds": step})
+    for key, rate in (("teacher", 4.0), (trial.key, 8.0)):
+        directory = pilot.task_directory(key, "chnsenticorp")
         (directory / "run").make_directory()
         counts = {"num_train_examples": 16, "num_train_inputs": 16}
         (directory / "summary.json").write_json({"runs": [{"directory": "run", "counts": counts}]})
         line = {"step": 1, "split": "train", "examples_per_second": rate}
         (directory / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    costs = probe.costs(study.cells)
+    costs = pilot.costs(study.trials)
     # There are six students and four continued students, two of them with the baseline's losses.
     assert costs.fixed == pytest.approx(10 * 15.0 + 10.0)
     assert costs.per_step == pytest.approx(2 * (1 + 2 + 4) + 2 * (2 + 1) / 2 + 32 * 0.5)
@@ -156,9 +158,9 @@ def test_costs_are_computed_from_the_probe(tmp_path, cache_dir, sentiment_dir) -
     assert task.per_example == pytest.approx(2 / 4 + 10 / 8)
     assert (task.num_examples, task.num_epochs) == (96, 1.0)
     # An evaluation that ended after its tool was killed has no recorded time.
-    del seconds[f"probe/scores/{cell.key}.json"]
+    del seconds[f"probe/scores/{trial.key}.json"]
     (work / "seconds.json").write_json({**seconds, "probe/step_times/baseline.json": 3.0})
-    assert probe.costs(study.cells).fixed == pytest.approx(10 * 13.0 + 10.0)
+    assert pilot.costs(study.trials).fixed == pytest.approx(10 * 13.0 + 10.0)
 
 
 @pytest.mark.parametrize("name", ["tasks", "recipes"])
@@ -169,18 +171,18 @@ def test_missing_tasks_or_recipes_are_refused(tmp_path, name: str) -> None:
 
 
 def test_study_with_a_budget_cannot_be_extended(tmp_path) -> None:
-    _study(tmp_path).claim()
+    _study(tmp_path).reserve()
     three_tasks = {"tnews": tmp_path / "a", "ocnli": tmp_path / "b", "afqmc": tmp_path / "c"}
-    _study(tmp_path, seeds=(1, 2, 3), tasks=three_tasks).claim()
+    _study(tmp_path, seeds=(1, 2, 3), tasks=three_tasks).reserve()
     with pytest.raises(InputError):
-        _study(tmp_path, tasks={"tnews": tmp_path / "c"}).claim()
+        _study(tmp_path, tasks={"tnews": tmp_path / "c"}).reserve()
     root = tmp_path / "budgeted"
-    _study(root, budget="30m").claim()
-    _study(root, budget="30m").claim()
+    _study(root, budget="30m").reserve()
+    _study(root, budget="30m").reserve()
     three_tasks = {"tnews": root / "a", "ocnli": root / "b", "afqmc": root / "c"}
     for change in ({"seeds": (1, 2, 3)}, {"tasks": three_tasks}, {"budget": "31m"}):
         with pytest.raises(InputError):
-            _study(root, **{"budget": "30m", **change}).claim()
+            _study(root, **{"budget": "30m", **change}).reserve()
 
 
 def _write_results(study: Study, teacher: pathlib.Path, student: pathlib.Path) -> None:
@@ -191,20 +193,20 @@ def _write_results(study: Study, teacher: pathlib.Path, student: pathlib.Path) -
     """
     for folder in ("scores", "students", "step_times"):
         (study.work / folder).make_directory()
-    for mix in study.mixes:
-        study.step_time_file(mix).write_json({"ratio": 1.25, "seconds": 0.1})
+    for variant in study.variants:
+        study.step_time_file(variant).write_json({"ratio": 1.25, "seconds": 0.1})
     models = [("teacher", seed, None) for seed in study.config.seeds]
-    for cell in study.cells:
-        helped = "wwm" in cell.kind
-        study.student(cell).symlink_to(student)
+    for trial in study.trials:
+        helped = "wwm" in trial.kind
+        study.student(trial).symlink_to(student)
         scores = {
-            "masked_lm_accuracy": 0.30 + 0.02 * helped + 0.01 * cell.seed,
+            "masked_lm_accuracy": 0.30 + 0.02 * helped + 0.01 * trial.seed,
             "teacher_agreement": 0.7,
             "kl_divergence": 1.0 - 0.1 * helped,
             "teacher_accuracy": 0.44,
         }
-        study.scores_file(cell).write_json({"like": scores})
-        models.append((cell.kind, cell.seed, helped))
+        study.scores_file(trial).write_json({"like": scores})
+        models.append((trial.kind, trial.seed, helped))
     for key, seed, helped in models:
         is_teacher = key == "teacher"
         scores_of_tasks = {
@@ -328,7 +330,7 @@ def test_markdown_names_students_better_on_every_task(finished) -> None:
 
 
 def test_report_contains_the_trained_head(finished) -> None:
-    study = Study(finished.config, finished.mixes, 2, has_head=False)
+    study = Study(finished.config, finished.variants, 2, has_head=False)
     line = {"step": 5, "split": "eval", "masked_lm_accuracy": 0.25}
     directory = study.teacher.make_directory()
     (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -339,7 +341,7 @@ def test_report_contains_the_trained_head(finished) -> None:
     assert "25.0%" in reports.markdown(report, table.score_columns(study))
 
 
-def test_probe_writes_only_to_its_own_directory(tmp_path) -> None:
+def test_pilot_study_writes_only_to_its_own_directory(tmp_path) -> None:
     study = _study(tmp_path, budget="30m")
-    results = [step.result for step in study._probe.steps()]
+    results = [step.result for step in study._pilot.steps()]
     assert all(result.is_inside(study.work / "probe") for result in results)

@@ -17,7 +17,7 @@ from pipeline.distill import batches
 from pipeline.models.formats import model_directory
 from pipeline.storage import cache_input, serialization
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.manifest import TRAIN
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools import list_records
@@ -147,10 +147,10 @@ def reading(inputs: Inputs, cache: CacheInput, least_ratio: float | None) -> Row
     repeated, manifest = _repeated(cache, inputs), cache.manifest
     k = inputs.truncation_factor
     sizes = (inputs.max_seq_length, manifest.max_predictions_per_seq, k)
-    path, chunking = inputs.work / _LISTS_FILE, Chunking(_READ_BATCH_SIZE)
+    path, plan = inputs.work / _LISTS_FILE, MicrobatchPlan(_READ_BATCH_SIZE)
     settings = {"seed": 0, "start": 0, "shuffle_buffer_size": 1_000}
     row = compare(
-        lambda: _rate(batches.training_batches(repeated, chunking, **settings)),
+        lambda: _rate(batches.training_batches(repeated, plan, **settings)),
         lambda: _rate(_list_batches(path, sizes, _READ_BATCH_SIZE)),
         inputs.repeats,
         name=f"reading to ready batches, {manifest.teacher_info.logit_encoding}, k={k}",

@@ -17,7 +17,7 @@ from pipeline.distill import batches, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.settings import DistillConfig, StudentConfig, parse_losses
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.length_buckets import Chunking
+from pipeline.storage.length_buckets import MicrobatchPlan
 from tools.dev.benchmarks.inputs import Inputs
 from tools.measurement import Row, compare
 
@@ -102,7 +102,7 @@ def _step_rate(config: DistillConfig, batch: Any) -> float:
 
 def _first_batch(cache: CacheInput, batch_size: int) -> Any:
     dataset = batches.training_batches(
-        cache, Chunking(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
+        cache, MicrobatchPlan(batch_size), seed=0, start=0, shuffle_buffer_size=1_000
     )
     return next(iter(dataset))
 

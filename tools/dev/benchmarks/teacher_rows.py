@@ -105,13 +105,13 @@ def _make_capture(inputs: Inputs, sample: Sample, model: MaskedLM) -> capture.Ca
     k = inputs.truncation_factor
     config = TeacherCacheConfig(output_dir="", teacher="", truncation_factor=k)
     manifest = sample.cache.manifest
-    keep = capture.keep_function(config, model, max_positions=manifest.max_predictions_per_seq)
+    select = capture.make_selector(config, model, max_positions=manifest.max_predictions_per_seq)
     return capture.Capture(
         manifest=manifest,
         batch_size=_BATCH_SIZE,
         codec=CODECS["float16"](model.config.vocab_size, k),
         info=TeacherInfo(k, "float16", config.temperatures, teacher={}, parent={}),
-        forward=forward.compile_forward(model, keep),
+        forward=forward.compile_forward(model, select),
         on_examples=lambda count: None,
     )
 

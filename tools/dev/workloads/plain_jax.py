@@ -88,8 +88,8 @@ def _dense(weights: Weights, x: Any) -> Any:
 
 def _norm(weights: Weights, x: Any, epsilon: float) -> Any:
     wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    scaled = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    centered = wide - wide.mean(-1, keepdims=True)
+    scaled = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + epsilon)
     return (scaled * weights["scale"] + weights["bias"]).astype(x.dtype)
 
 

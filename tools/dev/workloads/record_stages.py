@@ -12,7 +12,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.location import Location
-from pipeline.base.prefetch import ahead
+from pipeline.base.prefetch import prefetch
 from pipeline.storage import serialization
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.base import TargetCodec
@@ -106,13 +106,15 @@ class RecordStages:
             predict_batch_size=self.batch_size,
         )
         model = step_programs.build_teacher(workload)
-        keep = capture.keep_function(config, model, max_positions=workload.max_predictions_per_seq)
+        select = capture.make_selector(
+            config, model, max_positions=workload.max_predictions_per_seq
+        )
         pipeline = capture.Capture(
             manifest=manifest,
             info=info,
             batch_size=self.batch_size,
             codec=self._codec,
-            forward=forward.compile_forward(model, keep),
+            forward=forward.compile_forward(model, select),
             on_examples=lambda count: None,
         )
         totals = capture.ShardTotals(manifest.vocab.size)
@@ -142,7 +144,7 @@ class RecordStages:
                     ],
                 )
 
-        return ahead(make())
+        return prefetch(make())
 
     def _to_arrays(
         self, examples: Sequence[MaskedExample], targets: Sequence[TeacherTargets]

@@ -178,7 +178,7 @@ def _build_head(workload: Workload) -> "CachedHead":
     return CachedHead(np.zeros(shape, np.float16), np.zeros(shape[:1], np.float32))
 
 
-def keep_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+def select_topk(workload: Workload, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
     """Returns the targets that `create_teacher_output_data` keeps of a teacher's outputs."""
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher import truncation

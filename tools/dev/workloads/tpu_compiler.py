@@ -280,8 +280,8 @@ def _lower_teacher(workload: Workload, batch_size: int, topology: Topology) -> A
     from pipeline.teacher import forward
 
     model = step_programs.build_teacher(workload)
-    keep = functools.partial(step_programs.keep_topk, workload)
-    run, whole, divided = forward.divided_forward(model, keep, topology.devices)
+    select = functools.partial(step_programs.select_topk, workload)
+    run, whole, divided = forward.divided_forward(model, select, topology.devices)
     values = _abstract([variable.value for variable in model.variables], whole)
     batch = _abstract(step_programs.teacher_batch(workload, 1), divided, batch_size)
     return jax.jit(run).lower(values, batch)

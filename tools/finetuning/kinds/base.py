@@ -13,7 +13,7 @@ from tools.finetuning.inputs import Feature, Layout
 from tools.finetuning.task_files import SplitData, TaskExample
 
 if TYPE_CHECKING:
-    from pipeline.models.architectures.parts import Tensor
+    from pipeline.models.architectures.components import Tensor
 
 # Predictions of examples. Depending on the kind, they are class indices, numbers, answers by
 # question key, or the tag indices of each example's words.

@@ -9,7 +9,7 @@ import numpy as np
 from data_specs.tasks import CLASSIFICATION, TaskSpec
 from tools.finetuning.inputs import Feature
 from tools.finetuning.kinds.base import Predictions
-from tools.finetuning.kinds.labelled_rows import LabelledRows, Score
+from tools.finetuning.kinds.labeled_rows import LabeledRows, Score
 from tools.finetuning.kinds.regression import means_number
 from tools.finetuning.task_files import TaskExample
 
@@ -46,7 +46,7 @@ def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
 
 
-class Classification(LabelledRows):
+class Classification(LabeledRows):
     """Classification of an input; predictions are class indices."""
 
     name = CLASSIFICATION

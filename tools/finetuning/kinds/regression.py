@@ -9,7 +9,7 @@ import numpy as np
 from data_specs.tasks import REGRESSION, TaskSpec
 from tools.finetuning.inputs import Feature
 from tools.finetuning.kinds.base import Predictions
-from tools.finetuning.kinds.labelled_rows import LabelledRows, Score
+from tools.finetuning.kinds.labeled_rows import LabeledRows, Score
 from tools.finetuning.task_files import TaskExample
 
 
@@ -42,7 +42,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[inverse]
 
 
-class Regression(LabelledRows):
+class Regression(LabeledRows):
     """A number for each input."""
 
     name = REGRESSION

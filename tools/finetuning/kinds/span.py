@@ -19,7 +19,7 @@ from data_specs.records import INPUT_MASK
 from data_specs.tasks import SPAN, SPAN_SCORES, TaskSpec
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.families.base import Family
 from pipeline.tokenizers.tokens import Tokens
@@ -28,7 +28,7 @@ from tools.finetuning.kinds.base import Predictions, TaskKind, WriteSubmission
 from tools.finetuning.task_files import Answer, SplitData, TaskExample, is_text
 
 if TYPE_CHECKING:
-    from pipeline.models.architectures.parts import Tensor
+    from pipeline.models.architectures.components import Tensor
 
 _OUTSIDE = -1
 
@@ -382,7 +382,7 @@ def _read_questions(data: SplitData, paths: tuple[Location, ...]) -> Iterator[Ta
     for path in paths:
         for paragraph in _read_paragraphs(path):
             if not is_text(paragraph.context):
-                raise InputError(f"{path}: context", "text", shown(paragraph.context))
+                raise InputError(f"{path}: context", "text", format_value(paragraph.context))
             for question in paragraph.qas:
                 try:
                     example = _question_example(data, path, question, paragraph.context, seen_keys)
@@ -399,22 +399,22 @@ def _question_example(
     key = str(content.get("id", ""))
     where = f"{path}, question {' '.join(key.split())[:80]}"
     if not key or key in seen_keys or not is_text(key):
-        raise InputError(where, "a unique id", shown(key))
+        raise InputError(where, "a unique id", format_value(key))
     seen_keys.add(key)
     question = json_text.convert(content, _SquadQuestion, where)
     answers = []
     for text in (question.question, *(answer.text for answer in question.answers)):
         if not is_text(text):
-            raise InputError(where, "text", shown(text))
+            raise InputError(where, "text", format_value(text))
     for answer in question.answers:
         start = _locate(context, Answer(answer.text, answer.answer_start))
         if start is not None:
             data.num_relocated += start != answer.answer_start
             answers.append(Answer(answer.text, start))
-        elif data.labelled:
+        elif data.labeled:
             description = f"the answer {answer.text[:40]!r} in its context at character"
             raise InputError(where, f"{description} {answer.answer_start}", "none")
-    if data.labelled and not answers:
+    if data.labeled and not answers:
         received = f"an unanswerable question of SQuAD 2.0, which {data.spec.name} does not have"
         raise InputError(where, "an answer", received)
     return TaskExample(key, (question.question, context), answers=tuple(answers))
@@ -544,7 +544,7 @@ class Span(TaskKind):
         """Masks padding, because a loss must not depend on the length of the batch."""
         from keras import ops
 
-        from pipeline.models.architectures.parts import MASKED_SCORE
+        from pipeline.models.architectures.components import MASKED_SCORE
 
         padding = 1.0 - ops.cast(batch[INPUT_MASK], "float32")
         return logits + ops.expand_dims(padding, 1) * MASKED_SCORE

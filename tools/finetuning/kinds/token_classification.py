@@ -19,13 +19,13 @@ from data_specs.tasks import (
 )
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.models.families.base import Family
 from pipeline.tokenizers.tokens import Tokenizer
 from tools.finetuning.inputs import NO_TARGET, TARGETS, Feature, Layout
 from tools.finetuning.kinds.base import Predictions, TaskKind, WriteSubmission
-from tools.finetuning.kinds.labelled_rows import json_id
+from tools.finetuning.kinds.labeled_rows import json_id
 from tools.finetuning.task_files import (
     Sentence,
     SplitData,
@@ -36,7 +36,7 @@ from tools.finetuning.task_files import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.models.architectures.parts import Tensor
+    from pipeline.models.architectures.components import Tensor
 
 # The type of an entity, and the indices of its first and its last word.
 Entity = tuple[str, int, int]
@@ -350,7 +350,7 @@ def _write_entities(
 def _read_columns(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
     """Yields the sentences of a file of columns; None for a bad sentence."""
     spec = data.spec
-    may_lack = not data.labelled and spec.columns[-1] == spec.label_field
+    may_lack = not data.labeled and spec.columns[-1] == spec.label_field
     sentences = read_sentences(path, spec.columns, data.bad_row, may_lack_last=may_lack)
     for sentence in sentences:
         example = None
@@ -384,23 +384,23 @@ def _find_word(spec: TaskSpec, cell: str, where: str) -> str:
     match = re.fullmatch(spec.word_pattern, cell)
     if match is None:
         expected = f"a cell that matches `word_pattern` ({spec.word_pattern})"
-        raise InputError(where, expected, shown(cell))
+        raise InputError(where, expected, format_value(cell))
     return match[1]
 
 
 def _expect_tag(spec: TaskSpec, tag: str, where: str) -> str:
     if not is_tag(tag, spec.scheme):
         expected = f"a tag of the scheme {spec.scheme} ({describe_tags(spec.scheme)})"
-        raise InputError(where, expected, shown(tag))
+        raise InputError(where, expected, format_value(tag))
     if spec.labels and tag not in spec.labels:
-        raise InputError(where, f"one of {', '.join(spec.labels)}", shown(tag))
+        raise InputError(where, f"one of {', '.join(spec.labels)}", format_value(tag))
     return tag
 
 
 def _read_entities(data: SplitData, path: Location) -> Iterator[TaskExample | None]:
     """Yields the texts of JSON lines, with each character as a word; None for a bad line."""
     spec = data.spec
-    needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
+    needed = (*spec.text_fields, *([spec.label_field] if data.labeled else []))
     for row in read_rows(spec, path, needed, data.bad_row):
         example = None
         if row is not None:
@@ -417,7 +417,7 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
     text, key = fields[text_field], str(fields.get(spec.id_field, ""))
     for name, value in ((text_field, text), (spec.id_field, key)):
         if not is_text(value) or not text:
-            raise InputError(f"{where}: {name}", "text", shown(value))
+            raise InputError(f"{where}: {name}", "text", format_value(value))
     if spec.label_field not in fields:
         return TaskExample(key, tuple(text))
     place = f"{where}: {spec.label_field}"
@@ -446,7 +446,9 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
 def _locate(text: str, words: str, first: int, last: int, entity_type: str, place: str) -> Entity:
     """Returns an entity after a check that its words stand at the stated characters."""
     if not 0 <= first <= last < len(text) or text[first : last + 1] != words:
-        raise InputError(place, f"{shown(words)} at the characters {first} to {last}", "none")
+        raise InputError(
+            place, f"{format_value(words)} at the characters {first} to {last}", "none"
+        )
     return entity_type, first, last
 
 

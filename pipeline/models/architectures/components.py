@@ -48,14 +48,14 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerParts:
+class LayerBuilder:
     """Makes the parts of one layer, each with separate random numbers.
 
     Attributes:
         config: the model's configuration.
         scope: the layer's name within the model.
         seed: the model's seed.
-        dtype: the layer's dtype; Keras computes normalisations in float32.
+        dtype: the layer's dtype; Keras computes normalizations in float32.
     """
 
     config: EncoderConfig
@@ -96,7 +96,7 @@ class LayerParts:
         return self.dense(size, name, scale=(2 * self.config.num_hidden_layers) ** -0.5)
 
     def layer_norm(self) -> keras.layers.LayerNormalization:
-        """Returns a normalisation over the last axis, with a bias if the family has biases."""
+        """Returns a normalization over the last axis, with a bias if the family has biases."""
         return keras.layers.LayerNormalization(
             epsilon=self.config.layer_norm_eps,
             center=self.config.family.has_biases,

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_specs.tasks import TaskSpec
 from pipeline.base.errors import InputError
-from pipeline.base.json_text import shown
+from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from tools.finetuning.inputs import Feature, Layout, truncated_lengths
 from tools.finetuning.kinds.base import Predictions, TaskKind, WriteSubmission
@@ -19,7 +19,7 @@ from tools.finetuning.task_files import SplitData, TaskExample, is_text, read_ro
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 
-class LabelledRows(TaskKind):
+class LabeledRows(TaskKind):
     """A kind of task whose examples have one label each.
 
     Attributes:
@@ -47,7 +47,7 @@ class LabelledRows(TaskKind):
     def read(self, data: SplitData, paths: tuple[Location, ...]) -> Iterator[TaskExample]:
         """Yields the examples of the rows that are not left out."""
         spec = data.spec
-        needed = (*spec.text_fields, *([spec.label_field] if data.labelled else []))
+        needed = (*spec.text_fields, *([spec.label_field] if data.labeled else []))
         number = 0
         for path in paths:
             for row in read_rows(spec, path, needed, data.bad_row):
@@ -65,10 +65,10 @@ class LabelledRows(TaskKind):
         named = ((name, fields[name]) for name in spec.text_fields)
         for name, text in (*named, (spec.id_field, key)):
             if not is_text(text):
-                data.bad_row(InputError(f"{where}: {name}", "text", shown(text)))
+                data.bad_row(InputError(f"{where}: {name}", "text", format_value(text)))
                 return None
         texts = tuple(fields[name] for name in spec.text_fields)
-        if not data.labelled and spec.label_field not in fields:
+        if not data.labeled and spec.label_field not in fields:
             return TaskExample(key, texts)
         value = fields[spec.label_field]
         text = str(value) if isinstance(value, str | int | float) else repr(value)
@@ -78,7 +78,7 @@ class LabelledRows(TaskKind):
         label = self.parse_label(spec, text)
         if label is None:
             label_place = f"{where}: {spec.label_field}"
-            data.bad_row(InputError(label_place, self.describe_label(spec), shown(text)))
+            data.bad_row(InputError(label_place, self.describe_label(spec), format_value(text)))
             return None
         return TaskExample(key, texts, label)
 

@@ -22,7 +22,7 @@ from pipeline.storage.manifest import LabelSums, Manifest
 
 # Name of the entropies in the output of the compiled forward pass. No record holds them.
 ENTROPIES = "entropies"
-# Name of the judgement in a manifest's statistics.
+# Name of the scores in a manifest's statistics.
 STATISTICS_KEY = "teacher_on_labels"
 # Fewer labels are too few to refuse a teacher.
 MIN_LABELS = 1_500
@@ -37,7 +37,7 @@ _ADAPT = "run_distill `student`=TEACHER `losses`=masked_lm=1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class LabelScores:
     """Scores of the teacher and of two baselines on the labels.
 
     Accuracies are shares of the labels. Log-probabilities are means in nats.
@@ -66,7 +66,7 @@ class Judgement:
     chance_log_prob: float
 
     @classmethod
-    def of(cls, sums: LabelSums | None, vocab_size: int) -> "Judgement | None":
+    def of(cls, sums: LabelSums | None, vocab_size: int) -> "LabelScores | None":
         """Returns the means of sums over labels; None without labels."""
         if sums is None or not sums.num_labels:
             return None
@@ -87,7 +87,7 @@ class Judgement:
         )
 
     @property
-    def is_no_better(self) -> bool:
+    def is_worse_than_unigram(self) -> bool:
         """Whether the teacher is significantly worse than the unigram model.
 
         Its label log-probability must be lower, and its accuracy must not be higher. A teacher
@@ -123,7 +123,7 @@ class Judgement:
         """Yields lines for a summary: the scores, the baselines, and a warning if needed."""
         yield f"labels     {self.figures()}"
         yield f"           {self.baselines()}"
-        if self.is_no_better:
+        if self.is_worse_than_unigram:
             yield "warning    the teacher predicts the labels no better than their frequencies do;"
             yield "           its masked-LM head may be untrained. This trains a new one:"
             yield f"           {show_settings(_TRAIN_HEAD, str)}"
@@ -135,7 +135,7 @@ class Judgement:
 
     def expect_useful(self, setting: str) -> None:
         """Raises InputError about the setting that names the teacher if it is no better."""
-        if self.is_no_better and self.num_labels >= MIN_LABELS:
+        if self.is_worse_than_unigram and self.num_labels >= MIN_LABELS:
             raise InputError(
                 Setting(setting),
                 "a model that predicts labels better than their frequencies do",
@@ -145,12 +145,12 @@ class Judgement:
             )
 
 
-def of_cache(manifest: Manifest) -> Judgement | None:
-    """Returns the judgement of a cache's teacher; None if its shards hold no sums."""
-    return Judgement.of(manifest.label_sums(), manifest.vocab.size)
+def of_cache(manifest: Manifest) -> LabelScores | None:
+    """Returns the scores of a cache's teacher; None if its shards hold no sums."""
+    return LabelScores.of(manifest.label_sums(), manifest.vocab.size)
 
 
-class LabelScores:
+class LabelScoreAccumulator:
     """Running sums of a teacher's scores on labels."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -191,6 +191,6 @@ class LabelScores:
             unigram_log_prob=float((counts * np.log(unigram_probs)).sum()),
         )
 
-    def judgement(self) -> Judgement | None:
+    def scores(self) -> LabelScores | None:
         """Returns the means over the added positions; None without labels."""
-        return Judgement.of(self.sums(), len(self._counts))
+        return LabelScores.of(self.sums(), len(self._counts))

@@ -18,9 +18,9 @@ from pipeline.storage import cache_input
 from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import LabelSums
 from pipeline.storage.records import TeacherTargets, read_examples
-from pipeline.teacher import capture, judgement, summary, truncation
+from pipeline.teacher import capture, label_scores, summary, truncation
 from pipeline.teacher.capture import create_teacher_cache
-from pipeline.teacher.judgement import ENTROPIES, MIN_LABELS, Judgement, LabelScores
+from pipeline.teacher.label_scores import ENTROPIES, MIN_LABELS, LabelScoreAccumulator, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 from tests.conftest import make_cache, read_folder, save_tiny_bert
 
@@ -37,7 +37,7 @@ def _output(ids: list[int], log_probs: list[float]) -> dict[str, np.ndarray]:
 
 @given(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=40))
 def test_each_label_is_left_out_of_the_frequencies_that_predict_it(labels: list[int]) -> None:
-    scores = LabelScores(VOCAB_SIZE)
+    scores = LabelScoreAccumulator(VOCAB_SIZE)
     scores.add(np.array(labels), _output(labels, [-1.0] * len(labels)))
     total, num_distinct = 0.0, len(set(labels))
     for index, label in enumerate(labels):
@@ -50,11 +50,11 @@ def test_each_label_is_left_out_of_the_frequencies_that_predict_it(labels: list[
 
 
 def test_scores_of_batches_add_up() -> None:
-    scores = LabelScores(VOCAB_SIZE)
+    scores = LabelScoreAccumulator(VOCAB_SIZE)
     scores.add(np.array([3, 4, 3]), _output([3, 3, 1], [-1.0, -2.0, -4.0]))
     scores.add(np.array([5]), _output([5], [-3.0]))
     scores.add(np.array([], np.int64), _output([], []))
-    scored = scores.judgement()
+    scored = scores.scores()
     assert (scored.num_labels, scored.accuracy, scored.label_log_prob) == (4, 0.5, -2.5)
     # The deviations from the mean are 1.5, 0.5, -1.5 and -0.5.
     assert scored.label_log_prob_error == pytest.approx(math.sqrt(1.25 / 4))
@@ -63,9 +63,9 @@ def test_scores_of_batches_add_up() -> None:
     assert scored.chance_log_prob == pytest.approx(-math.log(VOCAB_SIZE))
 
 
-def test_nothing_is_judged_without_labels() -> None:
-    assert LabelScores(VOCAB_SIZE).judgement() is None
-    assert Judgement.of(None, VOCAB_SIZE) is None
+def test_there_are_no_scores_without_labels() -> None:
+    assert LabelScoreAccumulator(VOCAB_SIZE).scores() is None
+    assert LabelScores.of(None, VOCAB_SIZE) is None
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (30.0, 1000.0), (0.0, -1000.0)])
@@ -79,7 +79,7 @@ def test_entropies_are_those_of_the_first_position(scale: float, shift: float) -
     np.testing.assert_allclose(entropies, expected[:, np.newaxis].repeat(4, 1), atol=2e-4)
 
 
-SOUND = Judgement(
+SOUND = LabelScores(
     num_labels=2000,
     accuracy=0.4,
     label_log_prob=-3.0,
@@ -111,9 +111,9 @@ SOUND = Judgement(
 def test_useless_and_weak_teachers_are_recognized(
     changes: dict[str, float], no_better: bool, weak: bool
 ) -> None:
-    judged = dataclasses.replace(SOUND, **changes)
-    assert (judged.is_no_better, judged.is_weak) == (no_better, weak)
-    lines = "\n".join(judged.describe())
+    scores = dataclasses.replace(SOUND, **changes)
+    assert (scores.is_worse_than_unigram, scores.is_weak) == (no_better, weak)
+    lines = "\n".join(scores.describe())
     assert ("--freeze=encoder" in lines) == no_better
     assert ("warning" in lines) == (no_better or weak)
 
@@ -127,7 +127,7 @@ def test_few_labels_refuse_no_teacher() -> None:
     SOUND.expect_useful("teacher")
 
 
-# Capture with a judged teacher.
+# Capture with an evaluated teacher.
 
 
 def _expected_sums(folder, shard) -> dict[str, float]:
@@ -153,8 +153,8 @@ def test_each_shard_holds_the_sums_of_its_records(cache_dir) -> None:
         expected = _expected_sums(cache_dir, shard)
         assert {name: getattr(shard.labels, name) for name in expected} == expected
         assert 0.0 < shard.labels.entropy < shard.labels.num_labels * math.log(manifest.vocab.size)
-    recorded = manifest.statistics[judgement.STATISTICS_KEY]
-    assert recorded == dataclasses.asdict(judgement.of_cache(manifest))
+    recorded = manifest.statistics[label_scores.STATISTICS_KEY]
+    assert recorded == dataclasses.asdict(label_scores.of_cache(manifest))
     assert recorded["num_labels"] == sum(shard.labels.num_labels for shard in manifest.shards)
 
 
@@ -167,7 +167,7 @@ def test_random_draws_do_not_change_the_scores(tmp_path, cache_dir, examples_dir
             assert getattr(drawn.labels, name) == expected, name
 
 
-def test_cache_without_label_sums_has_no_judgement(tmp_path, cache_dir) -> None:
+def test_cache_without_label_sums_has_no_label_scores(tmp_path, cache_dir) -> None:
     folder = tmp_path / "old"
     shutil.copytree(cache_dir, folder)
     path = folder / "manifest.json"
@@ -176,7 +176,7 @@ def test_cache_without_label_sums_has_no_judgement(tmp_path, cache_dir) -> None:
         del shard["labels"]
     path.write_text(json.dumps(value))
     manifest = manifests.load(folder)
-    assert manifest.label_sums() is None and judgement.of_cache(manifest) is None
+    assert manifest.label_sums() is None and label_scores.of_cache(manifest) is None
     assert not any(line.startswith("labels") for line in summary.describe(manifest))
 
 
@@ -196,7 +196,7 @@ def test_manifest_with_invalid_label_sums_is_refused(tmp_path, cache_dir, change
 
 @pytest.fixture(scope="module")
 def large_config(tmp_path_factory, examples_config, vocab_file) -> TeacherCacheConfig:
-    """Settings with enough masked examples for a judgement and an untrained teacher."""
+    """Settings with enough masked examples for a comparison and an untrained teacher."""
     folder = tmp_path_factory.mktemp("judged")
     create_masked_examples(
         dataclasses.replace(examples_config, output_dir=folder / "examples", num_shards=1)

@@ -1,4 +1,4 @@
-"""The mixes of losses to compare, and the sources of their teacher targets."""
+"""The variants of losses to compare, and the sources of their teacher targets."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from pipeline.storage.codecs import ENCODINGS, STATES
 from pipeline.storage.manifest import SAMPLED
 
 MASKED_LM = "masked_lm"
-# Sources of a mix besides caches: a live teacher, and the labels alone.
+# Sources of a variant besides caches: a live teacher, and the labels alone.
 LIVE = "live"
 LABELS = "labels"
 # Codecs of caches in which tail masses depend on the temperature.
@@ -99,7 +99,7 @@ def expect_codec(source: str, subject: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mix:
+class RecipeVariant:
     """A recipe with or without `masked_lm`, and the source of its teacher targets.
 
     Attributes:
@@ -118,7 +118,7 @@ class Mix:
 
     @property
     def with_labels(self) -> bool:
-        """Whether the mix has `masked_lm`."""
+        """Whether the variant has `masked_lm`."""
         return MASKED_LM in self.losses
 
     @property
@@ -130,13 +130,13 @@ class Mix:
 
     @property
     def title(self) -> str:
-        """The name of the mix in tables and messages."""
+        """The name of the variant in tables and messages."""
         if self.source == LABELS:
             return self.recipe
         return f"{self.recipe}, {self.source}, {'with' if self.with_labels else 'without'} labels"
 
     def arguments(self) -> dict[str, str]:
-        """Returns the settings of `run_distill` that differ between mixes, as text."""
+        """Returns the settings of `run_distill` that differ between variants, as text."""
         losses = ",".join(f"{name}={weight:g}" for name, weight in self.losses.items())
         return {"losses": losses, **self.settings}
 
@@ -150,13 +150,13 @@ class Shapes:
     hidden_sizes: tuple[int, ...] = ()
 
 
-def make_mixes(
+def make_variants(
     recipes: Iterable[Recipe], *, shapes: Shapes, cache: str, masked_lm_weight: float | None = None
-) -> list[Mix]:
-    """Returns the mixes of each recipe.
+) -> list[RecipeVariant]:
+    """Returns the variants of each recipe.
 
-    With a `masked_lm_weight`, a recipe gives two mixes, with and without `masked_lm`. A recipe of
-    labels only gives one.
+    With a `masked_lm_weight`, a recipe gives two variants: with and without `masked_lm`. A recipe
+    with labels only gives one variant.
 
     Args:
         recipes: the recipes to compare.
@@ -166,24 +166,24 @@ def make_mixes(
             unchanged.
 
     Raises:
-        InputError: a mix is repeated.
+        InputError: a variant is repeated.
     """
-    mixes: dict[str, Mix] = {}
+    variants: dict[str, RecipeVariant] = {}
     for recipe in recipes:
-        for mix in _variants(recipe, shapes, cache, masked_lm_weight):
-            if mix.key in mixes:
+        for variant in _variants(recipe, shapes, cache, masked_lm_weight):
+            if variant.key in variants:
                 raise InputError(
                     Setting("recipes"),
                     "a list in which each recipe and source stands once",
-                    mix.title,
+                    variant.title,
                 )
-            mixes[mix.key] = mix
-    return list(mixes.values())
+            variants[variant.key] = variant
+    return list(variants.values())
 
 
 def _variants(
     recipe: Recipe, shapes: Shapes, cache: str, masked_lm_weight: float | None
-) -> Iterator[Mix]:
+) -> Iterator[RecipeVariant]:
     for losses in _losses_of(recipe, masked_lm_weight):
         source = _source(recipe, losses, cache)
         settings = _fit(recipe.settings, shapes)
@@ -193,7 +193,7 @@ def _variants(
             settings["loss_schedules"] = ",".join(
                 f"{name}={item}" for name, item in schedules.items()
             )
-        yield Mix(recipe.name, source, losses, settings, spec)
+        yield RecipeVariant(recipe.name, source, losses, settings, spec)
 
 
 def _losses_of(recipe: Recipe, masked_lm_weight: float | None) -> list[Mapping[str, float]]:
@@ -205,7 +205,7 @@ def _losses_of(recipe: Recipe, masked_lm_weight: float | None) -> list[Mapping[s
 
 
 def _source(recipe: Recipe, losses: Mapping[str, float], cache: str) -> str:
-    """Returns the source of a mix's teacher targets."""
+    """Returns the source of a variant's teacher targets."""
     needs = {load_loss(name).needs for name in losses}
     if needs == {LABEL}:
         return LABELS
@@ -232,7 +232,7 @@ def _fit(settings: Mapping[str, str], shapes: Shapes) -> dict[str, str]:
 def _cache_spec(
     codec: str, settings: Mapping[str, str], losses: Mapping[str, float], shapes: Shapes
 ) -> CacheSpec:
-    """Returns a cache with the teacher targets that a mix needs."""
+    """Returns a cache with the teacher targets that a variant needs."""
     has_tails = codec.rpartition("-")[0] not in (SAMPLED, STATES)
     temperature = float(settings.get("temperature", 1.0))
     temperatures = tuple(sorted({*_CACHED_TEMPERATURES, temperature})) if has_tails else ()

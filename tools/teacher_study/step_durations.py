@@ -7,7 +7,7 @@ from pipeline.base.location import Location
 from tools.commands import Step
 
 
-class Clock:
+class StepDurations:
     """A file with the seconds of each finished step.
 
     Args:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.base.errors import InputError
 from tools.finetuning import short_runs
-from tools.teacher_study import readings
+from tools.teacher_study import result_files
 
 
 def test_last_evaluation_of_the_metrics_is_read(tmp_path) -> None:
@@ -17,7 +17,7 @@ def test_last_evaluation_of_the_metrics_is_read(tmp_path) -> None:
     ]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert readings.last_evaluation(tmp_path)["masked_lm_accuracy"] == 0.2
+    assert result_files.last_evaluation(tmp_path)["masked_lm_accuracy"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_last_evaluation_of_the_metrics_is_read(tmp_path) -> None:
 def test_metrics_without_an_evaluation_are_refused(tmp_path, content: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(InputError) as error:
-        readings.last_evaluation(tmp_path)
+        result_files.last_evaluation(tmp_path)
     assert error.value.subject.startswith(str(tmp_path / "metrics.jsonl"))
 
 
@@ -75,5 +75,5 @@ def _write_run(folder, rates: list[float]) -> None:
 )
 def test_rate_of_a_run_excludes_the_compilation_steps(tmp_path, rates, expected) -> None:
     _write_run(tmp_path, rates)
-    assert readings.examples_per_second(tmp_path) == pytest.approx(expected)
-    assert readings.read_task_counts(tmp_path) == readings.TaskCounts(64, 96)
+    assert result_files.examples_per_second(tmp_path) == pytest.approx(expected)
+    assert result_files.read_task_counts(tmp_path) == result_files.TaskCounts(64, 96)

@@ -48,7 +48,7 @@ def masses(targets: TeacherTargets, temperature: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class ListFit:
+class TopKFit:
     """The fit of a cache's top-k to the teacher's distribution at a temperature.
 
     Attributes:
@@ -63,7 +63,7 @@ class ListFit:
 
 def measure(
     directory: Location, manifest: Manifest, temperatures: Sequence[float]
-) -> dict[float, ListFit]:
+) -> dict[float, TopKFit]:
     """Returns the fit of the top-k at each temperature, from the first examples of a shard.
 
     The result is empty for a cache without a top-k or without examples.
@@ -92,7 +92,7 @@ def measure(
     for temperature in temperatures:
         mass = masses(targets, temperature)
         divergence = -np.log(np.maximum(mass, np.finfo(np.float64).tiny))
-        fits[temperature] = ListFit(float(mass.mean()), float(divergence.mean()))
+        fits[temperature] = TopKFit(float(mass.mean()), float(divergence.mean()))
     return fits
 
 
@@ -105,7 +105,7 @@ def warning(temperature: float | str, mass: float, k: int) -> str:
     )
 
 
-def warnings(fits: Mapping[float, ListFit], k: int) -> Iterator[str]:
+def warnings(fits: Mapping[float, TopKFit], k: int) -> Iterator[str]:
     """Yields a line for each temperature at which a cache's top-k holds too little of the mass."""
     for temperature, fit in fits.items():
         if fit.mass < MIN_MASS:
