@@ -53,7 +53,7 @@ def _distill(values: absl_flags.FlagValues) -> None:
     report = training.distill(config)
     if not process.is_primary:
         return
-    print("\n".join(training.describe(report)))
+    print("\n".join(training.describe(config, report)))
     if config.do_train:
         print(f"student: {config.output_dir}")
 

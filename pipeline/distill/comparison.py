@@ -131,6 +131,11 @@ class Comparison:
             expected = f"{expected} or {_FROM_TEACHER} over masked examples"
         if expected is not None:
             hint = f"a cache of {CAPTURE_STATES} supports all temperatures"
+            if not self.sampled and self.temperature > 1.0:
+                temperatures = sorted({*self.cached_temperatures, self.temperature})
+                listed = ",".join(f"{value:g}" for value in temperatures)
+                command = f"create_teacher_output_data `temperatures`={listed}"
+                hint = f"capture again with {command}; {hint}"
             raise InputError(Setting("temperature"), expected, f"{self.temperature:g}", hint)
 
     @property

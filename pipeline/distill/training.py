@@ -41,9 +41,9 @@ from pipeline.models import flops
 from pipeline.models.formats import model_directory
 from pipeline.storage import length_buckets, reader
 from pipeline.storage import manifest as manifests
-from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.length_buckets import MicrobatchPlan
-from pipeline.storage.manifest import EVAL, TRAIN
+from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
 _UNTRAINED = "do not train the masked-LM head, which stays unchanged; add masked_lm to train it"
 # Number of inputs whose lengths decide the sizes of microbatches.
@@ -51,6 +51,11 @@ _SAMPLE_SIZE = 1024
 # The fixed cost of a microbatch, in tokens: adding up gradients and starting kernels. On two cores
 # it is 77 tokens for inputs of 512 tokens (2 layers x 256), and 430 for 64 tokens (4 x 192).
 _MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
+
+
+def num_evaluated(config: DistillConfig, manifest: Manifest) -> int:
+    """Returns the number of held-out examples that an evaluation computes."""
+    return min(config.max_eval_steps * config.eval_batch_size, manifest.num_examples(EVAL))
 
 
 class _EvaluationStop(keras.callbacks.Callback):
@@ -72,7 +77,7 @@ class _Evaluation:
 
     def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
-        self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
+        self._count = num_evaluated(config, cache.manifest)
         self._steps = -(-self._count // size)
         self._batches = batches.evaluation_batches(
             cache,
@@ -143,6 +148,8 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._logged, self._clock = step, 0.0
         if 0 < step < config.num_train_steps:
             print(f"resuming from step {step}", file=sys.stderr)
+        elif step == config.num_train_steps:
+            print(f"already complete: trained to step {step}", file=sys.stderr)
         self._profiler: Profiler | None = None
         if self._log is not None and config.profile_steps is not None:
             self._profiler = self._open_profiler(config.profile_steps, self._log)
@@ -557,7 +564,10 @@ def _fit(
         ) from interrupt
 
 
-def describe(report: Mapping[str, float]) -> Iterator[str]:
-    """Yields the lines of the summary."""
+def describe(config: DistillConfig, report: Mapping[str, float]) -> Iterator[str]:
+    """Yields the lines of the summary of an evaluation; none for an empty report."""
+    if report:
+        manifest = open_cache(config.input_dir, config.input_file).manifest
+        yield f"evaluation on {num_evaluated(config, manifest):,} held-out examples:"
     for name, value in report.items():
         yield f"{name:<22} {value:.4f}"

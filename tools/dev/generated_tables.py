@@ -324,7 +324,7 @@ def with_tables(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the tables, or with `--check` checks that they are up to date."""
+    """Writes the tables and prints the changed pages; with `--check`, checks them only."""
     is_check = list(sys.argv if argv is None else argv)[1:] == ["--check"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     running.import_quietly("keras")
@@ -336,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         if text != updated:
             page.write_text(updated, encoding="utf-8")
+            print(f"updated {page.relative_to(ROOT)}")
     return 0
 
 
