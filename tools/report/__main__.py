@@ -1,4 +1,4 @@
-"""One HTML page on runs: results, curves, speed, scores on tasks, caches, calibration.
+"""Writes an HTML page about runs: results, curves, speed, scores on tasks, caches, calibration.
 
 offline_distill report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
 
