@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from data_specs.records import POOLINGS
 from pipeline.base import hub_id
 from pipeline.base.compute_dtype import BFLOAT16, FLOAT32
 from pipeline.base.location import Location
@@ -21,7 +22,7 @@ from pipeline.base.settings import Settings, parse_counts, parse_numbers, parse_
 from pipeline.commands import flags, running
 from pipeline.commands.settings import BackendSettings
 from pipeline.storage import topk_mass
-from pipeline.storage.codecs import ENCODINGS
+from pipeline.storage.codecs import ENCODINGS, HIDDEN_CODECS
 from pipeline.storage.manifest import Manifest
 from pipeline.teacher.settings import TeacherCacheConfig, expect_ascending_from_1
 from tools.text_table import aligned_lines
@@ -69,6 +70,15 @@ class PlanConfig(Settings):
     dupe_factors: tuple[int, ...] = setting(
         (1, 5, 10), "Numbers of masked copies of the corpus.", parse=parse_counts
     )
+    cache_hidden_states: str | None = setting(
+        None, "Groups of teacher layers whose hidden states the planned caches store."
+    )
+    hidden_encoding: str = setting(
+        "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
+    )
+    cache_embedding: str | None = setting(
+        None, "Pooling of the embeddings that the planned caches store.", choices=POOLINGS
+    )
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
     compute_dtype: str = setting(
         FLOAT32, "Precision of the encoder; logits are always float32.", choices=(FLOAT32, BFLOAT16)
@@ -100,6 +110,9 @@ class PlanConfig(Settings):
             input_dir=self.input_dir,
             teacher=self.teacher,
             truncation_mass=self.truncation_mass,
+            cache_hidden_states=self.cache_hidden_states,
+            hidden_encoding=self.hidden_encoding,
+            cache_embedding=self.cache_embedding,
             compute_dtype=self.compute_dtype,
             predict_batch_size=self.predict_batch_size,
         )

@@ -366,6 +366,32 @@ class Capture:
         return [{feature.name: arrays.encode(feature, vector, size)} for vector in values]
 
 
+def select_states(
+    config: TeacherCacheConfig,
+    model: MaskedLM,
+    outputs: Mapping[str, Any],
+    batch: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the hidden states and the embeddings of a batch that a cache stores.
+
+    Args:
+        config: settings of the capture.
+        model: the teacher.
+        outputs: of the teacher for the batch.
+        batch: the features of a batch.
+
+    Returns:
+        by the name of the array: hidden states [B, P, G, D], embeddings [B, D]; neither by default.
+    """
+    selected = {}
+    if groups := find_groups(config, model.config):
+        selected[records.HIDDEN_STATES] = select_hidden_states(groups, outputs, batch)
+    if config.cache_embedding is not None:
+        labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
+        selected[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
+    return selected
+
+
 def select_hidden_states(
     groups: Sequence[TeacherGroup], outputs: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> Any:
@@ -385,7 +411,7 @@ def make_selector(
         model: the teacher.
         max_positions: the most masked positions of an example.
     """
-    groups, vocab_size = find_groups(config, model.config), model.config.vocab_size
+    vocab_size = model.config.vocab_size
     sampled = config.truncation == SAMPLED
     # With random draws or head states, only the most probable token is needed, for the scores.
     k = 1 if sampled or config.holds_states else min(config.truncation_factor, vocab_size)
@@ -413,12 +439,7 @@ def make_selector(
             stored[LOGITS] = outputs[LOGITS]
         if config.holds_states:
             stored[records.HEAD_STATES] = keras.ops.cast(outputs[records.HEAD_STATES], "float32")
-        if groups:
-            stored[records.HIDDEN_STATES] = select_hidden_states(groups, outputs, batch)
-        if config.cache_embedding is not None:
-            labels, pooling = batch[records.MASKED_LM_IDS], config.cache_embedding
-            stored[records.EMBEDDING] = embeddings.embed(model, batch, labels, pooling)
-        return stored
+        return {**stored, **select_states(config, model, outputs, batch)}
 
     return select
 

@@ -11,14 +11,16 @@ import keras
 import numpy as np
 
 from data_specs import records
+from pipeline.models.config import EncoderConfig
 from pipeline.models.masked_lm import LOGITS, MaskedLM
-from pipeline.storage import serialization, token_counts
+from pipeline.storage import arrays, serialization, token_counts
 from pipeline.storage.cache_input import CacheInput
-from pipeline.storage.codecs import CODECS, ENCODINGS, STATES
+from pipeline.storage.codecs import CODECS, ENCODINGS, HIDDEN_CODECS, STATES
 from pipeline.storage.codecs.base import TopKCodec
+from pipeline.storage.codecs.hidden import HiddenCodec
 from pipeline.storage.codecs.states import STATE_PACKINGS, OutputTable, StatesCodec
 from pipeline.storage.records import TeacherTargets
-from pipeline.teacher import truncation
+from pipeline.teacher import capture, truncation
 from pipeline.teacher.label_scores import ENTROPIES, LabelScoreAccumulator, LabelScores
 from pipeline.teacher.settings import TeacherCacheConfig
 from tools.cache_analysis import dense_sample, fidelity
@@ -69,7 +71,7 @@ class CachePlan:
         kl_bucket: KL(teacher ‖ decoded) with the tail as a single class, the codec's error.
         kl_reverse: KL(decoded ‖ teacher's top-k) with the tail as a single class.
         temperatures: the fit at each requested temperature, by its text.
-        bytes_per_position: of each feature that a teacher cache adds.
+        bytes_per_position: of each feature that a teacher cache adds, without embeddings.
         example_bytes: mean size of a whole record.
         seconds: mean time of an example in capture.
     """
@@ -98,6 +100,31 @@ class CachePlan:
         return str(self.truncation_factor if self.state_bits is None else self.state_bits)
 
 
+@dataclasses.dataclass(frozen=True)
+class _PlannedStates:
+    """The targets of a cache besides the teacher's distributions.
+
+    Attributes:
+        hidden_codec: packs the hidden states; None if none are planned.
+        embedding: the feature of an embedding of zeros, which has the size of any embedding;
+            empty if none are planned.
+    """
+
+    hidden_codec: HiddenCodec | None
+    embedding: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, config: TeacherCacheConfig, teacher: EncoderConfig) -> "_PlannedStates":
+        """Returns the targets that a capture with these settings stores."""
+        groups, size = capture.find_groups(config, teacher), teacher.hidden_size
+        codec = HIDDEN_CODECS[config.hidden_encoding](len(groups), size) if groups else None
+        if config.cache_embedding is None:
+            return cls(codec, {})
+        feature = records.EMBEDDING_FEATURE
+        zeros = np.zeros(size, np.float32)
+        return cls(codec, {feature.name: arrays.encode(feature, zeros, teacher.vocab_size)})
+
+
 @dataclasses.dataclass
 class _Candidate:
     """The measures of a configuration, collected batch by batch.
@@ -121,12 +148,17 @@ class _Candidate:
         default_factory=lambda: collections.defaultdict(list)
     )
 
-    def pack(self, batch: DenseBatch) -> list[Any]:
+    def pack(self, batch: DenseBatch, states: "_PlannedStates") -> list[Any]:
         """Packs a batch as capture does; returns the decoded targets of each block."""
         begun = time.perf_counter()
-        packed = self._targets(batch).to_features(self.codec, batch.row_splits)
+        targets = dataclasses.replace(
+            self._targets(batch), hidden_states=batch.outputs.get(records.HIDDEN_STATES)
+        )
+        packed = targets.to_features(self.codec, batch.row_splits, states.hidden_codec)
         for example, features in zip(batch.examples, packed, strict=True):
-            record = serialization.encode_example({**example.features, **features})
+            record = serialization.encode_example(
+                {**example.features, **features, **states.embedding}
+            )
             self.record_bytes += len(serialization.frame_record(record))
         self.seconds += time.perf_counter() - begun
         for features in packed:
@@ -333,7 +365,8 @@ def measure_plans(
     Args:
         model: the teacher.
         cache: the masked examples.
-        config: settings of capture: batch size, temperatures of stored tails, truncation mass.
+        config: settings of capture: batch size, temperatures of stored tails, truncation mass,
+            hidden states, embeddings.
         sample: number of examples.
         truncation_factors: values of K, ascending, at most V.
         logit_encodings: names of codecs.
@@ -364,9 +397,11 @@ def measure_plans(
         if STATES in logit_encodings:
             states = outputs[records.HEAD_STATES]
             selected[records.HEAD_STATES] = keras.ops.cast(states, "float32")
-        return {**selected, ENTROPIES: truncation.entropies(outputs[LOGITS])}
+        selected[ENTROPIES] = truncation.entropies(outputs[LOGITS])
+        return {**selected, **capture.select_states(config, model, outputs, batch)}
 
     scores = LabelScoreAccumulator(cache.manifest.vocab.size)
+    states = _PlannedStates.of(config, model.config)
     num_examples, num_positions, seconds = 0, 0, 0.0
     batches = dense_sample.run_teacher(
         model, examples, cache.manifest, batch_size=config.predict_batch_size, select=select
@@ -376,15 +411,18 @@ def measure_plans(
         num_positions += len(batch.logits)
         seconds += batch.seconds * len(batch.examples)
         scores.add(batch.labels, batch.outputs)
-        _measure_batch(batch, candidates, temperatures)
+        _measure_batch(batch, candidates, states, temperatures)
     plans = tuple(candidate.plan(num_examples, seconds) for candidate in candidates)
     return SamplePlans(num_examples, num_positions, scores.scores(), plans)
 
 
 def _measure_batch(
-    batch: DenseBatch, candidates: Sequence[_Candidate], temperatures: Sequence[float]
+    batch: DenseBatch,
+    candidates: Sequence[_Candidate],
+    states: _PlannedStates,
+    temperatures: Sequence[float],
 ) -> None:
-    decoded = [candidate.pack(batch) for candidate in candidates]
+    decoded = [candidate.pack(batch, states) for candidate in candidates]
     for block, *decoded_blocks in zip(batch.blocks(), *decoded, strict=True):
         teacher = _DenseBlock(batch.logits[block], temperatures)
         for candidate, decoded_block in zip(candidates, decoded_blocks, strict=True):

@@ -3,7 +3,7 @@
 python -m tools.dev.train_quickstart_teacher --work=DIR
 
 The teacher is trained on the quickstart's text, without the documents of the quickstart's eval
-split. Training takes about half an hour on two cores. The teacher is written to
+split. Training takes about 20 minutes on two cores. The teacher is written to
 `tools/quickstart_teacher` in float16.
 If it is interrupted, re-run the command to resume.
 """
@@ -41,7 +41,7 @@ pipeline_tag: fill-mask
 The weights are in float16. The quickstart distills from this small Chinese masked language model.
 It is too small, and has read too little text, for any other use.
 
-It was trained from nothing for {steps} steps of 64 windows of up to {length} tokens.
+It was trained from nothing for {steps:,} steps of 64 windows of up to {length} tokens.
 Whole words are masked, anew in each epoch.
 It predicts {accuracy:.1%} of the masked tokens in held-out documents, on which the quickstart
 evaluates.
@@ -55,7 +55,7 @@ It is a month of the People's Daily of 1998, and reviews of books, hotels and co
 
 In a clone of this project:
 
-```bash no-run: trains for half an hour
+```bash no-run: trains for 20 minutes
 python -m tools.dev.train_quickstart_teacher --work=teacher_run --num_train_steps={steps}
 ```
 """
@@ -71,7 +71,7 @@ class TrainingConfig(Settings):
     output_dir: Location = setting(
         "tools/quickstart_teacher", "Directory for the teacher.", decides_output=False
     )
-    num_train_steps: int = setting(6_000, "Number of training steps.", low=1)
+    num_train_steps: int = setting(4_000, "Number of training steps.", low=1)
 
 
 def _training(config: TrainingConfig) -> LocalTraining:

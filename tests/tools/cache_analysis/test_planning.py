@@ -73,6 +73,26 @@ def test_planned_sizes_equal_those_of_the_cache(
     assert plan.mass_kept == pytest.approx(1.0 - np.exp(tails).mean(), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"cache_hidden_states": "1-2", "hidden_encoding": "int8"},
+        {"cache_embedding": "mean"},
+        {"cache_hidden_states": "1,2", "cache_embedding": "cls"},
+    ],
+)
+def test_planned_sizes_include_hidden_states_and_embeddings(
+    model, config, examples_dir, teacher_dir, tmp_path, stored: dict[str, str]
+) -> None:
+    made = make_cache(tmp_path / "cache", examples_dir, teacher_dir, **stored)
+    manifest = manifests.load(made)
+    measured = _measure(model, dataclasses.replace(config, **stored), ALL, [16])
+    plan = measured.plans[0]
+    assert plan.bytes_per_position == pytest.approx(manifest.bytes_per_position(), rel=1e-9)
+    total = sum(shard.bytes for shard in manifest.shards)
+    assert plan.example_bytes * measured.num_examples == pytest.approx(total, rel=1e-9)
+
+
 def test_divergences_decrease_with_k_and_vanish_for_the_whole_vocabulary(
     model, config, vocab
 ) -> None:
