@@ -196,7 +196,7 @@ def html_page(report: Report, students: Sequence[Run]) -> str:
     notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
     results = page.Section("Teacher and students", [models, *notes])
     size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
-    sections = [results, curves.curves(students), size, curves.settings(students)]
+    sections = [results, curves.curves_section(students), size, curves.settings_section(students)]
     return page.report_page("Quickstart", curves.headline(students), sections)
 
 

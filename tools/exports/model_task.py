@@ -14,7 +14,7 @@ from pipeline.models.weight_names import count_parameters, encoder_table
 from pipeline.storage.manifest import RUN_CONFIG_FILE, HubSource
 from tools.finetuning.head_layout import Head, head_table, read_head
 from tools.finetuning.kinds import KINDS
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 # The file that a finished run of `finetune` writes next to the folder of its model.
 _METRICS_FILE = "metrics.json"
@@ -127,7 +127,7 @@ class ModelTask:
         kind = KINDS[self.head.kind]
         model_input = kind.given or ("one text" if self.num_texts == 1 else "two texts")
         # A pipe would end a cell of a table in Markdown.
-        escaped = (visible(label).replace("|", "\\|") for label in self.head.labels)
+        escaped = (escape_unprintable(label).replace("|", "\\|") for label in self.head.labels)
         names = ", ".join(f"`{label}`" for label in escaped)
         output = kind.output.format(labels=f"{len(self.head.labels)} labels: {names}")
         return [*known, ("input", model_input), ("output", output)]
