@@ -5,6 +5,7 @@ offline_distill compare_recipes --teacher=TEACHER --input_dir=TEXT --other_text=
     --tasks=chnsenticorp=DATA,ocnli=DATA
 
 Trains each recipe with and without masked_lm in its mix of losses, with at least two seeds.
+With --masked_lm_weight=0, recipes are trained only as they are written.
 A recipe decides the losses and their settings. The student, batch size, learning rate and
 training time are the same for all. The number of steps follows from the step time, which is
 measured in turns with that of masked_lm alone. Caches are cut to equal bytes. Re-run the command
@@ -106,7 +107,7 @@ def _read_flags(path: Location) -> dict[str, Any]:
     return {name: values[name].value for name in names if values[name].present}
 
 
-def _read_variants(config: CompareRecipesConfig) -> tuple[list["RecipeVariant"], int]:
+def read_variants(config: CompareRecipesConfig) -> tuple[list["RecipeVariant"], int]:
     """Returns the variants, and the number of layers of the students."""
     from tools.recipe_comparison import variants
 
@@ -121,7 +122,7 @@ def _read_variants(config: CompareRecipesConfig) -> tuple[list["RecipeVariant"],
         recipes,
         shapes=variants.Shapes(teacher.num_hidden_layers, layers, (teacher.hidden_size, *sizes)),
         cache=config.cache,
-        masked_lm_weight=config.masked_lm_weight,
+        masked_lm_weight=config.masked_lm_weight or None,
     )
     return recipe_variants, layers
 
@@ -130,7 +131,7 @@ def _compare(values: absl_flags.FlagValues) -> None:
     start_time = time.monotonic()
     config = flags.read_config(values, CompareRecipesConfig)
     running.import_quietly("keras", "tensorflow")
-    variants, student_layers = _read_variants(config)
+    variants, student_layers = read_variants(config)
 
     from tools.recipe_comparison import table
     from tools.recipe_comparison.comparison import RecipeComparison

@@ -104,6 +104,17 @@ def test_invalid_settings_are_refused(tmp_path, changes, subject: str) -> None:
     assert subject in (caught.value.subject, caught.value.setting)
 
 
+@pytest.mark.parametrize(("weight", "labels"), [(0.0, [True, False]), (1.0, [True, True, False])])
+def test_recipes_are_compared_as_written_without_a_weight_of_labels(
+    teacher_dir, tmp_path, weight: float, labels: list[bool]
+) -> None:
+    recipes = ("masked_lm", "kl_divergence=1@states-8")
+    settings = {"teacher": str(teacher_dir), "input_dir": "i", "work": tmp_path}
+    config = CompareRecipesConfig(**settings, recipes=recipes, masked_lm_weight=weight)
+    variants, _ = tool.read_variants(config)
+    assert [variant.with_labels for variant in variants] == labels
+
+
 @pytest.mark.slow
 def test_tiny_comparison_runs_end_to_end(
     corpus_dir, teacher_dir, sentiment_dir, tmp_path, capsys

@@ -120,7 +120,10 @@ class CompareRecipesConfig(StudentRunsConfig):
         decides_output=False,
     )
     masked_lm_weight: float = setting(
-        1.0, "Weight of masked_lm when it is added to a recipe without it.", low=0.001
+        1.0,
+        "Weight of masked_lm when it is added to a recipe without it; 0 trains each recipe only as "
+        "it is written.",
+        low=0.0,
     )
 
     def __post_init__(self) -> None:
