@@ -106,7 +106,7 @@ def _inspect(values: absl_flags.FlagValues) -> None:
     if config.html:
         config.html.expect_absent()
     lines, page = inspect_cache(config)
-    # A terminal that knows no Chinese still shows the rest.
+    # A terminal without Chinese characters still shows the other text.
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
     if config.html:

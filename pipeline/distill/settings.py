@@ -359,7 +359,7 @@ _LOCAL_LEARNING_RATE = 1e-3
 def short_run_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings to change for a run of minutes, by the names of `DistillConfig`.
 
-    Such a run shows that a recipe works and that its losses fall. It says nothing about quality.
+    Such a run shows that a recipe works and that its losses fall, not the quality of its student.
 
     Args:
         given: the settings by name.

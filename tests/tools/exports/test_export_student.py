@@ -139,7 +139,7 @@ def test_formats_without_packages_agree_with_the_model(
     card = (out / "hf" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "apache-2.0" and front["language"] == ["zh"]
-    assert "base_model" not in front and "## How it was made" not in card
+    assert "base_model" not in front and "## Training" not in card
     assert "| saved_model | tensorflow " in card
 
 
