@@ -1,12 +1,12 @@
-"""Speed of the teacher's forward pass, a training step, capture and distillation on one device.
+"""Measures forward pass, training step, capture and distillation on one device.
 
 python -m tools.dev.benchmark_gpu --json=gpu.json
 
 Each program is compared with two programs written in JAX without Keras. One computes the whole
 attention map. The other uses JAX's fused attention, without dropout of attention probabilities.
 Weights and records are random. The tool requires JAX, Keras and a few small packages, but not
-TensorFlow. No measurement starts after `--minutes`. `--tiny` shrinks everything, to try the script
-on a CPU.
+TensorFlow. No measurement starts after `--minutes`. `--tiny` uses small models, to try the tool on
+a CPU.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Compiles a recipe for a TPU without having one, and reports memory, operations and time.
+"""Compiles a recipe for a TPU, on any machine, and reports memory, operations and time.
 
 python -m tools.dev.compile_for_tpu --recipe=roberta_wwm --topology=v5e:2x2
 

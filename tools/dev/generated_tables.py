@@ -319,7 +319,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """Returns the text of a page with all its tables generated anew."""
+    """Returns the text of a page with current tables."""
     return _TABLE.sub(lambda match: match[1] + TABLES[match[2]](match[3]) + match[4], text)
 
 
