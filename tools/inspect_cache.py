@@ -85,7 +85,9 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
     from pipeline.teacher import label_scores
 
     if manifest.kind == records.UNMASKED_WINDOWS:
-        yield "run_distill masks these windows differently in each epoch. A bar is before each word."
+        yield (
+            "run_distill masks these windows differently in each epoch. Each word starts at a bar."
+        )
     if manifest.teacher_info is None:
         return
     if manifest.teacher_info.truncation == SAMPLED:

@@ -120,7 +120,7 @@ class MaskedExamplesConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
-            expected = "unset with `masking`=dynamic, with new masks in each epoch"
+            expected = "unset with `masking`=dynamic, which masks differently in each epoch"
             raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
             expected = "used together with `masking`=dynamic"
