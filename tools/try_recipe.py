@@ -129,7 +129,7 @@ def _write_start(
         config = local_teacher.local_config(
             manifests.load(examples), num_hidden_layers=num_layers, hidden_size=hidden_size
         )
-        local_teacher.write_start(examples, directory, config, seed=_SEED)
+        local_teacher.write_initial_model(examples, directory, config, seed=_SEED)
 
 
 def _train_teacher(work: Location, examples: Location) -> None:

@@ -225,7 +225,7 @@ def _workload(config: CompileConfig) -> Workload:
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    return workload.computing(config.compute_dtype, config.recompute_activations)
+    return workload.with_precision(config.compute_dtype, config.recompute_activations)
 
 
 def _expect_multiple(name: str, size: int, multiple: int, of: str) -> None:
