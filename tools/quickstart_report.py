@@ -160,7 +160,7 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
 def _notes(report: Report) -> list[str]:
     ratio = report.list_bytes / report.position_bytes
     return [
-        f"accuracy, loss: of {report.num_positions:,} masked tokens of held-out documents",
+        f"accuracy, loss: on {report.num_positions:,} masked tokens of held-out documents",
         "agreement: share of predictions that equal the teacher's",
         f"cache: {report.position_bytes:.0f} bytes per masked position at "
         f"k={report.truncation_factor}, inputs included; "
