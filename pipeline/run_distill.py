@@ -1,4 +1,4 @@
-"""Distills a student: trains it from a teacher cache, without the teacher.
+"""Distills a student: trains it from a teacher cache, from a live teacher, or from labels only.
 
 run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_dir=STUDENT
 """

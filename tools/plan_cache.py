@@ -313,7 +313,7 @@ def html_page(plan: Plan) -> str:
         f"{plan.num_examples:,} examples. The teacher's forward pass is {plan.compute_dtype}."
     )
     labels = page.Note(f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.")
-    contents = [*caches.plan_parts(inputs.planned_caches(plan.to_json())), labels]
+    contents = [*caches.plan_contents(inputs.planned_caches(plan.to_json())), labels]
     section = page.Section("Divergence against size", contents)
     return page.report_page("Plan of a teacher cache", lead, [section])
 

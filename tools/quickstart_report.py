@@ -160,7 +160,7 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
 def _notes(report: Report) -> list[str]:
     ratio = report.list_bytes / report.position_bytes
     return [
-        f"accuracy, loss: of {report.num_positions:,} masked tokens of held-out documents",
+        f"accuracy, loss: on {report.num_positions:,} masked tokens of held-out documents",
         "agreement: share of predictions that equal the teacher's",
         f"cache: {report.position_bytes:.0f} bytes per masked position at "
         f"k={report.truncation_factor}, inputs included; "
@@ -196,7 +196,7 @@ def html_page(report: Report, students: Sequence[Run]) -> str:
     notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
     results = page.Section("Teacher and students", [models, *notes])
     size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
-    sections = [results, curves.curves(students), size, curves.settings(students)]
+    sections = [results, curves.curves_section(students), size, curves.settings_section(students)]
     return page.report_page("Quickstart", curves.headline(students), sections)
 
 

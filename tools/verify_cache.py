@@ -1,7 +1,7 @@
 """Checks a directory to the last byte, and repairs a teacher cache.
 
-It checks the vocabulary and the special tokens of the tokenizer's files, which the manifest
-records. Other settings of these files, for example lower-casing, may have been changed.
+Of the tokenizer's files, it checks the vocabulary and the special tokens, which the manifest
+records. It does not notice changes of other settings, for example of lower-casing.
 
 offline_distill verify_cache --input_dir=CACHE
 offline_distill verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES

@@ -188,10 +188,10 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
         Keras's names of the devices.
     """
     import_backend(values, *modules)
-    return show_devices(values.backend)
+    return print_devices(values.backend)
 
 
-def show_devices(backend: str) -> list[str]:
+def print_devices(backend: str) -> list[str]:
     """Prints the devices of the imported backend.
 
     Returns:

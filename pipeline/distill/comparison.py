@@ -203,7 +203,7 @@ class Comparison:
         """Returns the elements that a loss is averaged over, one of `losses.base.AVERAGES`."""
         return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.averaged_over
 
-    def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
+    def reported_losses(self, trained: Iterable[str]) -> tuple[str, ...]:
         """Returns the losses that evaluation reports, in the order of `LOSSES`.
 
         They are all losses on distributions and labels whose targets are known, and the losses

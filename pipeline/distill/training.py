@@ -109,7 +109,7 @@ class _Evaluation:
         """
         report = self.run(distiller, stop)
         if report is None:
-            raise stop.stopped_evaluation()
+            raise stop.evaluation_stop_error()
         return report
 
 
@@ -195,7 +195,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             checkpoints.checkpoint_path(output_dir, step).remove_mirror()
         due = self.start.evaluation_due and self._evaluation is not None
         if due and not self._evaluate(distiller, step):
-            raise self._stop.stopped(step)
+            raise self._stop.stop_error(step)
         self._clock = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -235,7 +235,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             self._save(step, evaluation_due)
             self._clock = time.perf_counter()
         if stopping:
-            raise self._stop.stopped(step)
+            raise self._stop.stop_error(step)
 
     def _synchronize(self) -> dict[str, float]:
         """Updates the variables and waits until the device has finished its work."""
@@ -269,7 +269,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         examples = (step - self._logged) * self._config.examples_per_step
         rate = float(WarmupLinearDecay.of(self._config)(step - 1))
         clock = self.model.input_clock
-        times = self._rates.measured(examples, seconds, clock.seconds)
+        times = self._rates.log_fields(examples, seconds, clock.seconds)
         clock.seconds = 0.0
         line = {**report, "learning_rate": rate, **times}
         if self._log is not None:

@@ -407,6 +407,6 @@ def describe(manifest: Manifest) -> Iterator[str]:
         )
     yield from (f"{'':<10} {line}" for line in manifest.evaluation_notes())
     if manifest.kind == records.UNMASKED_WINDOWS:
-        yield "masked     by run_distill, anew each epoch"
+        yield "masked     by run_distill, differently in each epoch"
     else:
         yield f"masked     {counts['masked_positions']:,} positions"

@@ -120,7 +120,7 @@ def test_label_loss_needs_no_teacher() -> None:
     logits = np.zeros((2, 3, 30), "float32")
     values = loss_values(objective.comparison, logits, _targets(), {"masked_lm"})
     np.testing.assert_allclose(values["masked_lm"], np.log(30.0), rtol=1e-6)
-    assert objective.comparison.reported(objective.weights) == ("masked_lm",)
+    assert objective.comparison.reported_losses(objective.weights) == ("masked_lm",)
     with refused("losses", "kl_divergence needs the teacher's top-k"):
         Objective({"kl_divergence": 1.0})
 

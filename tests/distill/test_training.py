@@ -22,6 +22,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, topk_mass
+from pipeline.storage.cache_input import open_cache
 from tests.distill.running import (
     assert_same_weights,
     damaged_copy,

@@ -1,4 +1,4 @@
-"""Generated tables of the README files: `python -m tools.dev.generated_tables [--check]`.
+"""Writes the tables of the README files: `python -m tools.dev.generated_tables [--check]`.
 
 A table stands between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`. `TABLES` has a function
 for each kind of table. The functions use the code and the declarations.
@@ -133,7 +133,7 @@ def loss_table(which: str) -> str:
         )
         for name, loss in ((name, load_loss(name)) for name in LOSSES)
     )
-    titles = ("loss", "definition", "averaged over", "tempered", "teacher targets", "default")
+    titles = ("loss", "definition", "averaged over", "uses T", "teacher targets", "default")
     return _table(titles, rows)
 
 
@@ -319,7 +319,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """Returns the text of a page with all its tables generated anew."""
+    """Returns the text of a page with current tables."""
     return _TABLE.sub(lambda match: match[1] + TABLES[match[2]](match[3]) + match[4], text)
 
 

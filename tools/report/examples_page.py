@@ -1,9 +1,9 @@
-"""Examples as an HTML page."""
+"""Examples as an HTML page, in the order in which they are given."""
 
 from collections.abc import Sequence
 
 from tools.report import page
-from tools.report.examples_text import describe_example, outcome, percent, rank
+from tools.report.examples_text import describe_example, percent, rank, summarize
 from tools.report.shown_examples import MASKED, MaskedPosition, ShownExample
 
 
@@ -17,14 +17,14 @@ def _hint(position: MaskedPosition) -> str:
 
 
 def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownExample]) -> str:
-    """Returns the page: of the directory, on how to read it, of the examples in their order."""
+    """Returns the page: on the directory, on the notation, and on each example."""
     return page.render(
         "examples.html.jinja",
         title=title,
         lead=about,
         notes=notes,
         examples=examples,
-        outcome=outcome(examples),
+        outcome=summarize(examples),
         masked=any(example.positions for example in examples),
         describe_example=describe_example,
         hint=_hint,

@@ -16,9 +16,9 @@ from tests.tools.page_reading import charts, hints, parse, texts
 from tools.report import __main__ as tool
 from tools.report.__main__ import ReportConfig, make_report
 from tools.report.charts import NUM_COLORS, Point, Series
-from tools.report.curves import ACCURACY, AGREEMENT, finding, setting_text
+from tools.report.curves import ACCURACY, AGREEMENT, chart_title, setting_text
 from tools.report.inputs import read_cache, reliability
-from tools.report.runs import flattened, short_names
+from tools.report.runs import flatten, short_names
 from tools.report.scores import _short, model_folder
 from tools.report.shown_examples import ExampleReader, Selection
 
@@ -306,8 +306,8 @@ def test_plan_has_a_line_for_each_codec(tmp_path) -> None:
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
     (title, chart), (hot_title, hot) = charts(page).items()
-    finding = "at k = 256 compact takes 38% of float16's bytes for the same divergence"
-    assert (title, hot_title) == (f"T = 1: {finding}", f"T = 2: {finding}")
+    effect = "at k = 256 compact takes 38% of float16's bytes for the same divergence"
+    assert (title, hot_title) == (f"T = 1: {effect}", f"T = 2: {effect}")
     hint = "34 bytes per masked position, KL 0.19 nats, 90.0% of the mass kept"
     assert hints(chart)["compact"][0] == f"compact, k = 16: {hint}"
     assert len(hints(chart)["float16"]) == 3 and {"16", "64", "256"} <= set(texts(chart))
@@ -376,7 +376,7 @@ def test_teacher_reliability_equals_that_of_the_stored_examples(cache_dir) -> No
 def test_names_are_shortened_and_settings_flattened() -> None:
     paths = [pathlib.Path(text) for text in ("/a/quick/s", "/b/quick/s", "/c/teacher")]
     assert short_names(paths) == ["a/quick/s", "b/quick/s", "teacher"]
-    assert flattened({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
     setting_texts = [setting_text(value) for value in (True, 5e-4, "", None, [0, 3], "x")]
     assert setting_texts == ["true", "0.0005", "–", "–", "[0, 3]", "x"]
     assert [_short(value) for value in (1264.2, 999.4, 6.134)] == ["1,264", "999", "6.13"]
@@ -384,9 +384,9 @@ def test_names_are_shortened_and_settings_flattened() -> None:
 
 def test_titles_name_ties_and_single_evaluations() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
-    assert finding(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
+    assert chart_title(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
     series = [Series("student", (Point(200, 0.941),))]
-    assert finding(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
+    assert chart_title(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
 
 
 @pytest.mark.parametrize(
