@@ -162,7 +162,7 @@ def test_table_and_report_have_equal_counts(tmp_path, capsys, vocab_file) -> Non
     assert tool.main(["inspect_corpus", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"corpus      one: 1 file, {path.stat().st_size:,} bytes" in lines
-    assert "duplicates  0.00% of the 40 others" in lines
+    assert "duplicates  0.00% of the 40 documents that are not skipped" in lines
     # Duplicates are also counted across corpora.
     assert "duplicates  100.00% of the 10 others" in lines
     first_corpus, second_corpus = json.loads(report.read_text(encoding="utf-8"))["corpora"]

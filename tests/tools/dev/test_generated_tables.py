@@ -66,6 +66,19 @@ def test_the_table_of_losses_names_the_source_of_teacher_targets() -> None:
     assert sources["hidden_mse_masked"] == "cache with `--cache_hidden_states`"
 
 
+def test_changed_pages_are_written_and_printed(tmp_path, monkeypatch, capsys) -> None:
+    outdated = "<!-- recipes of names -->\nold\n<!-- end of recipes -->\n"
+    current = generated_tables.with_tables(outdated)
+    pages = {tmp_path / "a.md": outdated, tmp_path / "b.md": current}
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(generated_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(generated_tables, "pages", lambda: list(pages))
+    assert generated_tables.main(["generated_tables"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["updated a.md"]
+    assert {path.read_text(encoding="utf-8") for path in pages} == {current}
+
+
 def test_the_table_of_recipes_reads_the_commands_of_their_comments() -> None:
     rows = [row.split(" | ") for row in generated_tables.recipe_table("all").splitlines()[2:]]
     cells = {row[0].partition("`")[2].partition("`")[0]: row[2:4] for row in rows}
