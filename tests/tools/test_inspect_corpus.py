@@ -164,7 +164,7 @@ def test_table_and_report_have_equal_counts(tmp_path, capsys, vocab_file) -> Non
     assert f"corpus      one: 1 file, {path.stat().st_size:,} bytes" in lines
     assert "duplicates  0.00% of the 40 documents that are not skipped" in lines
     # Duplicates are also counted across corpora.
-    assert "duplicates  100.00% of the 10 others" in lines
+    assert "duplicates  100.00% of the 10 documents that are not skipped" in lines
     first_corpus, second_corpus = json.loads(report.read_text(encoding="utf-8"))["corpora"]
     assert (first_corpus["documents"], second_corpus["documents"], second_corpus["duplicates"]) == (
         40,
