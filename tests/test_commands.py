@@ -173,7 +173,7 @@ def test_prepare_prints_a_summary(capsys, prepare_flags) -> None:
     assert "note: --random_next has no effect" in captured.err
     loaded = manifest.load(Location.parse(prepare_flags["output_dir"]))
     for expected in (
-        "documents  60 read, 0 skipped",
+        "documents  60 read, 0 of them skipped",
         f"windows    {loaded.statistics['windows']:,}",
         f"train      {loaded.num_examples('train'):,} examples, ",
         f"eval       {loaded.num_examples('eval'):,} examples, ",
