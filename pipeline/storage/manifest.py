@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -72,6 +71,9 @@ MAKERS = {
     records.TEACHER_CACHE: "create_teacher_output_data",
     records.TASK_LOGITS: "offline_distill finetune",
 }
+_REPAIR = (
+    "offline_distill verify_cache `input_dir`=CACHE `repair` `teacher`=TEACHER `examples`=EXAMPLES"
+)
 # Encodings that were removed, with the last commit that reads and writes them.
 _REMOVED_ENCODINGS = {"uint8": "ef818ef"}
 # Maximum number of values at a position, over all groups of hidden states.
@@ -713,7 +715,7 @@ def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     Raises:
         InputError: a file is missing, has another size, or has other bytes.
     """
-    with adding_remedy(directory, manifest):
+    with adding_remedy(manifest):
         for shard in manifest.shards:
             _verify_file(directory / shard.file, shard, "shard", full=full)
         if (info := manifest.token_counts) is not None:
@@ -729,15 +731,13 @@ def describe_remaking(manifest: Manifest) -> str:
 
 
 @contextlib.contextmanager
-def adding_remedy(directory: Location, manifest: Manifest) -> Iterator[None]:
-    """Adds a hint to an `InputError` about a damaged file of a directory that has none."""
+def adding_remedy(manifest: Manifest) -> Iterator[None]:
+    """Adds a hint to an `InputError` about a damaged file of a directory, unless it has one."""
     try:
         yield
     except InputError as error:
         if error.hint is None and manifest.maker() == MAKERS[records.TEACHER_CACHE]:
-            command = f"offline_distill verify_cache `input_dir`={shlex.quote(str(directory))}"
-            inputs = "`repair` `teacher`=TEACHER `examples`=EXAMPLES"
-            error.hint = f"make only the broken files again with {command} {inputs}"
+            error.hint = f"repair it with {_REPAIR}"
         elif error.hint is None:
             error.hint = describe_remaking(manifest)
         raise

@@ -174,7 +174,7 @@ def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]
     Raises:
         InputError: the file or a record is damaged; the message names the shard and the record.
     """
-    with manifests.adding_remedy(path.parent, manifest):
+    with manifests.adding_remedy(manifest):
         for index, record in enumerate(serialization.read_records(path)):
             try:
                 example = MaskedExample.from_record(record, manifest)
