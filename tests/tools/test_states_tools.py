@@ -214,7 +214,7 @@ def test_plan_warns_about_a_topk_with_little_mass(
     assert plan_cache.main(["plan_cache", *arguments]) == 0
     # There is no warning about the k of all tokens, which hold all of the mass.
     output_lines = capsys.readouterr().out.splitlines()
-    lines = [line for line in output_lines if line.startswith("warning:")]
+    lines = [line for line in output_lines if line.startswith("warning: at temperature")]
     assert "temperature 100 the top 4 hold" in lines[-1]
     assert all("--logit_encoding=states" in line for line in lines)
     planned = [(entry.encoding, entry.temperature) for entry in read_plan(path)]
