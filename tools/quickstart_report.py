@@ -28,7 +28,7 @@ _SAMPLE = 200
 # With fewer masked tokens, differences between the models are mostly chance.
 _MIN_POSITIONS = 1_000
 _MEASURES = (curves.ACCURACY, curves.LOSS, curves.AGREEMENT)
-_TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency")
+_TITLES = ("model", "accuracy", "agreement", "loss", "parameters", "CPU latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +167,10 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
     return [
         (
             model.name,
-            f"{model.parameters / 1e6:.2f} M",
             f"{model.accuracy:.1%}",
-            f"{model.loss:.3f}",
             f"{model.agreement:.1%}",
+            f"{model.loss:.3f}",
+            f"{model.parameters / 1e6:.2f} M",
             f"{model.latency:.1f} ms",
         )
         for model in report.models

@@ -65,7 +65,7 @@ def make_report(config: ReportConfig) -> str:
     names = short_names([path.absolute() for path in config.caches])
     made = list(map(inputs.read_cache, config.caches, names))
     sections = (
-        curves.results(runs) if runs else None,
+        curves.results(runs, made) if runs else None,
         curves.curves(runs) if runs else None,
         curves.settings(runs) if runs else None,
         scores.speed(runs, speeds),

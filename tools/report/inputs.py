@@ -303,6 +303,8 @@ class CacheFacts:
         examples: in all splits.
         bytes: of all shards.
         teacher: what tells its teacher from others.
+        sha256: digest of its manifest.
+        examples_sha256: digest of the manifest of its masked examples.
         reliability: of the teacher's predictions in the split eval; None of samples.
     """
 
@@ -314,6 +316,8 @@ class CacheFacts:
     examples: int
     bytes: int
     teacher: str
+    sha256: str
+    examples_sha256: str
     reliability: Reliability | None
 
 
@@ -338,6 +342,8 @@ def read_cache(path: Location, name: str) -> CacheFacts:
         sum(shard.num_examples for shard in shards),
         sum(shard.bytes for shard in shards),
         str(sorted(info.teacher.items(), key=str)),
+        manifest.sha256(),
+        str(info.parent.get("sha256")),
         _teacher_reliability(cache),
     )
 
