@@ -249,16 +249,17 @@ def _duration(seconds: float) -> str:
 
 
 def _fit_table(plans: Sequence["CachePlan"]) -> list[str]:
-    """Returns a table of the mass and the divergence at each temperature."""
-    titles = ["encoding", "k"]
+    """Returns a table of the mass and the divergence at each temperature; the first one is 1."""
+    titles = []
     for temperature in plans[0].temperatures:
         titles += [f"mass, T = {temperature}", "KL"]
+    titles = ["encoding", "k", *titles[:2], "max", *titles[2:]]
     rows = []
     for plan in plans:
-        row = [*_name(plan)]
+        cells = []
         for fit in plan.temperatures.values():
-            row += [f"{fit.mass_kept:.2%}", f"{fit.kl.mean:.2g}"]
-        rows.append(row)
+            cells += [f"{fit.mass_kept:.2%}", f"{fit.kl.mean:.2g}"]
+        rows.append([*_name(plan), *cells[:2], f"{plan.kl_dense.max:.2g}", *cells[2:]])
     return aligned_lines(titles, rows)
 
 
@@ -323,6 +324,7 @@ def table(plan: Plan) -> str:
             "mass: of the teacher's distribution in the stored ids, at temperature T",
             "KL: mean KL(teacher || decoded) in nats, without T², with the tail spread evenly over "
             "its tokens",
+            "max: the largest KL of a position at T = 1",
             *_mass_warnings(sample.plans),
             *sample.labels.describe(),
             "",
