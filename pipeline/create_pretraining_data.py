@@ -1,6 +1,7 @@
 """Prepares a corpus: masks each document a fixed number of times and writes masked examples.
 
-With --masking=dynamic it writes unmasked windows, which run_distill masks anew in each epoch.
+With --masking=dynamic it writes unmasked windows, which run_distill masks differently in each
+epoch.
 
 create_pretraining_data --input_dir=CORPUS --vocab_file=vocab.txt --output_dir=EXAMPLES
 """

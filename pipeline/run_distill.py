@@ -1,4 +1,4 @@
-"""Distills a student: trains it from a teacher cache, without the teacher.
+"""Distills a student: trains it from a teacher cache, from a live teacher, or from labels only.
 
 run_distill --input_dir=CACHE --init_from=TEACHER --student_layers=2 --output_dir=STUDENT
 """
@@ -53,7 +53,7 @@ def _distill(values: absl_flags.FlagValues) -> None:
     report = training.distill(config)
     if not process.is_primary:
         return
-    print("\n".join(training.describe(report)))
+    print("\n".join(training.describe(config, report)))
     if config.do_train:
         print(f"student: {config.output_dir}")
 

@@ -190,7 +190,7 @@ def test_prepare_prints_a_summary_of_unmasked_windows(capsys, prepare_flags) -> 
         loaded.num_examples("train") + loaded.num_examples("eval") == loaded.statistics["windows"]
     )
     assert f"windows    {loaded.statistics['windows']:,}" in printed
-    assert "masked     by run_distill, anew each epoch" in printed
+    assert "masked     by run_distill, differently in each epoch" in printed
     assert f"unmasked windows: {prepare_flags['output_dir']}" in printed
 
 

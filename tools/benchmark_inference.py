@@ -195,7 +195,7 @@ def _why_not(device: str, computation: str, backend: str) -> str | None:
         return None if supported_dtype == computation else reason
     if computation == INT8:
         if not device.startswith("cpu"):
-            return "LiteRT runs only on the CPU here"
+            return "LiteRT runs only on the CPU"
         if backend != "tensorflow":
             return "conversion to LiteRT needs a TensorFlow process (--backend=tensorflow)"
         missing = formats.missing_packages([formats.LITERT_INT8])

@@ -57,7 +57,7 @@ def run_steps(steps: Sequence[Step], start: float, num_more: int = 0) -> None:
     for number, step in enumerate(steps, 1):
         done = " (done before)" if step.result.is_file() else ""
         seconds_left = time_left(steps[number - 1 :], seconds)
-        show_step(number, len(steps) + num_more, f"{step.title}{done}", start, seconds_left)
+        print_step(number, len(steps) + num_more, f"{step.title}{done}", start, seconds_left)
         if not done:
             step_start = time.monotonic()
             step.make()
@@ -81,7 +81,7 @@ def time_left(steps: Sequence[Step], seconds: Mapping[str | None, Sequence[float
     return sum(statistics.fmean(seconds[kind]) for kind in kinds)
 
 
-def show_step(
+def print_step(
     number: int, num_steps: int, title: str, start: float, seconds_left: float | None = None
 ) -> None:
     """Prints the number and title of a step, the minutes so far, and those left if known."""

@@ -3,8 +3,8 @@
 offline_distill compare_caches --caches=CACHE,SMALLER --work=DIR --seeds=1,2 \\
   --distill_flags="--init_from=TEACHER --student_layers=2 --num_train_steps=400"
 
-Each student is trained for the same number of steps and evaluated on the eval split of the first
-cache. All are therefore compared with the same teacher targets. Re-run the command to resume an
+Each student is trained for the same number of steps, and evaluated on the eval split of the first
+cache, so that all are compared with the same teacher targets. Re-run the command to resume an
 interrupted comparison.
 """
 
@@ -60,7 +60,8 @@ class CompareConfig(Settings):
     work: Location = setting(dataclasses.MISSING, "Local directory for the students' directories.")
     distill_flags: tuple[str, ...] = setting(
         dataclasses.MISSING,
-        "Flags of run_distill, without those of the cache, the output and the seed.",
+        "Flags of run_distill for all students, except those for the cache, the output directory "
+        "and the seed.",
         parse=_parse_flags,
     )
     seeds: tuple[int, ...] = setting(

@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 
 from data_specs import recipes as published
 from pipeline import run_distill
-from pipeline.base.errors import InputError, Setting, naming_setting
+from pipeline.base.errors import InputError, Setting, naming_setting, suggest
 from pipeline.base.location import Location
 from pipeline.commands import flags, running
 from pipeline.distill.losses import LOSSES
@@ -90,7 +90,10 @@ def _find_flagfile(name: str) -> Location:
     try:
         return Location.parse(published.find(name))
     except ValueError as error:
-        hint = "or give a flagfile's path, or losses, for example kl_divergence=1+masked_lm=1"
+        known = [*published.names(), *LOSSES]
+        hint = suggest(name.partition("=")[0].partition("+")[0], known) or (
+            "or give a flagfile's path, or losses, for example kl_divergence=1+masked_lm=1"
+        )
         raise InputError(Setting("recipes"), received=error, hint=hint) from error
 
 

@@ -3,7 +3,7 @@
 offline_distill embed --model=MODEL --sentences=TEXT --output=vectors.npy
 offline_distill embed --model=MODEL --task=stsb --data_dir=DATA
 
-The vector of a text is the pooling of its last hidden states. A text file has one text per line.
+The vector of a text is its pooled last hidden state. A text file has one text per line.
 The output has one row per text, in the same order: float32 [texts, size] in an .npy file, or
 objects with text and vector in a .jsonl file. If --sentences is a .jsonl file, --text_field names
 the field with the text.

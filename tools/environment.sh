@@ -1,8 +1,8 @@
-# Sourced by the scripts beside it: a virtual environment with the project in it.
+# Functions for the scripts in this directory: a virtual environment with the project installed.
 #
-# VENV=DIR names the environment (.venv by default), PYTHON=… the interpreter.
+# VENV=DIR is the virtual environment (.venv by default), PYTHON=… the interpreter.
 
-# Prints a Python of 3.11 or newer.
+# Prints the name of a Python 3.11 or newer.
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
@@ -11,12 +11,12 @@ find_python() {
       return
     fi
   done
-  echo "error: expected Python 3.11 or newer, found none; PYTHON=… names one" >&2
+  echo "error: found no Python 3.11 or newer; install one, or set PYTHON to its path" >&2
   return 1
 }
 
-# make_environment EXTRAS: installs the project with these extras into $VENV, unless
-# that was done before and nothing about its requirements has changed.
+# make_environment EXTRAS: installs the project with these extras into $VENV, unless it is
+# installed there and its requirements have not changed.
 make_environment() {
   local extras="$1" python log stamp wanted
   VENV="${VENV:-.venv}"
@@ -28,25 +28,25 @@ make_environment() {
   python="$(find_python)"
   if ! [ -x "$VENV/bin/python" ] && ! "$python" -m venv "$VENV"; then
     echo "error: $python cannot make the virtual environment $VENV; on Debian and Ubuntu," \
-      "apt install python3-venv first" >&2
+      "run apt install python3-venv first" >&2
     return 1
   fi
-  echo "installing into $VENV (TensorFlow and others, some 700 MB the first time)"
+  echo "installing into $VENV (TensorFlow and other packages, about 700 MB the first time)"
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     -e ".[$extras]" 2>&1 | tee "$log" | show_last_line; then
     local package
     package="$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$log" | head -n 1)"
-    # A network that fails in the middle: what was being fetched.
+    # If the network fails during a download, this is the package that pip was fetching.
     package="${package:-$(sed -n 's/^ *Collecting \([^ ]*\).*/\1/p' "$log" | tail -n 1)}"
-    echo "error: could not install ${package:-the project}: is there a network, and a release" \
-      "of it for $("$VENV/bin/python" --version)? pip's own words are in $log;" \
-      "re-run the command to resume" >&2
+    echo "error: could not install ${package:-the project}: it needs network access and a release" \
+      "for $("$VENV/bin/python" --version); see pip's output in $log," \
+      "and re-run the command to resume" >&2
     return 1
   fi
   echo "$wanted" >"$stamp"
 }
 
-# Shows on one line, rewritten, what pip is doing.
+# Shows pip's progress on a single line.
 show_last_line() {
   local line
   while IFS= read -r line; do

@@ -2,26 +2,27 @@
 
 offline_distill export_student --model=STUDENT --sentences=FILE --output_dir=NEW
 
-hf is a clean Hugging Face directory with the tokenizer and a model card. saved_model takes ids
-and loads in any TensorFlow. saved_model_text takes text; it requires a model with a WordPiece
-vocab.txt, and its readers must import tensorflow_text first. Both are loaded in a fresh process.
-litert is a file for phones, and litert_int8 is the same with weights of 8 bits. onnxruntime reads
-onnx. All formats except litert_int8 are float32, and all accept any batch size and any length.
-sentence_transformers is a directory for the library of this name: hf together with the settings
-of text vectors (--pooling, --normalize). Its vectors are compared instead of predictions.
+hf is a Hugging Face directory of the model, its tokenizer and a model card. saved_model takes ids
+and loads in any TensorFlow. saved_model_text takes text. It requires a model with a WordPiece
+vocab.txt, and programs that load it must import tensorflow_text first. Both SavedModels are also
+loaded in a new process. litert is a file for phones, and litert_int8 is the same with 8-bit
+weights. onnx is a file for onnxruntime. All formats except litert_int8 are float32, and all accept
+any batch size and any length. sentence_transformers is a directory for the library of this name:
+hf together with the settings of text vectors (--pooling, --normalize). Its vectors are compared
+instead of predictions.
 
 Each export is reloaded and compared with the model on real text: the lines of --sentences with
 every seventh token masked, or the eval examples of --input_dir. A format is left out if it lacks
-an operation, or if too few of its first guesses agree with the model (at least 99.9% of all
+an operation, or if too few of its top-1 predictions equal the model's (at least 99.9% of all
 positions, 90% for litert_int8). The command then fails after the other formats are written. The
-files are output_dir/FORMAT/, and export.json with the figures. All formats except hf and
-saved_model need pip install '.[export]'.
+output is output_dir/FORMAT/ for each format, and export.json with the figures. All formats except
+hf and saved_model require pip install '.[export]'.
 
-The logits of a fine-tuned model (the directory model of a finetune run) are those of the
-classes, [B, C], of an answer's start and end, [B, 2, L], or of each token's tags, [B, L, C]. Such
-a model is compared on unmasked lines. Pairs and questions take two lines each: the first with the
-second, the third with the fourth. The run's request.json decides whether a classification has
-pairs.
+A fine-tuned model is the directory model of a finetune run. Its logits are those of classes,
+[B, C], of an answer's start and end, [B, 2, L], or of each token's tags, [B, L, C]. It is compared
+on unmasked lines. A pair of texts, or a question with its context, takes two lines: the first with
+the second, the third with the fourth. The run's request.json decides whether a classification is
+of pairs.
 """
 
 import dataclasses

@@ -233,7 +233,7 @@ def _reserve_output_dir(config: FinetuneConfig, preparation: "Preparation") -> N
 def _import_backend() -> list[str]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     running.import_quietly("keras", "tensorflow")
-    return running.show_devices("tensorflow")
+    return running.print_devices("tensorflow")
 
 
 def _finetune(values: absl_flags.FlagValues) -> None:

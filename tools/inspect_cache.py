@@ -1,4 +1,4 @@
-"""Shows examples of a teacher cache, masked examples or unmasked windows as people read them.
+"""Shows examples of a teacher cache, masked examples or unmasked windows as readable text.
 
 offline_distill inspect_cache --input_dir=CACHE --html=cache.html
 """
@@ -29,10 +29,10 @@ class InspectConfig(Settings):
     )
     input_file: Location | None = setting(None, "In place of `input_dir`: a glob of its shards.")
     split: str | None = setting(
-        None, "Split to show; eval by default where there is one.", choices=("train", "eval")
+        None, "Split to show; eval by default if there is one.", choices=("train", "eval")
     )
     examples: int = setting(5, "Number of examples to show.", low=1, high=10_000)
-    first: int = setting(0, "Number of examples of the split to skip before them.", low=0)
+    first: int = setting(0, "Number of examples to skip at the beginning of the split.", low=0)
     example_id: str | None = setting(
         None, "In place of `first`: the first hexadecimal digits of the example's id."
     )
@@ -42,7 +42,7 @@ class InspectConfig(Settings):
         low=1,
         high=1_000,
     )
-    html: Location | None = setting(None, "New HTML file for what is shown.")
+    html: Location | None = setting(None, "New HTML file for the same content.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +85,9 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
     from pipeline.teacher import label_scores
 
     if manifest.kind == records.UNMASKED_WINDOWS:
-        yield "run_distill masks these windows anew in each epoch. Each word starts at a bar."
+        yield (
+            "run_distill masks these windows differently in each epoch. Each word starts at a bar."
+        )
     if manifest.teacher_info is None:
         return
     if manifest.teacher_info.truncation == SAMPLED:
@@ -106,7 +108,7 @@ def _inspect(values: absl_flags.FlagValues) -> None:
     if config.html:
         config.html.expect_absent()
     lines, page = inspect_cache(config)
-    # A terminal that knows no Chinese still shows the rest.
+    # A terminal without Chinese characters still shows the other text.
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
     if config.html:

@@ -84,7 +84,8 @@ def _describe_documents(sample: "CorpusSample") -> Iterator[str]:
     yield f"characters  {about}{sample.scaled(sample.characters):,}"
     yield f"skipped     {sample.bad:,} invalid and {sample.short:,} short documents of the sample"
     others = sample.documents - sample.bad - sample.short
-    yield f"duplicates  {sample.duplicates / max(1, others):.2%} of the {others:,} others"
+    share = sample.duplicates / max(1, others)
+    yield f"duplicates  {share:.2%} of the {others:,} documents that are not skipped"
     shares = [
         f"{name} {share:.2%}" for name, share in sample.scripts.items() if share > _MIN_SHOWN_SHARE
     ]

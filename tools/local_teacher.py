@@ -38,7 +38,7 @@ def local_config(manifest: Manifest, *, num_hidden_layers: int, hidden_size: int
     )
 
 
-def write_start(
+def write_initial_model(
     examples_dir: Location, directory: Location, config: EncoderConfig, *, seed: int
 ) -> None:
     """Writes a model directory with initial weights from which a model learns within minutes.
@@ -93,7 +93,7 @@ class LocalTraining:
         manifest = manifests.load(self.examples)
         config = local_config(manifest, num_hidden_layers=4, hidden_size=192)
         config = dataclasses.replace(config, max_position_embeddings=_POSITIONS)
-        write_start(self.examples, self.start, config, seed=_SEED)
+        write_initial_model(self.examples, self.start, config, seed=_SEED)
 
     def _train(self) -> None:
         run_command(

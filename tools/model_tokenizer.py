@@ -1,4 +1,4 @@
-"""The tokenizer that lies beside a model."""
+"""The tokenizer in a model's directory."""
 
 from typing import TYPE_CHECKING
 

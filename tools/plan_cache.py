@@ -366,7 +366,7 @@ def html_page(plan: Plan) -> str:
         f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.",
         " ".join(("Warning:", *warning)) if (warning := list(sample.labels.warning())) else "",
     )
-    contents = [labels, *caches.plan_parts(inputs.planned_caches(plan.to_json()))]
+    contents = [labels, *caches.plan_contents(inputs.planned_caches(plan.to_json()))]
     contents += [page.Note("", line) for line in _mass_warnings(sample.plans)]
     sections = [
         page.Section("Divergence against size", contents),

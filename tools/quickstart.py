@@ -26,7 +26,7 @@ from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_forecast, quickstart_report, quickstart_text
-from tools.commands import Step, reserve_directory, run_command, run_steps, show_step
+from tools.commands import Step, print_step, reserve_directory, run_command, run_steps
 from tools.local_teacher import LocalTraining
 from tools.report.page import expect_packages
 
@@ -254,13 +254,13 @@ class Quickstart:
 
         def make() -> None:
             before = time.monotonic() - self.begun
-            tell = functools.partial(self._tell, before, 1.0 + _REST[log.name])
-            with quickstart_forecast.first_steps_measured(remaining, tell):
+            report = functools.partial(self._print_total_time, before, 1.0 + _REST[log.name])
+            with quickstart_forecast.reporting_total_time(remaining, report):
                 step.make()
 
         return dataclasses.replace(step, make=make)
 
-    def _tell(self, before: float, times: float, seconds: float) -> None:
+    def _print_total_time(self, before: float, times: float, seconds: float) -> None:
         """Prints the expected total time once; `before` is the number of elapsed seconds."""
         if not self._has_forecast:
             self._has_forecast = True
@@ -282,7 +282,7 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     run.reserve()
     steps = run.steps()
     run_steps(steps, run.begun, num_more=1)
-    show_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
+    print_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
     running.import_quietly("tensorflow")
     students = quickstart_report.read_students(run.work)
     report = quickstart_report.measure(run.work, run.teacher, students, config.command_line())

@@ -36,14 +36,14 @@ def training_seconds(log: Location, num_steps: int, batch_size: int) -> float | 
 
 
 @contextlib.contextmanager
-def first_steps_measured(
-    remaining: Callable[[], float | None], tell: Callable[[float], None]
+def reporting_total_time(
+    remaining: Callable[[], float | None], report: Callable[[float], None]
 ) -> Iterator[None]:
     """Reports the expected total seconds of the block once, as soon as they are known.
 
     Args:
         remaining: returns the remaining seconds, or None, as `training_seconds` does.
-        tell: receives the total seconds; called in another thread.
+        report: receives the total seconds; called in another thread.
     """
     start_time, is_over = time.monotonic(), threading.Event()
 
@@ -52,7 +52,7 @@ def first_steps_measured(
             # An incomplete line, which is still being written, raises. It is read again later.
             with contextlib.suppress(InputError):
                 if (seconds := remaining()) is not None:
-                    tell(time.monotonic() - start_time + seconds)
+                    report(time.monotonic() - start_time + seconds)
                     return
 
     thread = threading.Thread(target=watch, daemon=True)

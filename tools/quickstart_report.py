@@ -180,7 +180,7 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
 def _notes(report: Report) -> list[str]:
     ratio = report.list_bytes / report.position_bytes
     return [
-        f"accuracy, loss: of {report.num_positions:,} masked tokens of held-out documents",
+        f"accuracy, loss: on {report.num_positions:,} masked tokens of held-out documents",
         "agreement: share of predictions that equal the teacher's",
         f"cache: {report.position_bytes:.0f} bytes per masked position at "
         f"k={report.truncation_factor}, inputs included; "
@@ -234,7 +234,13 @@ def html_page(report: Report, students: Sequence[Run]) -> str:
     size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
     origin = f"{report.date}, {measurement.machine_line(report.machine)}"
     made_by = page.Section("Command", [page.Note(report.command), page.Note(origin)])
-    sections = [results, curves.curves(students), size, curves.settings(students), made_by]
+    sections = [
+        results,
+        curves.curves_section(students),
+        size,
+        curves.settings_section(students),
+        made_by,
+    ]
     return page.report_page("Quickstart", curves.headline(students), sections)
 
 

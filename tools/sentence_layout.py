@@ -56,14 +56,15 @@ class PoolingSettings(Settings):
 
     pooling: str | None = setting(
         None,
-        "Pooling of the last hidden states to a text vector: cls, or the mean over all tokens. By "
-        "default that of the model's sentence-transformers files or of its training, or mean.",
+        "Pooling of the last hidden states: cls for the first token, mean for the mean over all "
+        "tokens. By default, the pooling in the model's sentence-transformers files, or that of "
+        "its training, or mean.",
         choices=POOLINGS,
     )
     normalize: bool | None = setting(
         None,
-        "Whether vectors have length 1. By default that of the model's sentence-transformers "
-        "files, or false.",
+        "Whether vectors have length 1. By default, the value in the model's "
+        "sentence-transformers files, or false.",
     )
 
 

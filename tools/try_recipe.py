@@ -4,7 +4,7 @@ offline_distill try_recipe --recipe=distilbert --corpus=TEXT --vocab_file=vocab.
 
 Masks the text as the recipe requires, trains a teacher of 12 layers and 64 dimensions for a few
 minutes, captures a cache if the recipe reads one, and runs the recipe's flagfile with
---run_local. The result says nothing about quality. Re-run the command to resume.
+--run_local. The result does not show the quality of the recipe. Re-run the command to resume.
 """
 
 import dataclasses
@@ -129,7 +129,7 @@ def _write_start(
         config = local_teacher.local_config(
             manifests.load(examples), num_hidden_layers=num_layers, hidden_size=hidden_size
         )
-        local_teacher.write_start(examples, directory, config, seed=_SEED)
+        local_teacher.write_initial_model(examples, directory, config, seed=_SEED)
 
 
 def _train_teacher(work: Location, examples: Location) -> None:

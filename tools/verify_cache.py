@@ -1,7 +1,7 @@
 """Checks a directory to the last byte, and repairs a teacher cache.
 
-It checks the vocabulary and the special tokens of the tokenizer's files, which the manifest
-records. Other settings of these files, for example lower-casing, may have been changed.
+Of the tokenizer's files, it checks the vocabulary and the special tokens, which the manifest
+records. It does not notice changes of other settings, for example of lower-casing.
 
 offline_distill verify_cache --input_dir=CACHE
 offline_distill verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
@@ -39,13 +39,6 @@ if TYPE_CHECKING:
 
 _BACKENDS = ("tensorflow", "jax")
 _MAX_LINE = 2_000
-# The command that makes a directory of each kind. The same settings give the same bytes.
-_MAKERS = {
-    records.MASKED_EXAMPLES: "create_pretraining_data",
-    records.UNMASKED_WINDOWS: "create_pretraining_data",
-    records.TEACHER_CACHE: "create_teacher_output_data",
-    records.TASK_LOGITS: "offline_distill finetune",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +129,7 @@ def load_manifest(directory: Location) -> Manifest:
             kind = (directory / manifests.RUN_CONFIG_FILE).read_json().get("kind")
         except InputError:
             raise error from None
-        error.hint = _publish_again(_MAKERS.get(str(kind), "the command that made it"))
+        error.hint = _publish_again(manifests.MAKERS.get(str(kind), "the command that made it"))
         raise
 
 
@@ -237,16 +230,22 @@ def _lines(manifest: Manifest, verification: Verification) -> Iterator[str]:
         f"({num_records / max(seconds, 1e-9):,.0f} a second); {_checked(manifest)}"
     )
     if verification.report.shared_texts is not None:
-        yield (
-            f"splits     no example is in both; the text of {verification.report.shared_texts:,} "
-            f"of {manifest.num_examples(manifests.EVAL):,} eval examples is also in train"
-        )
+        yield f"splits     no example is in both{_shared(manifest, verification.report)}"
     if (sample := verification.sample) is not None:
         largest = ", ".join(f"{name} {value:.1e}" for name, value in sample.largest.items())
         yield (
             f"sample     {sample.num_examples:,} examples, {sample.num_positions:,} positions "
             f"agree with the teacher; largest differences of log-probabilities: {largest}"
         )
+
+
+def _shared(manifest: Manifest, report: DirectoryReport) -> str:
+    """Returns text on the eval examples whose text is also in the train split."""
+    if not report.shared_texts:
+        return ", and no text"
+    share = f"{report.shared_texts:,} of {manifest.num_examples(manifests.EVAL):,} eval examples"
+    reason = "short windows of different documents may be equal"
+    return f"; {share} have the text of a train example ({reason})"
 
 
 def _checked(manifest: Manifest) -> str:
@@ -274,14 +273,12 @@ def _publish_again(maker: str) -> str:
 
 def _remedy(manifest: Manifest, problems: Problems) -> str:
     """Returns a hint on the repair of problems."""
-    maker = _MAKERS[manifest.kind]
-    if manifest.teacher_info is not None and "merged" in manifest.teacher_info.teacher:
-        maker = "offline_distill merge_caches"
+    maker = manifest.maker()
     if manifests.MANIFEST_FILE in problems:
         return _publish_again(maker)
-    if maker == _MAKERS[records.TEACHER_CACHE]:
+    if maker == manifests.MAKERS[records.TEACHER_CACHE]:
         return "set `repair`, `teacher` and `examples` to make only the broken files again"
-    return f"re-run {maker} with the same settings and an empty directory: the bytes are the same"
+    return manifests.describe_remaking(manifest)
 
 
 def _repair(

@@ -70,7 +70,7 @@ def join(
 
 
 def _key_value_store() -> Any:
-    """Returns JAX's client of the store that joined processes share; None where this is alone."""
+    """Returns JAX's client of the store that joined processes share; None without others."""
     # JAX has no public name for it.
     from jax._src import distributed
 

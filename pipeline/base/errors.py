@@ -1,8 +1,9 @@
 """Errors that the user can correct. Commands format their fields as one line."""
 
 import contextlib
+import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 _SETTING_NAME = re.compile(r"`([a-z][a-z0-9_]*)`")
 # A command with settings, for example "run_distill `student`='my model' `freeze`=encoder".
@@ -94,6 +95,12 @@ def naming_setting(name: str) -> Iterator[None]:
         elif error.setting is None and not isinstance(error.subject, Setting):
             error.setting = Setting(name)
         raise
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """Returns a hint with the known names that are similar to an unknown one; None without any."""
+    similar = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(similar)}?" if similar else None
 
 
 def describe(error: InputError, show_setting: Callable[[str], str]) -> str:

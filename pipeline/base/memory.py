@@ -21,7 +21,7 @@ _USER_PREFIXES = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
 
 
 @functools.cache
-def retain_freed_memory(backend: str | None) -> str:
+def retain_freed_memory(backend: str | None) -> str | None:
     """Configures the allocator of this process. Call it before Keras's backend is imported.
 
     On JAX several arenas stay allowed. A JAX step allocates its temporary values as one block
@@ -31,18 +31,18 @@ def retain_freed_memory(backend: str | None) -> str:
         backend: Keras's backend that will be imported; None if none will be.
 
     Returns:
-        a line for the user on the handling of freed memory.
+        a phrase for the user if environment variables configure the allocator instead.
     """
     user_variables = [name for name in os.environ if name.startswith(_USER_PREFIXES)]
     if user_variables:
-        return f"freed memory: set by {' and '.join(sorted(user_variables))}"
+        return f"memory allocator configured by {' and '.join(sorted(user_variables))}"
     if not _is_glibc():
-        return "freed memory: system default"
+        return None
     mallopt = ctypes.CDLL(None).mallopt
     settings = _KEEP_FREED if backend == "jax" else _KEEP_FREED | _ONE_ARENA
     for parameter, value in settings.items():
         mallopt(parameter, value)
-    return "freed memory: kept in the process"
+    return None
 
 
 def _is_glibc() -> bool:

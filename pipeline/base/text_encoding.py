@@ -12,7 +12,7 @@ from pipeline.base.errors import InputError
 # Number of bytes at the start of a file from which its encoding is detected.
 _START_BYTES = 2**16
 _BLOCK_BYTES = 2**16
-# UTF-32 stands first, because its little-endian mark begins with that of UTF-16.
+# UTF-32 comes first, because its little-endian mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),

@@ -1,18 +1,21 @@
 """Runs a command or a tool by its name: `offline_distill NAME --flags`."""
 
 import ast
-import difflib
 import importlib
+import importlib.metadata
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from pipeline.base.errors import suggest
 from pipeline.commands.running import print_all
 
 _ROOT = pathlib.Path(__file__).parents[2]
 # The commands, in the order of their use.
 COMMANDS = ("create_pretraining_data", "create_teacher_output_data", "run_distill")
 _HELP = ("-h", "-help", "--help")
+_VERSION = "--version"
+_DISTRIBUTION = "offline-distill"
 
 
 def find_programs() -> dict[str, pathlib.Path]:
@@ -33,7 +36,8 @@ def summary(path: pathlib.Path) -> str:
 def _overview() -> str:
     programs = find_programs()
     width = max(map(len, programs))
-    lines = ["Usage: offline_distill NAME --flags (offline_distill NAME --help lists them)", ""]
+    lines = ["Usage: offline_distill NAME --flags (offline_distill NAME --help lists them)"]
+    lines += [f"       offline_distill {_VERSION}", ""]
     for name, path in programs.items():
         if name not in COMMANDS and COMMANDS[-1] in lines[-1]:
             lines.append("")
@@ -42,11 +46,19 @@ def _overview() -> str:
 
 
 def _unknown_name_error(name: str) -> str:
-    similar = difflib.get_close_matches(name, find_programs())
-    hint = "offline_distill --help lists all names"
-    if similar:
-        hint = f"did you mean {' or '.join(similar)}?"
+    hint = suggest(name, find_programs()) or "offline_distill --help lists all names"
     return f"error: unknown command or tool {name!r}; {hint}"
+
+
+def _print_version() -> int:
+    try:
+        version = importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        hint = "run pip install . in the clone"
+        print(f"error: {_DISTRIBUTION} is not installed; {hint}", file=sys.stderr)
+        return 1
+    print_all(f"{_DISTRIBUTION} {version}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in _HELP:
         print_all(_overview())
         return 0
+    if arguments[0] == _VERSION:
+        return _print_version()
     name = arguments[0]
     path = find_programs().get(name)
     if path is None:

@@ -14,7 +14,7 @@ from absl import flags
 
 from data_specs import recipes
 from pipeline.base import compiled_programs, compute_dtype, distribution, memory
-from pipeline.base.errors import InputError, Setting, StoppedRunError, describe
+from pipeline.base.errors import InputError, Setting, StoppedRunError, describe, suggest
 from pipeline.commands.flags import read_config, read_values
 from pipeline.commands.settings import RAY, ProcessSettings
 from pipeline.runners.ray import RayConfig
@@ -111,10 +111,12 @@ def _expand_recipes(argv: Sequence[str]) -> list[str]:
         if name not in ("--recipe", "-recipe"):
             expanded.append(argument)
             continue
+        recipe = value if equals else next(arguments, "")
         try:
-            path = recipes.find(value if equals else next(arguments, ""))
+            path = recipes.find(recipe)
         except ValueError as error:
-            raise InputError(Setting("recipe"), received=error) from error
+            hint = suggest(recipe, recipes.names())
+            raise InputError(Setting("recipe"), received=error, hint=hint) from error
         expanded.append(f"--flagfile={path}")
     return expanded
 
@@ -186,18 +188,20 @@ def choose_backend(values: flags.FlagValues, *modules: str) -> list[str]:
         Keras's names of the devices.
     """
     import_backend(values, *modules)
-    return show_devices(values.backend)
+    return print_devices(values.backend)
 
 
-def show_devices(backend: str) -> list[str]:
-    """Prints the devices of the imported backend and the handling of freed memory.
+def print_devices(backend: str) -> list[str]:
+    """Prints the devices of the imported backend.
 
     Returns:
         Keras's names of the devices.
     """
     devices = importlib.import_module("keras.distribution").list_devices()
     memory_note = memory.retain_freed_memory(backend)
-    print(f"computing with {backend} on {', '.join(devices)}; {memory_note}", file=sys.stderr)
+    notes = [f"computing with {backend} on {', '.join(devices)}"]
+    notes += [] if memory_note is None else [memory_note]
+    print("; ".join(notes), file=sys.stderr)
     return devices
 
 

@@ -71,17 +71,17 @@ class CorpusSettings(Settings):
     documents: str | None = setting(
         None,
         "Separation of the documents in a text file: blank_lines, or lines if each line is a "
-        "document. By default as `corpus_spec` declares, otherwise blank_lines.",
+        "document. By default, the separation that `corpus_spec` declares, or blank_lines.",
         choices=known_corpora.SEPARATIONS,
     )
     segmenter: str | None = setting(
         None,
-        "Segmenter that splits Chinese text into words. By default as `corpus_spec` declares, "
-        "otherwise jieba.",
+        "Segmenter that splits Chinese text into words. By default, the segmenter that "
+        "`corpus_spec` declares, or jieba.",
         choices=tuple(SEGMENTERS),
     )
     corpora: Location | None = setting(
-        None, "Mixture of corpora, instead of one: a .yaml file with corpora and their weights."
+        None, "In place of `input_dir`: a .yaml file with several corpora and their weights."
     )
     random_next: bool | None = setting(None, "Accepted for old command lines. Has no effect.")
 

@@ -50,7 +50,7 @@ _TARGETS = (
     records.EMBEDDING,
     LOSS_SHARES,
 )
-# Features that tell how much of a batch is padding.
+# Features from which the padding of a batch is known.
 _SIZE_FEATURES = (records.SEGMENT_LENGTHS, records.MASKED_LM_WEIGHTS)
 # Features with one value for each token, and features of a fixed size. All others have one value
 # for each masked position.

@@ -131,6 +131,11 @@ class Comparison:
             expected = f"{expected} or {_FROM_TEACHER} over masked examples"
         if expected is not None:
             hint = f"a cache of {CAPTURE_STATES} supports all temperatures"
+            if not self.sampled and self.temperature > 1.0:
+                temperatures = sorted({*self.cached_temperatures, self.temperature})
+                listed = ",".join(f"{value:g}" for value in temperatures)
+                command = f"create_teacher_output_data `temperatures`={listed}"
+                hint = f"capture again with {command}; {hint}"
             raise InputError(Setting("temperature"), expected, f"{self.temperature:g}", hint)
 
     @property
@@ -198,7 +203,7 @@ class Comparison:
         """Returns the elements that a loss is averaged over, one of `losses.base.AVERAGES`."""
         return TOKENS if loss.needs == TOPK and self.loss_positions == "all" else loss.averaged_over
 
-    def reported(self, trained: Iterable[str]) -> tuple[str, ...]:
+    def reported_losses(self, trained: Iterable[str]) -> tuple[str, ...]:
         """Returns the losses that evaluation reports, in the order of `LOSSES`.
 
         They are all losses on distributions and labels whose targets are known, and the losses

@@ -123,7 +123,7 @@ class Distiller(keras.Model):
         if not objective.trains_head:
             # On JAX, weight decay would change the head even without a gradient.
             student.head.trainable = False
-        self._means = _make_means(objective.comparison.reported(objective.weights))
+        self._means = _make_means(objective.comparison.reported_losses(objective.weights))
         teacher_metrics = ["teacher_agreement", "teacher_accuracy"]
         predictions = ["masked_lm_accuracy", *teacher_metrics * objective.comparison.has_teacher]
         self._predictions = _make_means(predictions)

@@ -138,20 +138,21 @@ class DistillConfig(Settings):
     student: StudentConfig
     losses: Mapping[str, float] = setting(
         {"soft_cross_entropy": 1.0, "probability_cosine": 1.0},
-        f"Losses and their weights, of {', '.join(LOSSES)}.",
+        "Losses and their weights, whose weighted sum is minimized. Names of losses: "
+        f"{', '.join(LOSSES)}.",
         parse=parse_losses,
     )
     loss_schedules: Mapping[str, WeightSchedule] = setting(
         {},
-        "Changes of weights over the steps, from the weights in `losses` to a last weight; "
-        "constant by default. For example masked_lm=linear:0,hidden_cosine=cosine:0.1.",
+        "Losses whose weights change over the steps, from the weight in `losses` to a last "
+        "weight. For example masked_lm=linear:0,hidden_cosine=cosine:0.1.",
         parse=parse_loss_schedules,
     )
     # The run configuration holds the SHA-256 of the teacher's weights instead.
     teacher: Location | None = unrecorded(
         None,
-        "A live teacher, a model directory or a model of the hub, which computes the targets that "
-        "the cache does not hold.",
+        "Live teacher, which computes the targets that the cache does not hold: a model directory "
+        "or a model of the hub.",
         hub_files=hub_id.MODEL,
     )
     loss_positions: str = setting(
@@ -162,9 +163,9 @@ class DistillConfig(Settings):
     # The run configuration holds the parsed layers instead.
     layer_groups: str | None = unrecorded(
         None,
-        "Layers that losses on layers compare: last, mean, skip, uniform, or a list of teacher "
-        "layers and the student layer; for example 1-6:1,7-12:2. 0 is the embeddings' output. Each "
-        "loss has its own default.",
+        "Layers that losses on layers compare: last, mean, skip, uniform, or groups of teacher "
+        "layers, each with its student layer, for example 1-6:1,7-12:2. Layer 0 is the output of "
+        "the embeddings. Each loss has its own default.",
     )
     relation_heads: int | None = setting(
         None,
@@ -175,16 +176,16 @@ class DistillConfig(Settings):
     )
     embedding_pooling: str | None = setting(
         None,
-        "Pooling of the last hidden states to the embeddings that embedding_cosine and "
-        "embedding_mse compare: cls, or mean over all tokens. By default the cache's pooling, else "
+        "Pooling of the last hidden states for embedding_cosine and embedding_mse: cls for the "
+        "first token, mean for the mean over all tokens. By default, the pooling of the cache, or "
         "mean.",
         choices=POOLINGS,
         omit_default=True,
     )
     freeze: tuple[str, ...] = setting(
         (),
-        f"Parts that are not trained, of {', '.join(FREEZABLE)}. With encoder only the masked-LM "
-        "head is trained, which is several times as fast and uses no dropout.",
+        f"Parts that are not trained: any of {', '.join(FREEZABLE)}. With encoder, only the "
+        "masked-LM head is trained, without dropout and several times as fast.",
         choices=FREEZABLE,
         parse=parse_words,
     )
@@ -200,7 +201,7 @@ class DistillConfig(Settings):
     do_train: bool = setting(True, "Whether to train.")
     do_eval: bool = unrecorded(True, "Whether to evaluate at every checkpoint and at the end.")
     temperature: float = setting(
-        1.0, "Temperature T of the losses that compare tempered distributions.", low=0.01
+        1.0, "Distillation temperature T, for the losses that use one.", low=0.01
     )
     tail: str | None = setting(
         None,
@@ -220,7 +221,9 @@ class DistillConfig(Settings):
     )
     train_batch_size: int = setting(32, "Examples in a training batch.", low=1)
     eval_batch_size: int = unrecorded(32, "Examples in an evaluation batch.", low=1)
-    gradient_accumulation_steps: int = setting(1, "Batches in a step (optimizer update).", low=1)
+    gradient_accumulation_steps: int = setting(
+        1, "Number of batches in a step (optimizer update).", low=1
+    )
     num_train_steps: int = setting(100_000, "Number of steps to train.", low=1)
     num_warmup_steps: int | None = setting(
         None,
@@ -239,24 +242,27 @@ class DistillConfig(Settings):
     )
     compute_dtype: str = setting(
         FLOAT32,
-        "Precision of the student. auto is mixed_bfloat16 where the hardware supports it, else "
+        "Precision of the student. auto is mixed_bfloat16 if the hardware supports it, otherwise "
         "float32.",
         choices=CHOICES,
     )
     recompute_activations: bool = unrecorded(
         False,
         "Whether to recompute the activations within the student's layers for gradients "
-        "(gradient checkpointing): the same numbers in less memory and more time.",
+        "(gradient checkpointing). The results are the same, with less memory and more time.",
     )
     random_seed: int = setting(
-        12345, "Seed of the order, of dropout and of new weights.", low=0, high=2**32 - 1
+        12345,
+        "Seed of the order of examples, of dropout and of new weights.",
+        low=0,
+        high=2**32 - 1,
     )
     shuffle_buffer_size: int = setting(10_000, "Examples that are shuffled in memory.", low=1)
     length_buckets: int | None = setting(
         None,
-        "Number of lengths that the inputs of a step, sorted by length, are padded to. 1 pads "
-        "all to `max_seq_length`. A resumed run keeps its number. The default is 8, or 4 on "
-        "TPUs, where programs take long to compile.",
+        "Number of padded lengths. The inputs of a step are sorted by length and padded in "
+        "microbatches. With 1, all have `max_seq_length`. By default 8, or 4 on TPUs, where "
+        "programs take long to compile. A resumed run keeps its number.",
         low=1,
     )
     save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)
@@ -284,8 +290,9 @@ class DistillConfig(Settings):
     )
     num_data_streams: int | None = setting(
         None,
-        "Number of shard groups, each read by one process. Every step has equally many examples of "
-        "each group. A resumed run keeps its number. The default is one per process.",
+        "Number of data streams: groups of shards, each read by one process. Every step has "
+        "equally many examples of each stream. By default, one stream per process. A resumed run "
+        "keeps its number.",
         low=1,
         omit_default=True,
     )
@@ -352,7 +359,7 @@ _LOCAL_LEARNING_RATE = 1e-3
 def short_run_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings to change for a run of minutes, by the names of `DistillConfig`.
 
-    Such a run shows that a recipe works and that its losses fall. It says nothing about quality.
+    Such a run shows that a recipe works and that its losses fall, not the quality of its student.
 
     Args:
         given: the settings by name.

@@ -86,7 +86,7 @@ class Rates:
     flops: float
     peak_flops: float | None
 
-    def measured(self, examples: float, seconds: float, waited: float) -> dict[str, float]:
+    def log_fields(self, examples: float, seconds: float, waited: float) -> dict[str, float]:
         """Returns the fields of a line of metrics.jsonl.
 
         Args:

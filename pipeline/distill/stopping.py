@@ -64,11 +64,11 @@ class StopRequest:
                 self._received = signal.SIGINT if self._interrupted else signal.SIGTERM
         return self._received is not None
 
-    def stopped(self, step: int) -> StoppedRunError:
+    def stop_error(self, step: int) -> StoppedRunError:
         """Returns the error to raise after a checkpoint of `step` is written."""
         return self._stopped(f"at step {step}; re-run the command to resume")
 
-    def stopped_evaluation(self) -> StoppedRunError:
+    def evaluation_stop_error(self) -> StoppedRunError:
         """Returns the error to raise in an evaluation that no checkpoint records."""
         return self._stopped("in the evaluation; re-run the command to repeat it")
 

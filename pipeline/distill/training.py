@@ -41,9 +41,9 @@ from pipeline.models import flops
 from pipeline.models.formats import model_directory
 from pipeline.storage import length_buckets, reader
 from pipeline.storage import manifest as manifests
-from pipeline.storage.cache_input import CacheInput
+from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.length_buckets import MicrobatchPlan
-from pipeline.storage.manifest import EVAL, TRAIN
+from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
 _UNTRAINED = "do not train the masked-LM head, which stays unchanged; add masked_lm to train it"
 # Number of inputs whose lengths decide the sizes of microbatches.
@@ -51,6 +51,11 @@ _SAMPLE_SIZE = 1024
 # The fixed cost of a microbatch, in tokens: adding up gradients and starting kernels. On two cores
 # it is 77 tokens for inputs of 512 tokens (2 layers x 256), and 430 for 64 tokens (4 x 192).
 _MICROBATCH_COSTS = {"cpu": 512, "other": 8192}
+
+
+def num_evaluated(config: DistillConfig, manifest: Manifest) -> int:
+    """Returns the number of held-out examples that an evaluation computes."""
+    return min(config.max_eval_steps * config.eval_batch_size, manifest.num_examples(EVAL))
 
 
 class _EvaluationStop(keras.callbacks.Callback):
@@ -72,7 +77,7 @@ class _Evaluation:
 
     def __init__(self, config: DistillConfig, cache: CacheInput, replicas: Replicas) -> None:
         size = config.eval_batch_size
-        self._count = min(config.max_eval_steps * size, cache.manifest.num_examples(EVAL))
+        self._count = num_evaluated(config, cache.manifest)
         self._steps = -(-self._count // size)
         self._batches = batches.evaluation_batches(
             cache,
@@ -104,7 +109,7 @@ class _Evaluation:
         """
         report = self.run(distiller, stop)
         if report is None:
-            raise stop.stopped_evaluation()
+            raise stop.evaluation_stop_error()
         return report
 
 
@@ -143,6 +148,8 @@ class _TrainingCallback(keras.callbacks.Callback):
         self._logged, self._clock = step, 0.0
         if 0 < step < config.num_train_steps:
             print(f"resuming from step {step}", file=sys.stderr)
+        elif step == config.num_train_steps:
+            print(f"already complete: trained to step {step}", file=sys.stderr)
         self._profiler: Profiler | None = None
         if self._log is not None and config.profile_steps is not None:
             self._profiler = self._open_profiler(config.profile_steps, self._log)
@@ -188,7 +195,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             checkpoints.checkpoint_path(output_dir, step).remove_mirror()
         due = self.start.evaluation_due and self._evaluation is not None
         if due and not self._evaluate(distiller, step):
-            raise self._stop.stopped(step)
+            raise self._stop.stop_error(step)
         self._clock = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -228,7 +235,7 @@ class _TrainingCallback(keras.callbacks.Callback):
             self._save(step, evaluation_due)
             self._clock = time.perf_counter()
         if stopping:
-            raise self._stop.stopped(step)
+            raise self._stop.stop_error(step)
 
     def _synchronize(self) -> dict[str, float]:
         """Updates the variables and waits until the device has finished its work."""
@@ -262,7 +269,7 @@ class _TrainingCallback(keras.callbacks.Callback):
         examples = (step - self._logged) * self._config.examples_per_step
         rate = float(WarmupLinearDecay.of(self._config)(step - 1))
         clock = self.model.input_clock
-        times = self._rates.measured(examples, seconds, clock.seconds)
+        times = self._rates.log_fields(examples, seconds, clock.seconds)
         clock.seconds = 0.0
         line = {**report, "learning_rate": rate, **times}
         if self._log is not None:
@@ -557,7 +564,10 @@ def _fit(
         ) from interrupt
 
 
-def describe(report: Mapping[str, float]) -> Iterator[str]:
-    """Yields the lines of the summary."""
+def describe(config: DistillConfig, report: Mapping[str, float]) -> Iterator[str]:
+    """Yields the lines of the summary of an evaluation; none for an empty report."""
+    if report:
+        manifest = open_cache(config.input_dir, config.input_file).manifest
+        yield f"evaluation on {num_evaluated(config, manifest):,} held-out examples:"
     for name, value in report.items():
         yield f"{name:<22} {value:.4f}"

@@ -156,6 +156,10 @@ def _cached_snapshot(model: HubModel, failure: UnreachableHubError) -> Snapshot:
         revision = reference.read_text(encoding="utf-8").strip()
     folder = _folder(model, revision)
     if not hub_id.is_commit(revision) or not folder.is_dir():
+        if not os.path.exists(model.id):
+            # The text may be a misspelled path.
+            failure.expected = f"a directory on this machine, or {failure.expected}"
+            failure.received = f"no such directory; the hub: {failure.received}"
         raise failure
     paths = (path.relative_to(folder) for path in folder.find())
     return Snapshot(model, revision, frozenset(map(str, paths)), folder, failure)

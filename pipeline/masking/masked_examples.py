@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -289,6 +290,7 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir)
         _expect_corpus_size(config, manifest, corpus_files)
+        print(f"already complete: {config.output_dir}", file=sys.stderr)
     else:
         try:
             manifest = _make(config, corpus_files, tokenizer, run_config)
@@ -386,7 +388,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
     skipped = counts["skipped"]
     tokens = counts.get("tokens", 0)
     rate = counts.get("unknown_tokens", 0) / max(1, tokens)
-    yield f"documents  {counts['documents']:,} read, {sum(skipped.values()):,} skipped"
+    yield f"documents  {counts['documents']:,} read, {sum(skipped.values()):,} of them skipped"
     for reason, count in sorted(skipped.items()):
         yield f"             {count:,} {reason}"
     by_corpus = counts["examples_by_corpus"]
@@ -405,6 +407,6 @@ def describe(manifest: Manifest) -> Iterator[str]:
         )
     yield from (f"{'':<10} {line}" for line in manifest.evaluation_notes())
     if manifest.kind == records.UNMASKED_WINDOWS:
-        yield "masked     by run_distill, anew each epoch"
+        yield "masked     by run_distill, differently in each epoch"
     else:
         yield f"masked     {counts['masked_positions']:,} positions"

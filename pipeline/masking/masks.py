@@ -119,7 +119,7 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 def word_order(
     count: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order of the numbers below n, int [n], drawn one by one by weight.
+    """Returns a random order of n words, int [n], drawn by weight without replacement.
 
     Efraimidis and Spirakis, 2006: sort by u^(1/w), largest first. This is the same as sorting by
     −log(u)/w, smallest first, where −log(u) is exponentially distributed.
@@ -131,7 +131,7 @@ def word_order(
 
 
 def choose_words(lengths: Sequence[int], order: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Returns the words that fit into `room` tokens, tried in an order, and their tokens' number.
+    """Returns the words that fit into `room` tokens, tried in order, and their number of tokens.
 
     Example: words of 2, 3 and 1 tokens, in this order, and a room of 4 tokens. Words 0 and 2
     fit, with 3 tokens.
@@ -176,7 +176,7 @@ def masked_tokens(
 
 @dataclasses.dataclass(frozen=True)
 class MaskedWindows:
-    """R windows after masking, one after another.
+    """R masked windows, concatenated.
 
     Attributes:
         input_ids: int [n].

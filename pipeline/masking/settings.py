@@ -74,7 +74,7 @@ class MaskedExamplesConfig(Settings):
     masking: str = setting(
         STATIC,
         "static stores masked examples, which a teacher cache requires; dynamic stores unmasked "
-        "windows, which run_distill masks anew in each epoch.",
+        "windows, which run_distill masks differently in each epoch.",
         choices=(STATIC, DYNAMIC),
         omit_default=True,
     )
@@ -120,7 +120,7 @@ class MaskedExamplesConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_dynamic and self.dupe_factor is not None:
-            expected = "unset with `masking`=dynamic, which masks each window anew each epoch"
+            expected = "unset with `masking`=dynamic, which masks differently in each epoch"
             raise InputError(Setting("dupe_factor"), expected, self.dupe_factor)
         if self.mask_smoothing and not self.is_dynamic:
             expected = "used together with `masking`=dynamic"

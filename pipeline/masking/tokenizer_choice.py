@@ -61,7 +61,7 @@ def _difference(
 ) -> str | None:
     """Returns the difference of `vocab.txt` and `tokenizer.json` in words; None if they agree."""
     names = f"{VOCAB_FILE} and {TOKENIZER_FILE}"
-    # If a token stands twice in a vocab.txt, the tokenizer.json has it only once.
+    # If a vocab.txt has a token twice, the tokenizer.json has it only once.
     pairs = itertools.zip_longest(tokenizer.vocab, other.vocab)
     if any(fast not in ("", token) for token, fast in pairs):
         sizes = f"{tokenizer.info.size} and {other.info.size} tokens"

@@ -53,7 +53,7 @@ class RayConfig(Settings):
     ray_address: str | None = setting(
         None,
         "Requires `runner`=ray. Address of the cluster: host:port, or auto on one of its nodes. "
-        "By default Ray is started for the run on this machine alone.",
+        "By default, Ray is started on this machine for the run.",
         decides_output=False,
     )
     cpus_per_job: int = setting(

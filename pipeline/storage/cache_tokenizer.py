@@ -1,5 +1,6 @@
 """The tokenizer of a shard directory, and checks of a model's vocabulary against it."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -24,22 +25,46 @@ def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Locat
         InputError: the vocabularies differ; the message names both.
     """
     expected = cache.manifest.vocab
+    vocabulary = f"a model with the vocabulary of {cache.directory}"
     if vocab_size < expected.size or not vocab_files:
         if vocab_size != expected.size:
-            size = f"a vocabulary of {expected.size} tokens, as in {cache.directory}"
             hint = "if its tables have more rows than tokens, put the tokenizer's files next to it"
-            hint = hint if vocab_size > expected.size else None
+            hint = hint if vocab_size > expected.size else _prepare_again(vocab_files)
+            size = f"{vocabulary}, which has {expected.size} tokens"
             raise InputError(None, size, f"one of {vocab_size}", hint)
         return
     received_vocabs = []
     for path in vocab_files:
-        received = loading.read_vocab_info(path)
+        tokens = loading.read_vocab(path)
+        received = vocab_info(tokens)
         if received == expected:
             return
-        received_vocabs.append(f"{path} (SHA-256 {received.sha256}, {received.size} tokens)")
-    sha256 = f"SHA-256 {expected.sha256}, {expected.size} tokens"
-    vocabulary = f"the vocabulary of {cache.directory} ({sha256})"
-    raise InputError(None, vocabulary, ", ".join(received_vocabs))
+        difference = _first_difference(cache, tokens)
+        sha256 = f"SHA-256 {received.sha256}, {received.size} tokens"
+        received_vocabs.append(f"{path} ({sha256}{difference})")
+    vocabulary += f" (SHA-256 {expected.sha256}, {expected.size} tokens)"
+    hint = _prepare_again(vocab_files)
+    raise InputError(None, vocabulary, ", ".join(received_vocabs), hint)
+
+
+def _prepare_again(vocab_files: Sequence[Location]) -> str:
+    vocab_file = shlex.quote(str(vocab_files[0].parent)) if vocab_files else "VOCABULARY"
+    command = f"create_pretraining_data `vocab_file`={vocab_file}"
+    return f"to use this model, prepare the examples again with {command}"
+
+
+def _first_difference(cache: CacheInput, tokens: Sequence[str]) -> str:
+    """Returns a phrase on the first token that differs from a cache's vocabulary of equal size.
+
+    The phrase is empty if the sizes differ, or if no tokenizer file has the cache's vocabulary.
+    """
+    for path in loading.tokenizer_files(cache.directory):
+        vocab = loading.read_vocab(path)
+        if vocab_info(vocab) == cache.manifest.vocab and len(vocab) == len(tokens):
+            pairs = enumerate(zip(tokens, vocab, strict=True))
+            token_id, pair = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+            return f", token {token_id} is {pair[0]!r} and not {pair[1]!r}"
+    return ""
 
 
 def fit_vocab(cache: CacheInput, source: ModelSource) -> ModelSource:

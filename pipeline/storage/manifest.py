@@ -10,10 +10,12 @@ become paths of files to copy. The types below bound both, and each value is che
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -63,6 +65,13 @@ TRUNCATIONS = (TOPK, SAMPLED)
 # Keys in `ShardInfo.measured`: numbers of masked positions, and of ids stored at them.
 NUM_POSITIONS = "num_positions"
 NUM_IDS = "num_ids"
+# The command that makes a directory of each kind. The same settings give the same bytes.
+MAKERS = {
+    records.MASKED_EXAMPLES: "create_pretraining_data",
+    records.UNMASKED_WINDOWS: "create_pretraining_data",
+    records.TEACHER_CACHE: "create_teacher_output_data",
+    records.TASK_LOGITS: "offline_distill finetune",
+}
 # Encodings that were removed, with the last commit that reads and writes them.
 _REMOVED_ENCODINGS = {"uint8": "ef818ef"}
 # Maximum number of values at a position, over all groups of hidden states.
@@ -335,6 +344,12 @@ class Manifest:
         means = measured_means(self.shards, [NUM_IDS])
         return self.teacher_info.truncation_factor if means is None else means[NUM_IDS]
 
+    def maker(self) -> str:
+        """Returns the command that makes the directory; a value of `MAKERS`, or `merge_caches`."""
+        if self.teacher_info is not None and "merged" in self.teacher_info.teacher:
+            return "offline_distill merge_caches"
+        return MAKERS[self.kind]
+
     def label_sums(self) -> LabelSums | None:
         """Returns the sums over all shards; None if a shard has none, as in a merged cache."""
         sums = [shard.labels for shard in self.shards]
@@ -446,16 +461,39 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
 def describe_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """Returns, in one line, the first setting in which two run configurations differ.
 
-    The kind is compared first, as other settings depend on it. `HUB` may differ. The line is
-    empty if there is no difference.
+    The kind is compared first, as other settings depend on it. `HUB` may differ. A nested setting
+    is named by its path, for example `teacher.config.hidden_size` or `corpora[0].input_dir`. The
+    line is empty if there is no difference.
     """
-    names = (set(recorded) | set(current)) - {HUB}
-    for name in sorted(names, key=lambda key: (key != "kind", key)):
-        if recorded.get(name) != current.get(name):
-            setting = name if name.isidentifier() else format_value(name)
-            old, new = format_value(recorded.get(name)), format_value(current.get(name))
-            return f"{setting} is {old} there and {new} here"
+    for key in sorted((set(recorded) | set(current)) - {HUB}, key=_kind_first):
+        old, new = recorded.get(key), current.get(key)
+        if old != new:
+            setting, old, new = _innermost_difference(_setting_name(key), old, new)
+            return f"{setting} is {format_value(old)} there and {format_value(new)} here"
     return ""
+
+
+def _kind_first(key: str) -> tuple[bool, str]:
+    return key != "kind", key
+
+
+def _setting_name(key: str) -> str:
+    return key if key.isidentifier() else format_value(key)
+
+
+def _innermost_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Returns the path and the values of the first difference within two unequal values."""
+    inner = []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(set(old) | set(new), key=_kind_first)
+        inner = [(f"{path}.{_setting_name(key)}", old.get(key), new.get(key)) for key in keys]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        # Lists of settings, such as those of several corpora. Other lists are shown whole.
+        pairs = enumerate(zip(old, new, strict=True))
+        inner = [(f"{path}[{i}]", *pair) for i, pair in pairs if isinstance(pair[0], Mapping)]
+    different = (item for item in inner if item[1] != item[2])
+    first = next(different, None)
+    return (path, old, new) if first is None else _innermost_difference(*first)
 
 
 def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool:
@@ -485,8 +523,8 @@ def check_output_dir(directory: Location, run_config: Mapping[str, Any]) -> bool
         return False
     if present:
         received = f"one with {present[0]!r} and without {RUN_CONFIG_FILE}"
-        expected = "an empty directory or one of the same run configuration"
-        raise InputError(directory, expected, received)
+        expected = "an empty directory, or that of an interrupted run of the same settings"
+        raise InputError(directory, expected, received, "choose another directory")
     return True
 
 
@@ -529,7 +567,9 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
     path = directory / file
     if not path.is_file():
         received, hint = "a directory without it", None
-        if (path.parent / RUN_CONFIG_FILE).is_file():
+        if not directory.is_dir():
+            received = "a file" if directory.is_file() else "no such directory"
+        elif (directory / RUN_CONFIG_FILE).is_file():
             received = "an unfinished directory"
             hint = "re-run the command that writes it to resume"
         contents = "masked examples of create_pretraining_data, or a teacher cache"
@@ -673,12 +713,34 @@ def verify(directory: Location, manifest: Manifest, *, full: bool) -> None:
     Raises:
         InputError: a file is missing, has another size, or has other bytes.
     """
-    for shard in manifest.shards:
-        _verify_file(directory / shard.file, shard, "shard", full=full)
-    if (info := manifest.token_counts) is not None:
-        _verify_file(directory / info.file, info, "file of token counts", full=full)
-    if (info := manifest.output_table) is not None:
-        _verify_file(directory / info.file, info, "file of the output table", full=full)
+    with adding_remedy(directory, manifest):
+        for shard in manifest.shards:
+            _verify_file(directory / shard.file, shard, "shard", full=full)
+        if (info := manifest.token_counts) is not None:
+            _verify_file(directory / info.file, info, "file of token counts", full=full)
+        if (info := manifest.output_table) is not None:
+            _verify_file(directory / info.file, info, "file of the output table", full=full)
+
+
+def describe_remaking(manifest: Manifest) -> str:
+    """Returns a hint on how to make all files of a directory again."""
+    same = "with the same settings and an empty directory: the bytes are the same"
+    return f"re-run {manifest.maker()} {same}"
+
+
+@contextlib.contextmanager
+def adding_remedy(directory: Location, manifest: Manifest) -> Iterator[None]:
+    """Adds a hint to an `InputError` about a damaged file of a directory that has none."""
+    try:
+        yield
+    except InputError as error:
+        if error.hint is None and manifest.maker() == MAKERS[records.TEACHER_CACHE]:
+            command = f"offline_distill verify_cache `input_dir`={shlex.quote(str(directory))}"
+            inputs = "`repair` `teacher`=TEACHER `examples`=EXAMPLES"
+            error.hint = f"make only the broken files again with {command} {inputs}"
+        elif error.hint is None:
+            error.hint = describe_remaking(manifest)
+        raise
 
 
 def _verify_file(

@@ -29,6 +29,7 @@ from data_specs.records import Feature
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.storage import arrays, serialization
+from pipeline.storage import manifest as manifests
 from pipeline.storage.codecs import HiddenCodec, TopKCodec
 from pipeline.storage.codecs.base import NO_ID, TargetCodec
 from pipeline.storage.codecs.states import StatesCodec
@@ -173,11 +174,13 @@ def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]
     Raises:
         InputError: the file or a record is damaged; the message names the shard and the record.
     """
-    for index, record in enumerate(serialization.read_records(path)):
-        try:
-            yield MaskedExample.from_record(record, manifest)
-        except (KeyError, ValueError) as error:
-            raise InputError(path, received=f"broken record {index}: {error}") from error
+    with manifests.adding_remedy(path.parent, manifest):
+        for index, record in enumerate(serialization.read_records(path)):
+            try:
+                example = MaskedExample.from_record(record, manifest)
+            except (KeyError, ValueError) as error:
+                raise InputError(path, received=f"broken record {index}: {error}") from error
+            yield example
 
 
 def decode_embedding(features: Mapping[str, bytes], info: TeacherInfo) -> np.ndarray | None:

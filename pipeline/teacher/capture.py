@@ -646,7 +646,9 @@ def finish_teacher_cache(inputs: Inputs) -> Manifest | None:
     config, cache = inputs.config, inputs.cache
     manifests.check_output_dir(config.output_dir, inputs.run_configuration)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
-        return manifests.load(config.output_dir)
+        manifest = manifests.load(config.output_dir)
+        print(f"already complete: {config.output_dir}", file=sys.stderr)
+        return manifest
     manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     _make_missing_shards(inputs)
     return _publish_when_complete(inputs)

@@ -18,6 +18,7 @@ import numpy as np
 
 from data_specs import records
 from pipeline.base.errors import InputError, Setting, show_settings
+from pipeline.models.formats.tensor_names import head_training
 from pipeline.storage.manifest import LabelSums, Manifest
 
 # Name of the entropies in the output of the compiled forward pass. No record holds them.
@@ -32,8 +33,12 @@ _NUM_ERRORS = 3.0
 # dimensions reaches it on Chinese text after about 700 steps from random weights.
 _WEAK_GAIN = 0.15
 
-_TRAIN_HEAD = "run_distill `student`=TEACHER `losses`=masked_lm=1 `freeze`=encoder"
-_ADAPT = "run_distill `student`=TEACHER `losses`=masked_lm=1"
+_TRAIN_HEAD = head_training("TEACHER")
+_RANDOM_ENCODER = "if its encoder is untrained too, train without `freeze`, for many more steps"
+_ADAPT = (
+    "run_distill `student`=TEACHER `losses`=masked_lm=1 `input_dir`=EXAMPLES "
+    "`num_train_steps`=10000 `learning_rate`=5e-5 `output_dir`=NEW_TEACHER"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +129,7 @@ class LabelScores:
         yield f"labels     {self.figures()}"
         yield f"           {self.baselines()}"
         for number, line in enumerate(self.warning()):
-            yield f"{'' if number else 'warning':11}{line}"
+            yield f"{'' if number else 'warning:':9}{line}"
 
     def warning(self) -> Iterator[str]:
         """Yields the lines of a warning about a teacher that is not or hardly useful."""
@@ -132,6 +137,7 @@ class LabelScores:
             yield "the teacher predicts the labels no better than their frequencies do;"
             yield "its masked-LM head may be untrained. This trains a new one:"
             yield show_settings(_TRAIN_HEAD, str)
+            yield show_settings(_RANDOM_ENCODER, str)
         elif self.is_weak:
             yield "the teacher predicts the labels hardly better than their frequencies"
             yield "do. Add masked_lm to the student's losses, or adapt the teacher to"
@@ -146,7 +152,7 @@ class LabelScores:
                 "a model that predicts labels better than their frequencies do",
                 f"{self.figures()} ({self.baselines()})",
                 f"its masked-LM head may be untrained: train it with {_TRAIN_HEAD}; "
-                "set `force` to capture it nevertheless",
+                f"{_RANDOM_ENCODER}; set `force` to capture it nevertheless",
             )
 
 

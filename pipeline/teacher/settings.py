@@ -104,9 +104,9 @@ class TeacherCacheConfig(Settings):
     )
     cache_embedding: str | None = setting(
         None,
-        "Stores an embedding of each example: the teacher's last hidden states, pooled by cls or "
-        "by their mean over all tokens. Costs a second forward pass, over the example without "
-        "masks.",
+        "Stores an embedding of each example: the teacher's last hidden state of the first token "
+        "(cls), or the mean over all tokens. Requires a second forward pass, over the example "
+        "without masks.",
         choices=POOLINGS,
         omit_default=True,
     )

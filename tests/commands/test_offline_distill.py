@@ -1,10 +1,15 @@
 """Tests of `offline_distill NAME` and of `--recipe=NAME`."""
 
+import ast
+import importlib.metadata
+
 import pytest
+import yaml
 
 from data_specs import recipes
 from pipeline import run_distill
 from pipeline.commands import offline_distill, running
+from tests.conftest import ROOT
 
 
 def _main(*arguments: str) -> int:
@@ -33,6 +38,43 @@ def test_error_for_an_unknown_name_suggests_a_similar_one(capsys) -> None:
     assert len(lines) == 1 and lines[0].startswith("error: ") and "verify_cache" in lines[0]
 
 
+def _setup_keywords() -> dict[str, ast.expr]:
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (call,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    )
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def test_citation_has_the_version_and_license_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    package = _setup_keywords()
+    for key in ("version", "license"):
+        assert citation[key] == ast.literal_eval(package[key])
+    assert citation["title"].startswith(ast.literal_eval(package["name"]))
+    # The keys that the format requires.
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["authors"]
+
+
+def test_version_is_read_from_the_metadata_of_the_package(capsys, monkeypatch) -> None:
+    versions = {ast.literal_eval(_setup_keywords()["name"]): "7.8.9"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    assert _main("--version") == 0
+    assert capsys.readouterr().out.split() == ["offline-distill", "7.8.9"]
+
+
+def test_version_of_a_clone_that_is_not_installed_is_an_error(capsys, monkeypatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert _main("--version") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and "pip install ." in line
+
+
 def _parse_recipe(*arguments: str):
     values = run_distill.define_flags()
     parsed = []
@@ -55,6 +97,11 @@ def test_recipe_flag_works_in_a_flagfile(tmp_path) -> None:
     status, values = _parse_recipe(f"--flagfile={path}")
     assert status == 0
     assert (values.student_layers, values.learning_rate) == (3, 1e-4)
+
+
+def test_error_for_a_misspelled_recipe_suggests_a_similar_one(capsys) -> None:
+    status, _ = _parse_recipe("--recipe=distilbret")
+    assert status == 1 and "did you mean distilbert" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--recipe=bert",), ("--recipe",), ("--recipe=",)])

@@ -430,7 +430,7 @@ with StopRequest() as stop:
     end = time.monotonic() + 20
     while not stop.check() and time.monotonic() < end:
         time.sleep(0.05)
-    print(stop.check() and stop.stopped(3).signal_number)
+    print(stop.check() and stop.stop_error(3).signal_number)
 """
 
 

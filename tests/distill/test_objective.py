@@ -109,7 +109,10 @@ def test_temperature_changes_only_tempered_losses() -> None:
     cold = _mean(_objective({"masked_lm": 1.0}), logits, _targets())
     warm = _mean(_objective({"masked_lm": 1.0}, temperature=2.0), logits, _targets())
     changed = {name for name in ALL if not np.isclose(cold[name], warm[name])}
-    assert changed == {"soft_cross_entropy", "kl_divergence"}
+    assert changed == {name for name in ALL if losses.load_loss(name).uses_temperature}
+    # The published losses, as their papers define them.
+    assert changed >= {"soft_cross_entropy", "kl_divergence"}
+    assert not changed & {"probability_cosine", "masked_lm"}
 
 
 def test_label_loss_needs_no_teacher() -> None:
@@ -117,14 +120,21 @@ def test_label_loss_needs_no_teacher() -> None:
     logits = np.zeros((2, 3, 30), "float32")
     values = loss_values(objective.comparison, logits, _targets(), {"masked_lm"})
     np.testing.assert_allclose(values["masked_lm"], np.log(30.0), rtol=1e-6)
-    assert objective.comparison.reported(objective.weights) == ("masked_lm",)
+    assert objective.comparison.reported_losses(objective.weights) == ("masked_lm",)
     with refused("losses", "kl_divergence needs the teacher's top-k"):
         Objective({"kl_divergence": 1.0})
 
 
 def test_temperature_without_a_cached_tail_requires_renormalize() -> None:
-    with refused("temperature", "3"):
+    with pytest.raises(InputError) as caught:
         _objective({"kl_divergence": 1.0}, temperature=3.0)
+    assert (caught.value.subject, caught.value.received) == ("temperature", "3")
+    # Sorted, with the temperatures that the cache holds already.
+    assert "create_teacher_output_data `temperatures`=1,2,3" in caught.value.hint
+    with pytest.raises(InputError) as caught:
+        _objective({"kl_divergence": 1.0}, temperature=0.5)
+    # The stored temperatures begin at 1.
+    assert "`temperatures`" not in caught.value.hint
     objective = _objective({"kl_divergence": 1.0}, temperature=3.0, tail="renormalize")
     assert _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())["kl_divergence"] > 0
 
@@ -144,6 +154,16 @@ def test_invalid_losses_are_refused(text: str, received: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_losses(text)
     assert caught.value.received == received
+
+
+@pytest.mark.parametrize(
+    ("name", "similar"), [("kl_divergance", "kl_divergence"), ("mask_lm", "masked_lm"), ("x", None)]
+)
+def test_misspelled_loss_error_suggests_a_similar_one(name: str, similar: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_losses(f"{name}=1")
+    assert (caught.value.hint is None) == (similar is None)
+    assert similar is None or similar in caught.value.hint
 
 
 def test_losses_are_parsed_with_default_weights() -> None:

@@ -32,7 +32,7 @@ def test_input_clock_adds_the_time_of_waiting_for_batches(monkeypatch) -> None:
 
 def test_rates_count_examples_tokens_and_operations() -> None:
     rates = Rates(tokens=100.0, flops=2e9, peak_flops=1e12)
-    fields = rates.measured(examples=60, seconds=4.0, waited=0.5)
+    fields = rates.log_fields(examples=60, seconds=4.0, waited=0.5)
     assert fields == {
         "examples_per_second": 15.0,
         "tokens_per_second": 1500.0,
@@ -41,7 +41,7 @@ def test_rates_count_examples_tokens_and_operations() -> None:
     }
     assert set(fields) == set(CLOCK_FIELDS)
     unknown = Rates(tokens=1.0, flops=1.0, peak_flops=None)
-    assert "peak_share" not in unknown.measured(examples=1, seconds=1.0, waited=0.0)
+    assert "peak_share" not in unknown.log_fields(examples=1, seconds=1.0, waited=0.0)
 
 
 def test_peak_is_summed_over_all_devices(monkeypatch) -> None:

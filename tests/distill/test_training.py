@@ -22,6 +22,7 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats import model_directory
 from pipeline.storage import manifest as manifests
 from pipeline.storage import serialization, topk_mass
+from pipeline.storage.cache_input import open_cache
 from tests.distill.running import (
     assert_same_weights,
     damaged_copy,
@@ -80,10 +81,17 @@ def test_interrupted_run_equals_an_uninterrupted_run(config, monkeypatch) -> Non
 
 
 @pytest.mark.long
-def test_finished_run_is_not_trained_again(config) -> None:
+def test_finished_run_is_not_trained_again(config, capsys) -> None:
     training.distill(config)
+    assert "already complete" not in capsys.readouterr().err
     before = read_lines(config.output_dir)
     report = training.distill(config)
+    assert "already complete" in capsys.readouterr().err
+    # The evaluated examples are those of the summary's heading.
+    heading, *metrics = training.describe(config, report)
+    manifest = open_cache(config.input_dir, config.input_file).manifest
+    assert f" {training.num_evaluated(config, manifest)} held-out examples" in heading
+    assert len(metrics) == len(report) and not list(training.describe(config, {}))
     assert read_lines(config.output_dir) == before
     assert report["masked_lm"] == before[-1]["masked_lm"]
     with refused("output_dir"):

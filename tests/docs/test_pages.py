@@ -16,7 +16,7 @@ from tools.dev import generated_tables
 
 PAGES = {page.name: page for page in map(read_page, generated_tables.pages())}
 MAIN = PAGES["README.md"]
-# Flags of absl and of other programs, and placeholders.
+# Flags of absl, of `offline_distill` itself and of other programs, and placeholders.
 _OTHER_FLAGS = {
     "check",
     "engine",
@@ -27,6 +27,7 @@ _OTHER_FLAGS = {
     "logdir",
     "noflag",
     "seconds",
+    "version",
 }
 _MAX_WORDS = 25
 _NAMED_PATH = re.compile(r"(?:data_specs|pipeline|tools|tests)/[\w./*-]+")

@@ -177,6 +177,10 @@ def test_cache_is_used_if_the_hub_does_not_answer(client, hub, made_files) -> No
     assert client.fetch("org/name") == folder
     error = client.download("org/other")
     assert hub.url in error["expected"] and "HF_ENDPOINT" in error["hint"]
+    # The text may be a misspelled path. A URL of the hub is none if the directory exists.
+    assert "no such directory" in error["received"]
+    (client.folder / "org" / "other").mkdir(parents=True)
+    assert "directory" not in client.download("hf://org/other")["received"]
 
 
 def test_error_for_missing_weights_lists_the_other_formats(client, hub, made_files) -> None:

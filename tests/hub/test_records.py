@@ -120,7 +120,7 @@ def test_model_card_of_a_student_names_start_and_teacher(
     origin = find_origin(folder, manifests.load(hub_cache_dir))
     card = model_card(find_model(folder).config, CardSettings("tiny"), origin)
     sha256 = find_model(teacher_dir).sha256()
-    assert f"| started from | layers 0, 2 of a model `{NAMED}` with SHA-256 `{sha256}` |" in card
+    assert f"| initial weights | layers 0, 2 of a model `{NAMED}` with SHA-256 `{sha256}` |" in card
     assert f"| teacher | `{NAMED}`, BERT of " in card
     assert origin.teacher.id == "org/name"
     # The run is the same with the same weights from another folder.

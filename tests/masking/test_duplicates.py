@@ -114,7 +114,7 @@ def test_the_command_leaves_out_planted_duplicates(
     assert (statistics, 0) == _statistics(tmp_path / "once")
     assert number == 30
     lines = capfd.readouterr().out.splitlines()
-    assert "documents  100 read, 30 skipped" in lines
+    assert "documents  100 read, 30 of them skipped" in lines
     assert f"             30 {duplicates.DUPLICATES}" in lines
 
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from data_specs import records
 from data_specs.records import MASKED_EXAMPLES, UNMASKED_WINDOWS
 from pipeline.base import json_text
 from pipeline.base.errors import InputError
@@ -65,10 +66,45 @@ def test_a_reserved_directory_refuses_another_run_configuration(
         manifest.reserve_output_dir(tmp_path, {"dupe_factor": 3, "seed": 1})
 
 
+@pytest.mark.parametrize(
+    ("recorded", "current", "difference"),
+    [
+        ({"seed": 1}, {"seed": 1}, ""),
+        ({"seed": 1, "kind": "a"}, {"seed": 2, "kind": "b"}, "kind is 'a' there and 'b' here"),
+        ({"seed": 1}, {}, "seed is 1 there and None here"),
+        ({"hub": {"teacher": 1}}, {"hub": {"teacher": 2}}, ""),
+        (
+            {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "f7"}},
+            {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "e9"}},
+            "teacher.sha256 is 'f7' there and 'e9' here",
+        ),
+        (
+            {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "f7"}},
+            {"teacher": {"config": {"layers": 4, "size": 9}, "sha256": "e9"}},
+            "teacher.config.size is 8 there and 9 here",
+        ),
+        ({"teacher": {"a": None}}, {"teacher": {}}, "teacher is {'a': None} there and {} here"),
+        ({"teacher": {"a": 1}}, {"teacher": None}, "teacher is {'a': 1} there and None here"),
+        (
+            {"corpora": [{"weight": 1}, {"weight": 2}]},
+            {"corpora": [{"weight": 1}, {"weight": 3}]},
+            "corpora[1].weight is 2 there and 3 here",
+        ),
+        ({"layers": [0, 2]}, {"layers": [0, 3]}, "layers is [0, 2] there and [0, 3] here"),
+        ({"layers": [{}]}, {"layers": []}, "layers is [{}] there and [] here"),
+    ],
+)
+def test_difference_of_run_configurations_names_the_innermost_setting(
+    recorded: dict, current: dict, difference: str
+) -> None:
+    assert manifest.describe_difference(recorded, current) == difference
+
+
 def test_a_directory_with_other_files_is_refused_unchanged(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="'thesis.txt'"):
+    with pytest.raises(InputError, match="'thesis.txt'") as caught:
         manifest.reserve_output_dir(tmp_path, {})
+    assert caught.value.hint == "choose another directory"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -125,6 +161,47 @@ def test_full_verification_finds_one_flipped_bit(complete: pathlib.Path, positio
     manifest.verify(complete, loaded, full=False)
     with pytest.raises(InputError, match=f"{path}: this shard is damaged: .*SHA-256"):
         manifest.verify(complete, loaded, full=True)
+
+
+def test_missing_manifest_error_tells_missing_from_existing_directories(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "request.json").touch()
+    for name, received in (
+        ("nothing", "no such directory"),
+        ("file", "a file"),
+        ("other", "a directory without it"),
+        ("unfinished", "an unfinished directory"),
+    ):
+        with pytest.raises(InputError) as caught:
+            manifest.load(tmp_path / name)
+        assert caught.value.received == received
+
+
+@pytest.mark.parametrize(
+    ("changes", "commands"),
+    [
+        ({"kind": records.MASKED_EXAMPLES}, ["create_pretraining_data"]),
+        ({"kind": records.UNMASKED_WINDOWS}, ["create_pretraining_data"]),
+        ({"kind": records.TASK_LOGITS}, ["offline_distill finetune"]),
+        ({"teacher": {"sha256": "0"}}, ["offline_distill verify_cache", "`repair`"]),
+        ({"teacher": {"merged": []}}, ["offline_distill merge_caches"]),
+    ],
+)
+def test_damage_error_names_the_command_that_repairs_the_directory(
+    complete: pathlib.Path, changes: dict, commands: list[str]
+) -> None:
+    loaded = dataclasses.replace(manifest.load(complete), kind=records.TEACHER_CACHE)
+    if "teacher" in changes:
+        info = manifest.TeacherInfo(8, "float16", (1.0,), parent={}, **changes)
+        loaded = dataclasses.replace(loaded, teacher_info=info)
+    else:
+        loaded = dataclasses.replace(loaded, **changes)
+    (complete / loaded.shards[0].file).write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        manifest.verify(complete, loaded, full=False)
+    assert all(command in caught.value.hint for command in commands)
 
 
 def test_verification_names_truncated_and_missing_shards(complete: pathlib.Path) -> None:
@@ -400,6 +477,13 @@ def test_a_model_with_another_vocabulary_is_refused(
     with pytest.raises(InputError) as error:
         cache_tokenizer.expect_vocab(cache, 2, files)
     assert cache.manifest.vocab.sha256 in error.value.expected
+    assert f"`vocab_file`={folder}" in error.value.hint
+    # The cache's own tokens are needed to name the first one that differs.
+    assert "token 1" not in error.value.received
+    (complete / "vocab.txt").write_text("[PAD]\n一\n", encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        cache_tokenizer.expect_vocab(cache, 2, files)
+    assert "token 1 is '二' and not '一'" in error.value.received
     with pytest.raises(InputError) as error:
         cache_input.expect_positions(cache, 4)
     assert error.value.received == 4

@@ -162,7 +162,7 @@ def test_bfloat16_changes_label_log_probs_only_slightly(cache_dir, config) -> No
         ({"temperatures": (2.0,)}, "temperatures", "2"),
         ({"max_seq_length": 512}, "max_seq_length", 512),
         ({"max_predictions_per_seq": 9}, "max_predictions_per_seq", 9),
-        ({"input_dir": "/nowhere"}, "/nowhere", "a directory without it"),
+        ({"input_dir": "/nowhere"}, "/nowhere", "no such directory"),
         ({"teacher": "/nowhere"}, "/nowhere", "no such directory"),
     ],
 )

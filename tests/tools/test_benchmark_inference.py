@@ -162,7 +162,7 @@ def test_computations_are_chosen_by_device(monkeypatch) -> None:
     pairs = ["gpu:0 float32", "gpu:0 mixed_bfloat16", "cpu:0 float32", "cpu:0 int8"]
     assert [" ".join(pair) for pair in chosen] == pairs
     assert notes == [
-        "int8 on gpu:0: left out because LiteRT runs only on the CPU here",
+        "int8 on gpu:0: left out because LiteRT runs only on the CPU",
         "mixed_bfloat16 on cpu:0: left out because of the test",
     ]
     monkeypatch.setattr(tool.formats, "missing_packages", lambda names: ["ai-edge-litert"])

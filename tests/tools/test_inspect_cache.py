@@ -256,7 +256,7 @@ def test_example_is_printed_line_by_line() -> None:
         "    2  ##el      25.0%  > 128   10.0%  ✗  a <0.1%   b 0.0%",
         "    3  dog       25.0%  > 128   10.0%  ✗  b 30.0%",
     ]
-    assert examples_text.outcome([example]) == (
+    assert examples_text.summarize([example]) == (
         "The teacher's prediction is correct at 1 of 3 masked positions (33%). "
         "Mean probability: 25.0% for the label and 10.0% for the tail."
     )
@@ -313,9 +313,9 @@ def test_page_has_the_same_values_as_the_terminal(cache_dir, tmp_path, capsys) -
             assert row[:2] == [str(position.number), position.label]
             assert row[2] == examples_text.percent(position.teacher.label_probability)
             assert row[4] == ("✓ correct" if position.teacher.right else "✗ wrong")
-    outcome = examples_text.outcome(examples)
-    assert outcome in "".join(parsed.text)
-    assert outcome in " ".join(printed.split())
+    summary = examples_text.summarize(examples)
+    assert summary in "".join(parsed.text)
+    assert summary in " ".join(printed.split())
 
 
 def test_invalid_flags_are_named(cache_dir, tmp_path, capsys) -> None:

@@ -172,7 +172,7 @@ def test_trained_teacher_is_published_in_half_precision(tmp_path, examples_dir) 
     manifest = manifests.load(examples_dir)
     config = local_teacher.local_config(manifest, num_hidden_layers=1, hidden_size=16)
     trained, published = Location.parse(tmp_path / "trained"), Location.parse(tmp_path / "made")
-    local_teacher.write_start(examples_dir, trained, config, seed=1)
+    local_teacher.write_initial_model(examples_dir, trained, config, seed=1)
     line = {"step": 7, "split": "eval", "masked_lm_accuracy": 0.25}
     (trained / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     train_quickstart_teacher.publish(trained, examples_dir, published)
@@ -214,7 +214,7 @@ def test_forecast_is_made_once_and_never_after_the_block(monkeypatch) -> None:
         asked.set()
         return 100.0 if is_known.is_set() else None
 
-    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
+    with quickstart_forecast.reporting_total_time(remaining, forecasts.append):
         assert asked.wait(10.0) and not forecasts
         is_known.set()
         deadline = time.monotonic() + 10.0
@@ -222,7 +222,7 @@ def test_forecast_is_made_once_and_never_after_the_block(monkeypatch) -> None:
             time.sleep(0.01)
     assert len(forecasts) == 1 and 100.0 < forecasts[0] < 130.0
     is_known.clear()
-    with quickstart_forecast.first_steps_measured(remaining, forecasts.append):
+    with quickstart_forecast.reporting_total_time(remaining, forecasts.append):
         pass
     is_known.set()
     time.sleep(0.05)

@@ -282,7 +282,8 @@ def test_students_with_tokens_outside_the_cache_are_refused(
     spare = next(token for token in large if token not in tokens)
     assert "'[MASK]' (mask)" in message([*tokens[:4], spare, *tokens[5:]])
     # The model has fewer rows than tokens. More rows than tokens would be unused rows.
-    assert f"a vocabulary of {len(large)} tokens, as in CACHE" in message([*tokens, spare])
+    expected = f"a model with the vocabulary of CACHE, which has {len(large)} tokens"
+    assert expected in message([*tokens, spare])
     assert not (tmp_path / "no").exists()
 
 
@@ -293,7 +294,8 @@ def test_capture_refuses_a_teacher_with_a_reduced_vocabulary(
 
     settings = {"teacher": student_dir, "output_dir": tmp_path / "cache"}
     error = _fails(capsys, create_teacher_output_data, input_dir=examples_dir, **settings)
-    assert error.startswith("--teacher: must be a vocabulary of ")
+    assert error.startswith("--teacher: must be a model with the vocabulary of ")
+    assert f"create_pretraining_data --vocab_file={student_dir}" in error
 
 
 def test_errors_about_invalid_settings_name_the_flag(
@@ -314,7 +316,7 @@ def test_errors_about_invalid_settings_name_the_flag(
         ({"coverage": "most"}, "coverage", "most"),
         ({"vocab_size": 9, "student_layers": 4}, "student_layers", "1 to 3"),
         ({"vocab_size": 9, "output_dir": student_dir}, "output_dir", "config.json"),
-        ({"vocab_size": 9, "teacher": student_dir}, "teacher", f"a vocabulary of {len(vocab)} "),
+        ({"vocab_size": 9, "teacher": student_dir}, "teacher", f"which has {len(vocab)} tokens"),
         ({"vocab_size": 9, "teacher": untied}, "teacher", "a separate output layer"),
     ):
         line = message(**changes)

@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 
 OTHER = "other"
-# The name of the script stands before these words, as in `LATIN SMALL LETTER A`.
+# The name of the script comes before these words, as in `LATIN SMALL LETTER A`.
 _SCRIPT = re.compile(
     r"(?:(?:FULL|HALF)WIDTH )?(.+?) (?:SMALL|CAPITAL|LETTER|CHARACTER|SYLLABLE|SYLLABICS|LIGATURE|"
     r"VOWEL|CONSONANT|INDEPENDENT|MODIFIER|SUBSCRIPT|MATHEMATICAL|TATWEEL|TONE|DIGRAPH|"

@@ -1,12 +1,12 @@
-"""Speed of the teacher's forward pass, a training step, capture and distillation on one device.
+"""Measures forward pass, training step, capture and distillation on one device.
 
 python -m tools.dev.benchmark_gpu --json=gpu.json
 
 Each program is compared with two programs written in JAX without Keras. One computes the whole
 attention map. The other uses JAX's fused attention, without dropout of attention probabilities.
 Weights and records are random. The tool requires JAX, Keras and a few small packages, but not
-TensorFlow. No measurement starts after `--minutes`. `--tiny` shrinks everything, to try the script
-on a CPU.
+TensorFlow. No measurement starts after `--minutes`. `--tiny` uses small models, to try the tool on
+a CPU.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Case:
         )
         masked = max(1, self.length // 25)
         workload = Workload(config, self.shape, self.shape, self.length, masked)
-        return workload.computing(dtype, recompute_activations=False)
+        return workload.with_precision(dtype, recompute_activations=False)
 
 
 def _cases(tiny: bool) -> list[Case]:
@@ -255,7 +255,7 @@ def _benchmark(values: absl_flags.FlagValues) -> None:
         config.json.expect_absent()
     end = time.monotonic() + 60.0 * config.minutes
     os.environ["KERAS_BACKEND"] = "jax"
-    running.show_devices("jax")
+    running.print_devices("jax")
     kind, dtype = benchmark_step.device_kind(), "float32" if config.tiny else BFLOAT16
     peak, note = benchmark_step.find_peak(kind, dtype)
     cases, rates, rows = _cases(config.tiny), {}, []

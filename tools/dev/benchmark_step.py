@@ -250,7 +250,7 @@ def _benchmark(values: absl_flags.FlagValues) -> None:
         config.json.expect_absent()
     devices = running.choose_backend(values)
     dtype = running.choose_compute_dtype(values, devices)
-    workload = workload.computing(dtype, config.recompute_activations)
+    workload = workload.with_precision(dtype, config.recompute_activations)
     kind = device_kind()
     peak, note = find_peak(kind, dtype)
     speeds = [

@@ -1,4 +1,4 @@
-"""Compiles a recipe for a TPU without having one, and reports memory, operations and time.
+"""Compiles a recipe for a TPU, on any machine, and reports memory, operations and time.
 
 python -m tools.dev.compile_for_tpu --recipe=roberta_wwm --topology=v5e:2x2
 
@@ -225,7 +225,7 @@ def _workload(config: CompileConfig) -> Workload:
         max_seq_length=config.max_seq_length,
         max_predictions_per_seq=config.max_predictions_per_seq,
     )
-    return workload.computing(config.compute_dtype, config.recompute_activations)
+    return workload.with_precision(config.compute_dtype, config.recompute_activations)
 
 
 def _expect_multiple(name: str, size: int, multiple: int, of: str) -> None:

@@ -1,4 +1,4 @@
-"""Generated tables of the README files: `python -m tools.dev.generated_tables [--check]`.
+"""Writes the tables of the README files: `python -m tools.dev.generated_tables [--check]`.
 
 A table stands between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`. `TABLES` has a function
 for each kind of table. The functions use the code and the declarations.
@@ -133,7 +133,7 @@ def loss_table(which: str) -> str:
         )
         for name, loss in ((name, load_loss(name)) for name in LOSSES)
     )
-    titles = ("loss", "definition", "averaged over", "tempered", "teacher targets", "default")
+    titles = ("loss", "definition", "averaged over", "uses T", "teacher targets", "default")
     return _table(titles, rows)
 
 
@@ -319,12 +319,12 @@ TABLES: Mapping[str, Callable[[str], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """Returns the text of a page with all its tables generated anew."""
+    """Returns the text of a page with current tables."""
     return _TABLE.sub(lambda match: match[1] + TABLES[match[2]](match[3]) + match[4], text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the tables, or with `--check` checks that they are up to date."""
+    """Writes the tables and prints the changed pages; with `--check`, checks them only."""
     is_check = list(sys.argv if argv is None else argv)[1:] == ["--check"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     running.import_quietly("keras")
@@ -336,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         if text != updated:
             page.write_text(updated, encoding="utf-8")
+            print(f"updated {page.relative_to(ROOT)}")
     return 0
 
 

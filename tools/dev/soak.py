@@ -312,7 +312,7 @@ def _write_teacher(examples: Location, folder: Location) -> None:
 
     manifest = manifests.load(examples)
     config = local_teacher.local_config(manifest, num_hidden_layers=2, hidden_size=64)
-    local_teacher.write_start(examples, folder, config, seed=1)
+    local_teacher.write_initial_model(examples, folder, config, seed=1)
 
 
 def write_text(source: Location, folder: Location, num_bytes: int) -> None:

@@ -41,8 +41,8 @@ pipeline_tag: fill-mask
 The weights are in float16. The quickstart distills from this small Chinese masked language model.
 It is too small, and has read too little text, for any other use.
 
-It was trained from nothing for {steps:,} steps of 64 windows of up to {length} tokens.
-Whole words are masked, anew in each epoch.
+It was trained from random weights for {steps:,} steps of 64 windows of up to {length} tokens.
+Whole words are masked, differently in each epoch.
 It predicts {accuracy:.1%} of the masked tokens in held-out documents, on which the quickstart
 evaluates.
 

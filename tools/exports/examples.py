@@ -70,7 +70,7 @@ def encode(tokenizer: Tokenizer, text: str, max_seq_length: int) -> np.ndarray:
     return np.concatenate([[special["cls"]], ids, [special["sep"]]]).astype(np.int32)
 
 
-def mask_some(ids: np.ndarray, mask_id: int) -> np.ndarray:
+def mask_every_seventh(ids: np.ndarray, mask_id: int) -> np.ndarray:
     """Returns the ids of a text between [CLS] and [SEP] with every seventh token masked.
 
     Example: with 10 tokens, the third and the tenth are masked.
@@ -99,7 +99,7 @@ def read_lines(
     for line in _lines(path):
         ids = encode(tokenizer, line, max_seq_length)
         if len(ids) > 2:
-            batch = example_batch(mask_some(ids, mask_id) if masked else ids)
+            batch = example_batch(mask_every_seventh(ids, mask_id) if masked else ids)
             examples.append(Example(batch, line))
         if len(examples) == count:
             break

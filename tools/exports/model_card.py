@@ -154,10 +154,10 @@ def _cache(origin: Origin) -> str:
     return f"{examples}{targets}; {checksum}"
 
 
-def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
+def _training_rows(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
     """Returns the rows on a model's training, each a name and a text; none if it is unknown."""
     if task.finetuning is not None:
-        return list(task.finetuning.making.items())
+        return list(task.finetuning.training.items())
     run_config = origin.run_config
     if not run_config:
         return []
@@ -170,17 +170,17 @@ def _making(origin: Origin, task: ModelTask) -> list[tuple[str, str]]:
     rows = [
         ("teacher", _teacher(origin)),
         ("trained on", _cache(origin)),
-        ("started from", f"{source} with SHA-256 `{start['sha256']}`"),
+        ("initial weights", f"{source} with SHA-256 `{start['sha256']}`"),
         ("losses", f"{losses}; temperature {run_config['temperature']:g}"),
         ("tail", run_config.get("tail")),
         (
-            "updates",
+            "steps",
             f"{run_config['num_train_steps']:,} of {examples:,} examples, learning rate "
             f"{run_config['learning_rate']:g} after {run_config['num_warmup_steps']:,} "
-            "warm-up updates",
+            "warm-up steps",
         ),
         ("seed", str(run_config["random_seed"])),
-        ("computed", f"{run_config['compute_dtype']}, {run_config['backend']}"),
+        ("precision", f"{run_config['compute_dtype']}, {run_config['backend']}"),
     ]
     return [(name, text) for name, text in rows if text is not None]
 
@@ -241,7 +241,7 @@ def model_card(
         "```",
         "",
         *_section("Task", task.rows()),
-        *_section("How it was made", _making(origin, task)),
+        *_section("Training", _training_rows(origin, task)),
         *_section("Scores", [(name, f"{value:.4g}") for name, value in scores.items()]),
         *_section("Exports", exports[1:], exports[0] if exports else _UNTITLED),
     ]

@@ -14,7 +14,7 @@ from pipeline.models.weight_names import count_parameters, encoder_table
 from pipeline.storage.manifest import RUN_CONFIG_FILE, HubSource
 from tools.finetuning.head_layout import Head, head_table, read_head
 from tools.finetuning.kinds import KINDS
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 # The file that a finished run of `finetune` writes next to the folder of its model.
 _METRICS_FILE = "metrics.json"
@@ -39,14 +39,14 @@ class Finetuning:
     Attributes:
         task: name of the task.
         num_texts: number of texts of an input, one or two.
-        making: facts on the training for the model card, by name.
+        training: facts on the training for the model card, by name.
         scores: scores on the evaluated split, by name, from 0 to 1.
         distilled: whether the model was also trained on a teacher's logits.
     """
 
     task: str
     num_texts: int
-    making: Mapping[str, str]
+    training: Mapping[str, str]
     scores: Mapping[str, float]
     distilled: bool
 
@@ -127,7 +127,7 @@ class ModelTask:
         kind = KINDS[self.head.kind]
         model_input = kind.given or ("one text" if self.num_texts == 1 else "two texts")
         # A pipe would end a cell of a table in Markdown.
-        escaped = (visible(label).replace("|", "\\|") for label in self.head.labels)
+        escaped = (escape_unprintable(label).replace("|", "\\|") for label in self.head.labels)
         names = ", ".join(f"`{label}`" for label in escaped)
         output = kind.output.format(labels=f"{len(self.head.labels)} labels: {names}")
         return [*known, ("input", model_input), ("output", output)]
@@ -158,7 +158,7 @@ def find_task(source: ModelSource) -> ModelTask:
     finetuning = Finetuning(
         task=run_config.task.name,
         num_texts=len(run_config.task.text_fields),
-        making=_describe_making(run_config, report.counts),
+        training=_describe_training(run_config, report.counts),
         scores={
             f"{name} on {run_config.task.name}, {run_config.eval_split}": value
             for name, value in report.metrics.items()
@@ -173,27 +173,27 @@ def hub_names(sources: Mapping[str, HubSource], *settings: str) -> str:
     return "".join(f" `{sources[name]}`" for name in settings if name in sources)
 
 
-def _describe_making(run_config: _RunConfig, counts: Mapping[str, float]) -> dict[str, str]:
+def _describe_training(run_config: _RunConfig, counts: Mapping[str, float]) -> dict[str, str]:
     start = f"a model{hub_names(run_config.hub, 'model')}"
-    making = {"started from": f"{start} with SHA-256 `{run_config.model}`"}
+    training = {"initial weights": f"{start} with SHA-256 `{run_config.model}`"}
     if not run_config.do_train:
-        return making
+        return training
     if run_config.distill_weight is not None:
         teacher = run_config.teacher
         identity = "in a cache of logits" if teacher is None else f"SHA-256 `{teacher}`"
         identity += hub_names(run_config.hub, "finetune_teacher")
-        making["teacher"] = (
+        training["teacher"] = (
             f"fine-tuned on the task, {identity}; weight {run_config.distill_weight:g}, "
             f"temperature {run_config.distill_temperature:g}"
         )
     if "num_train_steps" in counts:
-        making["trained on"] = (
+        training["trained on"] = (
             f"{counts['num_train_examples']:,} examples, inputs of at most "
             f"{run_config.max_seq_length} tokens"
         )
-        making["updates"] = (
+        training["steps"] = (
             f"{counts['num_train_steps']:,} of {run_config.train_batch_size} inputs, learning "
             f"rate {run_config.learning_rate:g} after {run_config.warmup_proportion:.0%} of warm-up"
         )
-        making["passes over the examples"] = f"{run_config.num_train_epochs:g}"
-    return making | {"seed": str(run_config.random_seed), "computed": run_config.compute_dtype}
+        training["epochs"] = f"{run_config.num_train_epochs:g}"
+    return training | {"seed": str(run_config.random_seed), "precision": run_config.compute_dtype}

@@ -42,9 +42,9 @@ def write_text(subject: Subject, directory: pathlib.Path) -> None:
     """Writes a SavedModel that takes text.
 
     Raises:
-        ExportError: this is not possible, see `why_no_text`.
+        ExportError: this is not possible, see `reason_without_text`.
     """
-    if (reason := why_no_text(subject)) is not None:
+    if (reason := reason_without_text(subject)) is not None:
         raise ExportError(reason)
     _save(subject.program, directory, _from_text(subject))
 
@@ -61,7 +61,7 @@ def _save(program: Program, directory: pathlib.Path, function: Any) -> None:
         shutil.rmtree(directory / "assets")
 
 
-def why_no_text(subject: Subject) -> str | None:
+def reason_without_text(subject: Subject) -> str | None:
     """Returns the reason why a SavedModel cannot take text; None if it can."""
     if subject.num_texts > 1:
         return "an input has two texts"

@@ -275,7 +275,7 @@ def _notes(name: str, data: SplitData) -> Iterator[str]:
     if data.num_left_out:
         yield f"{name}: {data.num_left_out} rows without a label to learn are left out"
     if data.num_relocated:
-        yield f"{name}: {data.num_relocated} answers begin elsewhere than the file says"
+        yield f"{name}: {data.num_relocated} answers begin at another position than the file states"
     for remark, count in data.remarks.items():
         yield f"{name}: {count:,} {remark}"
     if data.bad_rows:

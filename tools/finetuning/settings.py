@@ -35,14 +35,14 @@ class FinetuneConfig(Settings):
     learning_rate: float = setting(
         3e-5, "Peak learning rate; after the peak it falls linearly to 0."
     )
-    random_seed: int = setting(1, "Seed of the order, dropout and new weights.")
+    random_seed: int = setting(1, "Seed of the order of examples, of dropout and of new weights.")
     do_train: bool = setting(True, "Whether to train; otherwise the stored head is scored.")
     train_batch_size: int = setting(32, "Inputs per step.", low=1)
     predict_batch_size: int = setting(
         64, "Inputs per batch in evaluation.", low=1, decides_output=False
     )
     num_train_epochs: float = setting(
-        3.0, "Passes over the training inputs; 0 scores a random head.", low=0.0
+        3.0, "Number of epochs over the training inputs; with 0, a random head is scored.", low=0.0
     )
     warmup_proportion: float = setting(
         0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0
@@ -91,7 +91,10 @@ class FinetuneConfig(Settings):
         2.0, "Temperature of the teacher's and the student's distribution.", low=0.01
     )
     distill_weight: float = setting(
-        0.5, "Weight of the teacher's logits; the labels get the rest.", low=0.0, high=1.0
+        0.5,
+        "Weight of the loss on the teacher's logits; the loss on labels has the rest.",
+        low=0.0,
+        high=1.0,
     )
     max_train_examples: int | None = setting(
         None, "Maximum number of training examples, drawn at random; all by default.", low=1
@@ -142,7 +145,8 @@ class GridSettings(Settings):
     )
     seeds: tuple[int, ...] = setting(
         (1,),
-        "Seeds, separated by commas; each decides the order, dropout and new weights of a run.",
+        "Seeds of the runs, separated by commas. A seed decides the order of examples, dropout and "
+        "new weights.",
         parse=parse_counts,
     )
 

@@ -54,7 +54,7 @@ class TaskInputs:
             "max_seq_length": self.max_seq_length,
             "doc_stride": self.doc_stride,
             "num_windows": len(self.features),
-            # The digest depends on the entries above, so it stands last: a message about a
+            # The digest depends on the entries above, so it comes last: a message about a
             # difference names the cause first.
             "windows": self.sha256(),
         }

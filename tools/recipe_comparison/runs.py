@@ -99,7 +99,7 @@ class StudentRuns(abc.ABC):
     @property
     @abc.abstractmethod
     def trials(self) -> list[Trial]:
-        """All students; a student from which others continue stands before them."""
+        """All students; a student comes before those that continue from it."""
 
     @property
     def texts(self) -> tuple[str, ...]:

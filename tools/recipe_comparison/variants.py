@@ -174,7 +174,7 @@ def make_variants(
             if variant.key in variants:
                 raise InputError(
                     Setting("recipes"),
-                    "a list in which each recipe and source stands once",
+                    "a list of different recipes or sources",
                     variant.title,
                 )
             variants[variant.key] = variant

@@ -1,4 +1,4 @@
-"""One HTML page on runs: results, curves, speed, scores on tasks, caches, calibration.
+"""Writes an HTML page about runs: results, curves, speed, scores on tasks, caches, calibration.
 
 offline_distill report --runs=STUDENT,OTHER --plan=plan.json --output=report.html
 
@@ -45,7 +45,7 @@ class ReportConfig(Settings):
 
 
 def make_report(config: ReportConfig) -> str:
-    """Reads what is to be shown, and returns the page.
+    """Reads the inputs, and returns the page.
 
     Raises:
         InputError: a file or a package is missing, or a file is malformed.
@@ -63,22 +63,22 @@ def make_report(config: ReportConfig) -> str:
     if config.comparison:
         compared = inputs.read_struct(config.comparison, list[inputs.CacheStudents])
     names = short_names([path.absolute() for path in config.caches])
-    made = list(map(inputs.read_cache, config.caches, names))
+    cache_facts = list(map(inputs.read_cache, config.caches, names))
     sections = (
-        curves.results(runs, made) if runs else None,
-        curves.curves(runs) if runs else None,
-        curves.settings(runs) if runs else None,
-        scores.speed(runs, speeds),
-        scores.tasks(runs, tasks),
-        caches.caches(planned, measured, compared, made),
-        caches.calibration(runs, made),
+        curves.results_section(runs, cache_facts) if runs else None,
+        curves.curves_section(runs) if runs else None,
+        curves.settings_section(runs) if runs else None,
+        scores.speed_section(runs, speeds),
+        scores.tasks_section(runs, tasks),
+        caches.caches_section(planned, measured, compared, cache_facts),
+        caches.calibration_section(runs, cache_facts),
     )
     sources = (
         (len(runs), "run"),
         (len(speeds), "measurement of speed", "measurements of speed"),
         (len(tasks), "result on a task", "results on tasks"),
         (len({(plan.encoding, plan.k) for plan in planned}), "planned cache"),
-        (len(measured) or len(made) or len(compared), "cache"),
+        (len(measured) or len(cache_facts) or len(compared), "cache"),
     )
     counts = ", ".join(_counted(*source) for source in sources if source[0])
     lead = f"{curves.headline(runs) or ''} From {counts}.".lstrip()

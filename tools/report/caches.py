@@ -1,4 +1,4 @@
-"""The report's parts about caches: fidelity for their size, and their teachers' calibration."""
+"""The report's sections on caches: their fidelity and size, and their teachers' calibration."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ from tools.report.runs import Run
 
 _SIZE_AXIS = Axis("bytes per masked position", "{:,.0f}".format, logarithmic=True)
 _PLANNED = "points are labeled with k, or with the bits of head states"
-# Bins of a reliability diagram with fewer positions say little.
+# Bins of a reliability diagram with fewer positions are too noisy.
 _MIN_IN_BIN = 20
-# On a logarithmic axis a divergence of 0 stands nowhere.
+# Smaller divergences are drawn at this value, because a logarithmic axis has no 0.
 _SMALLEST = 1e-9
 # Divergences up to this ratio are about the same.
 _SAME = 1.05
@@ -86,7 +86,7 @@ def _title(entries: Sequence[Fidelity]) -> str:
     if least == most:
         return f"{least.bytes:,.0f} bytes for {_divergence(least.divergence)} nats"
     return (
-        f"from {least.bytes:,.0f} to {most.bytes:,.0f} bytes the divergence goes from "
+        f"from {least.bytes:,.0f} to {most.bytes:,.0f} bytes the divergence changes from "
         f"{_divergence(least.divergence)} to {_divergence(most.divergence)} nats"
     )
 
@@ -120,7 +120,7 @@ def _plan_table(planned: Sequence[Fidelity]) -> Table:
     return Table(titles, rows)
 
 
-def plan_parts(planned: Sequence[Fidelity]) -> list[Charts | Table | Note]:
+def plan_contents(planned: Sequence[Fidelity]) -> list[Charts | Table | Note]:
     """Returns charts and a table of the caches that `plan_cache` measured."""
     note = "Planned caches at each temperature T of distillation: the teacher's mass in the cached "
     note += "ids, and KL(teacher ‖ cached). The tail's mass is spread evenly over its tokens."
@@ -141,30 +141,34 @@ def _measured_table(measured: Sequence[Fidelity]) -> Table:
     return Table(titles, rows, texts=2)
 
 
-def caches(
+def caches_section(
     planned: Sequence[Fidelity],
     measured: Sequence[Fidelity],
-    taught: Sequence[CacheStudents],
-    made: Sequence[CacheFacts],
+    compared: Sequence[CacheStudents],
+    facts: Sequence[CacheFacts],
 ) -> Section | None:
-    """Returns cache size against fidelity; None without caches.
+    """Returns the section on fidelity and size of caches; None without caches.
 
-    They are those of `plan_cache`, `fidelity_report` and `compare_caches`, and caches themselves.
+    Args:
+        planned: caches that `plan_cache` measured.
+        measured: caches that `fidelity_report` measured.
+        compared: students that `compare_caches` trained.
+        facts: finished caches.
     """
-    contents = plan_parts(planned) if planned else []
+    contents = plan_contents(planned) if planned else []
     charts = [_measured_chart(measured)] if measured else []
-    charts += [_taught_chart(taught)] if taught else []
+    charts += [_students_chart(compared)] if compared else []
     contents += [Charts(charts)] if charts else []
     if measured:
         contents.append(_measured_table(measured))
-    if made:
-        contents.append(_made(made))
+    if facts:
+        contents.append(_facts_table(facts))
     return Section("Cache size against fidelity", contents) if contents else None
 
 
-def _made(made: Sequence[CacheFacts]) -> Table:
+def _facts_table(facts: Sequence[CacheFacts]) -> Table:
     rows = []
-    for cache in made:
+    for cache in facts:
         sizes = [f"{cache.ids:,.1f}", f"{cache.position_bytes:,.1f}", f"{cache.examples:,}"]
         k = str(cache.truncation_factor)
         rows.append([cache.name, cache.encoding, k, *sizes, megabytes(cache.bytes)])
@@ -172,16 +176,16 @@ def _made(made: Sequence[CacheFacts]) -> Table:
     return Table(titles, rows, texts=2)
 
 
-def _taught_chart(taught: Sequence[CacheStudents]) -> Chart:
+def _students_chart(compared: Sequence[CacheStudents]) -> Chart:
     least, most = (
-        pick(taught, key=lambda students: students.bytes_per_position) for pick in (min, max)
+        pick(compared, key=lambda students: students.bytes_per_position) for pick in (min, max)
     )
     title = (
         f"Agreement with the teacher: {percents(least.agreement)} with {least.name}, "
         f"{percents(most.agreement)} with {most.name}"
     )
     series = []
-    for place, students in enumerate(taught):
+    for place, students in enumerate(compared):
         size = students.bytes_per_position
         hint = f"{students.name}: {size:,.0f} bytes, {percents(students.agreement)}"
         point = Point(size, students.agreement, hint, students.name, students.deviation)
@@ -190,8 +194,8 @@ def _taught_chart(taught: Sequence[CacheStudents]) -> Chart:
     return chart(title, note, figure(series, _SIZE_AXIS, AGREEMENT.y_axis()))
 
 
-def calibration(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | None:
-    """Returns calibration errors and reliability diagrams; None without any."""
+def calibration_section(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section | None:
+    """Returns the section with calibration errors and reliability diagrams; None without any."""
     charts = [measure_chart(runs, CALIBRATION)]
     seen = set()
     for cache in caches:

@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn by matplotlib; text and axes take the page's color.
+"""Charts as inline SVG, drawn by matplotlib. Text and axes have the page's color.
 
-Series take the colors of Okabe and Ito, which the color-blind can tell apart, and differ in
-dashes as well, for paper without color.
+Series have the colors of Okabe and Ito, which color-blind readers can distinguish. They also
+differ in their dashes, for print without color.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as MatplotlibAxis
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, without yellow and black, which do not show on white and on black.
+# The colors of Okabe and Ito, without yellow and black, which are invisible on white or black.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GRAY = "#7f8894"
 NUM_COLORS = len(COLORS)
 _DASHES = ((), (6, 2), (2, 2), (6, 2, 1, 2), (4, 1, 1, 1, 1, 1), (9, 3))
 _MARKERS = "os^Dvp"
-# Stands for the color of the page's text.
+# Placeholder for the color of the page's text.
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
-# Labels of neighboring lines are on different sides, both free where a line falls.
+# Labels of neighboring lines are on different sides. Both sides are free if a line falls.
 _ABOVE = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
 _BELOW = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"}
 _WIDTH = 5.0
 _MAX_LABEL = 28
-# A line of more points has markers that are too small to see, only places of its hints.
+# A line of more points has invisible markers, which only carry its hints.
 _MAX_MARKS = 12
 _SVG = "{http://www.w3.org/2000/svg}"
 _STYLE = {
@@ -49,7 +49,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "",
     "text.color": _INK,
-    # A name is text, whatever characters are in it.
+    # A name may contain a dollar sign, which would start a formula.
     "text.parse_math": False,
     "xtick.color": _INK,
     "ytick.color": _INK,
@@ -63,12 +63,12 @@ class Axis:
     """An axis of a chart.
 
     Attributes:
-        title: with the unit.
-        format: of the numbers at its ticks.
-        logarithmic: whether equal ratios are equal lengths.
+        title: title, with the unit.
+        format: formats the numbers at the ticks.
+        logarithmic: whether the scale is logarithmic.
         whole: whether ticks are whole numbers.
-        limits: where it begins and ends; None for the values' own range.
-        bounds: no value is outside, and the axis does not go beyond.
+        limits: the ends of the axis; None for the range of the values.
+        bounds: smallest and largest possible value; the axis does not exceed them.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a chart, with a hint for the pointer, and a label.
+    """A point of a chart, with a hint that appears under the pointer, and a label.
 
     `spread` is half the length of its error bar, on the axis of its value.
     """
@@ -95,21 +95,20 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points that belong together.
+    """The points of one line, or points of one color.
 
     Attributes:
-        name: in the legend.
-        points: in the order in which a line joins them; those that are no finite numbers are
-            left out.
-        place: number of the color and the dashes; beyond `NUM_COLORS` the line is gray
+        name: name in the legend.
+        points: the points, in the order of the line. Points that are not finite are left out.
+        color_index: index of the color and the dashes. From `NUM_COLORS` on, the line is gray
             and not in the legend.
         joined: whether a line joins the points.
-        value: follows the name in the legend.
+        value: text after the name in the legend.
     """
 
     name: str
     points: tuple[Point, ...]
-    place: int = 0
+    color_index: int = 0
     joined: bool = True
     value: str = ""
 
@@ -122,37 +121,37 @@ class Series:
 
     @property
     def is_gray(self) -> bool:
-        """Whether there is no color for it."""
-        return self.place >= NUM_COLORS
+        """Whether the series is gray because all colors are used."""
+        return self.color_index >= NUM_COLORS
 
     @property
     def color(self) -> str:
-        """Its color."""
-        return GRAY if self.is_gray else COLORS[self.place]
+        """The color of the line and the markers."""
+        return GRAY if self.is_gray else COLORS[self.color_index]
 
     def style(self) -> dict[str, Any]:
-        """Returns the settings of its line and its markers."""
-        style = {"color": self.color, "marker": "o" if self.is_gray else _MARKERS[self.place]}
+        """Returns matplotlib's settings for the line and the markers."""
+        style = {"color": self.color, "marker": "o" if self.is_gray else _MARKERS[self.color_index]}
         if not self.joined:
             return {**style, "linestyle": "none", "markersize": 7.0}
         small = self.is_gray or len(self.points) > _MAX_MARKS
         style |= {"markersize": 0.1, "markeredgewidth": 0.0} if small else {"markersize": 4.5}
         if self.is_gray:
             return {**style, "linewidth": 1.0, "zorder": 1}
-        return {**style, "dashes": _DASHES[self.place]}
+        return {**style, "dashes": _DASHES[self.color_index]}
 
 
-def shortened(text: str, most: int = _MAX_LABEL) -> str:
-    """Returns a text of at most `most` columns, with … in its middle where it is longer."""
+def shorten(text: str, most: int = _MAX_LABEL) -> str:
+    """Shortens a text to at most `most` columns, with … in its middle."""
     if text_width.display_width(text) <= most:
         return text
     half = (most - 1) // 2
-    end = text_width.clipped(text[::-1], half)[::-1]
-    return f"{text_width.clipped(text, most - 1 - half)}…{end}"
+    end = text_width.clip(text[::-1], half)[::-1]
+    return f"{text_width.clip(text, most - 1 - half)}…{end}"
 
 
 def _styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """Returns a function that draws in the style of the charts here."""
+    """Decorates a function so that it draws in the style of these charts."""
 
     @functools.wraps(draw)
     def styled(*arguments: Any, **settings: Any) -> "Figure":
@@ -173,16 +172,20 @@ def figure(
     reference: tuple[str, float] | None = None,
     diagonal: bool = False,
 ) -> "Figure":
-    """Draws lines and points; the title of the vertical axis stands above it.
+    """Draws lines and points. The title of the vertical axis is above it.
 
-    At least one of the series has a point that can be drawn. Dotted lines are drawn at
-    `reference`, a text of the legend and a value of y, and for `diagonal` at y = x.
+    Args:
+        series: the series. At least one has a point that can be drawn.
+        x_axis: the horizontal axis.
+        y_axis: the vertical axis.
+        reference: a text for the legend, and the value of y of a dotted line.
+        diagonal: whether to draw a dotted line at y = x.
     """
     drawn = [curve for curve in series if curve.finite]
     made, axes = _figure(3.1)
     lines = [_plot(axes, curve) for curve in drawn]
     legend = [
-        (line, f"{shortened(curve.name)}  {curve.value}".strip())
+        (line, f"{shorten(curve.name)}  {curve.value}".strip())
         for line, curve in zip(lines, drawn, strict=True)
         if not curve.is_gray
     ]
@@ -207,9 +210,9 @@ def figure(
 
 @_styled
 def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
-    """Draws a row for each series of a single point, from above, with its value at the right.
+    """Draws a row for each series, from the top down, with its value at the right.
 
-    The axis and the error bars of the points are horizontal.
+    Each series has a single point. The axis and the error bars of the points are horizontal.
     """
     made, axes = _figure(0.9 + 0.32 * len(rows))
     for height, row in enumerate(rows):
@@ -220,7 +223,7 @@ def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
             axes.errorbar(point.x, height, xerr=point.spread, fmt="none", ecolor=row.color)
         place = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.text(1.02, height, row.value, **place)
-    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [shorten(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -231,9 +234,9 @@ def interval_figure(rows: Sequence[Series], axis: Axis) -> "Figure":
 
 
 def svg(drawn: "Figure", description: str) -> "Markup":
-    """Returns a chart as an element of a page, with the hints of its points.
+    """Returns a chart as an SVG element, with the hints of its points.
 
-    The description is for whoever does not see it.
+    The description is for screen readers.
     """
     import matplotlib
     from markupsafe import Markup
@@ -241,13 +244,13 @@ def svg(drawn: "Figure", description: str) -> "Markup":
     content = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # Of letters that matplotlib's font lacks; a page's reader has others.
+        # matplotlib warns of letters that its font lacks. The reader's browser has other fonts.
         warnings.simplefilter("ignore")
         drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(content.getvalue())
     series = {line.get_gid(): line.series for line in _series_lines(drawn)}
     for group in root.iter(f"{_SVG}g"):
-        # Another chart of the page has the same names.
+        # Other charts on the page have the same ids.
         if (curve := series.get(group.attrib.pop("id", None))) is not None:
             _add_hints(group, curve)
     for child in root.findall(f"{_SVG}metadata"):
@@ -287,9 +290,9 @@ def _plot(axes: "Axes", series: Series) -> Any:
         if point.spread:
             axes.errorbar(point.x, point.y, point.spread, fmt="none", ecolor=series.color)
         if point.label:
-            below = series.joined and series.place % 2 == 0
+            below = series.joined and series.color_index % 2 == 0
             where, place = (point.x, point.y), _BELOW if below else _ABOVE
-            axes.annotate(shortened(point.label), where, fontsize=9, **place)
+            axes.annotate(shorten(point.label), where, fontsize=9, **place)
     return line
 
 
@@ -321,7 +324,7 @@ def _set_legend(made: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
 
 
 def _add_hints(group: ElementTree.Element, series: Series) -> None:
-    """Adds to each point a larger invisible circle with its hint, which a pointer hits easily."""
+    """Adds to each point a larger invisible circle with its hint, which is easy to point at."""
     group.set("data-name", series.name)
     markers = list(group.iter(f"{_SVG}use"))
     for marker, point in zip(markers, series.finite, strict=True):

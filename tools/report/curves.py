@@ -1,4 +1,4 @@
-"""The report's parts about runs: results side by side, settings, curves."""
+"""The report's sections on runs: results, settings, curves."""
 
 import dataclasses
 import json
@@ -9,21 +9,21 @@ from typing import Any
 from tools.report.charts import NUM_COLORS, Axis, Format, Point, Series, figure
 from tools.report.inputs import CacheFacts
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
-from tools.report.runs import Run, split_settings
-from tools.report.text_width import visible
+from tools.report.runs import Run, compare_settings
+from tools.report.text_width import escape_unprintable
 
-# A line of more points is drawn through the means of neighbors.
+# A line with more points is drawn through means of consecutive points.
 _MAX_POINTS = 200
 _SHAPE = ("num_hidden_layers", "hidden_size")
 
 
 def percents(share: float) -> str:
-    """Returns a share as 41.2%."""
+    """Formats a share, for example as 41.2%."""
     return f"{share:.1%}"
 
 
 def whole_percents(share: float) -> str:
-    """Returns a share for an axis: 40%, and 41.25% where that is needed."""
+    """Formats a share for an axis, with as few digits as possible: 40%, or 41.25%."""
     return f"{100.0 * share:.4g}%"
 
 
@@ -54,11 +54,11 @@ class Measure:
     definition: str = ""
 
     def y_axis(self) -> Axis:
-        """Returns the vertical axis of a chart of it."""
+        """Returns the vertical axis of a chart of this metric."""
         return Axis(self.axis, self.tick, bounds=(0.0, self.ceiling))
 
     def best(self, values: Sequence[float]) -> float | None:
-        """Returns the best of values; None where none is finite."""
+        """Returns the best of the finite values; None without finite values."""
         finite = [value for value in values if math.isfinite(value)]
         return (max if self.higher_is_better else min)(finite, default=None)
 
@@ -106,7 +106,7 @@ COLUMNS = (ACCURACY, AGREEMENT, LOSS, _PERPLEXITY, DIVERGENCE, CALIBRATION)
 
 
 def megabytes(size: float) -> str:
-    """Returns a size as 28.8 MB."""
+    """Formats a size in bytes, for example as 28.8 MB."""
     return f"{size / 1e6:,.1f} MB"
 
 
@@ -114,8 +114,8 @@ def _cell(value: float | None, form: Format) -> str:
     return "–" if value is None else form(value)
 
 
-def results(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section:
-    """Returns a table of the runs: last evaluation, size, steps.
+def results_section(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section:
+    """Returns the section with a table of the runs: last evaluation, size, steps.
 
     Args:
         runs: the runs.
@@ -145,7 +145,7 @@ def results(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section:
             [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in others)]
             for run in runs
         ]
-        titles = ["run", *map(visible, others)]
+        titles = ["run", *map(escape_unprintable, others)]
         contents.append(Table(titles, rows, summary="Other metrics"))
     return Section("Results", contents)
 
@@ -156,14 +156,14 @@ def _shape(run: Run) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str | None:
-    """Returns the best accuracy as a sentence; None where no run measured its accuracy.
+    """Returns the best accuracy as a sentence; None if no run measured its accuracy.
 
     Example: `distilled predicts 21.1% of the held-out masked tokens correctly, 96% of the
     teacher's 22.1%.`
     """
-    # The teacher's own run is not a result.
-    taught = [run for run in runs if _has(run)] or runs
-    scores = [(run.final[ACCURACY.key], run) for run in taught if ACCURACY.key in run.final]
+    # The run that trained the teacher is left out.
+    students = [run for run in runs if _has(run)] or runs
+    scores = [(run.final[ACCURACY.key], run) for run in students if ACCURACY.key in run.final]
     best = ACCURACY.best([score for score, _ in scores])
     if best is None:
         return None
@@ -209,7 +209,7 @@ def _has(run: Run) -> bool:
 
 
 def setting_text(value: Any) -> str:
-    """Returns a setting as people type it; checksums are cut."""
+    """Formats a setting's value as on the command line; checksums are cut."""
     if isinstance(value, str):
         text = value or "–"
     elif isinstance(value, float):
@@ -217,21 +217,21 @@ def setting_text(value: Any) -> str:
     else:
         text = "–" if value is None else json.dumps(value, ensure_ascii=False)
     is_checksum = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    return f"{text[:8]}…" if is_checksum else visible(text)
+    return f"{text[:8]}…" if is_checksum else escape_unprintable(text)
 
 
 def _short(name: str) -> str:
     if name == "student.sha256":
         return "first weights"
-    return visible(name.removeprefix("student.config.").removeprefix("student."))
+    return escape_unprintable(name.removeprefix("student.config.").removeprefix("student."))
 
 
-def settings(runs: Sequence[Run]) -> Section:
-    """Returns the settings in which runs differ, and those that they share."""
-    differing, shared = split_settings(runs)
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Returns the section with the settings that differ between runs, and those they share."""
+    differing, shared = compare_settings(runs)
     contents = []
     if differing:
-        # As few columns as there can be.
+        # The table is transposed if it then has fewer columns.
         titles = ["run", *map(_short, differing)]
         rows = [
             [run.name, *(setting_text(run.settings.get(name)) for name in differing)]
@@ -248,7 +248,7 @@ def settings(runs: Sequence[Run]) -> Section:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns at most `_MAX_POINTS` points: the means of as many neighbors each, and the last."""
+    """Returns at most `_MAX_POINTS` points: means of consecutive points, and the last point."""
     size = math.ceil(len(points) / _MAX_POINTS)
     if size <= 1:
         return list(points)
@@ -260,7 +260,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
-    """Returns a measure of the runs over their steps; leaves out runs without two values."""
+    """Returns a curve of a metric over the steps for each run that has two values of it."""
     curves, form = [], measure.format
     for place, run in enumerate(runs):
         lines = run.train if training else run.evaluations
@@ -273,8 +273,8 @@ def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) ->
     return curves
 
 
-def finding(measure: Measure, series: Sequence[Series]) -> str:
-    """Returns the result of a measure's curves as a sentence.
+def chart_title(measure: Measure, series: Sequence[Series]) -> str:
+    """Returns the title of a chart, which states the result of the curves.
 
     Example: `Agreement with the teacher: distilled ends highest, at 78.8%`.
     """
@@ -295,12 +295,12 @@ STEPS = Axis("optimizer steps", "{:,.0f}".format, whole=True, bounds=(0.0, math.
 def measure_chart(
     runs: Sequence[Run], measure: Measure, reference: tuple[str, float] | None = None
 ) -> Chart | None:
-    """Returns the curves of a measure at the evaluations; None where no run has two."""
+    """Returns a chart of a metric at the evaluations; None if no run has two values of it."""
     series = _curves(runs, measure)
     if not series:
         return None
     drawn = figure(series, STEPS, measure.y_axis(), reference=reference)
-    return chart(finding(measure, series), "at each evaluation", drawn)
+    return chart(chart_title(measure, series), "at each evaluation", drawn)
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> tuple[str, float] | None:
@@ -314,7 +314,7 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
     series = _curves(runs, TRAINING, training=True)
     if not series:
         return None
-    title, note = finding(TRAINING, series), "mean since the previous logged step"
+    title, note = chart_title(TRAINING, series), "mean since the previous logged step"
     losses = [{k: v for k, v in run.settings.items() if k.startswith("losses.")} for run in runs]
     if any(weights != losses[0] for weights in losses):
         title = "Training loss: each run minimizes a different loss"
@@ -333,8 +333,8 @@ def _without_curves(runs: Sequence[Run]) -> Note | None:
     )
 
 
-def curves(runs: Sequence[Run]) -> Section:
-    """Returns loss and agreement over the steps."""
+def curves_section(runs: Sequence[Run]) -> Section:
+    """Returns the section with metrics over the steps."""
     teacher = _teacher_accuracy(runs)
     charts = [
         measure_chart(runs, measure, teacher if measure is ACCURACY else None)

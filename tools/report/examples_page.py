@@ -1,4 +1,4 @@
-"""Examples as an HTML page."""
+"""Examples as an HTML page, in the order in which they are given."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from tools.report import page
 from tools.report.examples_text import (
     describe_example,
     named_segments,
-    outcome,
     percent,
     rank,
+    summarize,
 )
 from tools.report.shown_examples import MASKED, MaskedPosition, ShownExample
 
@@ -25,7 +25,7 @@ def _hint(position: MaskedPosition) -> str:
 
 
 def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownExample]) -> str:
-    """Returns the page: of the directory, on how to read it, of the examples in their order."""
+    """Returns the page: on the directory, on the notation, and on each example."""
     has_teacher = any(position.teacher for example in examples for position in example.positions)
     return page.render(
         "examples.html.jinja",
@@ -33,7 +33,7 @@ def examples_page(title: str, about: str, notes: str, examples: Sequence[ShownEx
         lead=about,
         notes=f"{notes} {_OTHER_IDS}" if has_teacher else notes,
         examples=examples,
-        outcome=outcome(examples),
+        outcome=summarize(examples),
         masked=any(example.positions for example in examples),
         pairs=any(example.is_pair for example in examples),
         segments=named_segments,

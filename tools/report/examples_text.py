@@ -1,33 +1,33 @@
-"""Examples in the terminal: at most 100 columns, Chinese characters counted as two."""
+"""Examples as text for a terminal, in at most 100 columns."""
 
 import string
 from collections.abc import Iterator, Sequence
 
 from tools.report.shown_examples import KEPT, MASKED, REPLACED, MaskedPosition, Piece, ShownExample
-from tools.report.text_width import clipped, display_width, padded, wrapped
+from tools.report.text_width import clip, display_width, pad, wrap
 
 COLUMNS = 100
 _INDENT = "  "
 _LABEL_WIDTH = 16
-# What stands between the number of a masked position and its token.
+# The sign between the number of a masked position and its token.
 _SIGNS = {MASKED: ":", KEPT: "=", REPLACED: "~"}
 LEGEND = "[n:MASK] masked, [n=x] kept, [n~x] replaced by x"
 PAIRS = "A and B: the two segments of an example"
 
 
 def percent(share: float) -> str:
-    """Returns a share as people read it: 41.2%, and below a tenth of that <0.1%."""
+    """Formats a share, for example as 41.2%; shares below 0.05% become <0.1%."""
     return "<0.1%" if 0.0 < share < 0.0005 else f"{share:.1%}"
 
 
 def rank(position: MaskedPosition) -> str:
-    """Returns the label's place among the cached ids, or that it is behind them."""
+    """Returns the label's rank among the cached ids; `> n` if it is not among the n ids."""
     word = position.teacher
     return f"> {word.num_ids}" if word.label_rank is None else f"{word.label_rank}"
 
 
-def outcome(examples: Sequence[ShownExample]) -> str | None:
-    """Returns the teacher's results at all masked positions shown; None without one."""
+def summarize(examples: Sequence[ShownExample]) -> str | None:
+    """Returns a sentence on the teacher's accuracy at all shown positions; None without them."""
     words = [position.teacher for example in examples for position in example.positions]
     words = [word for word in words if word is not None]
     if not words:
@@ -41,7 +41,7 @@ def outcome(examples: Sequence[ShownExample]) -> str | None:
 
 
 def describe_example(example: ShownExample) -> str:
-    """Returns where an example is, how long, and how its masked positions were treated."""
+    """Returns an example's shard, its length, and the treatments of its masked positions."""
     text = f"{example.file}, record {example.index}: {example.num_tokens} tokens"
     if not example.positions:
         return text
@@ -67,7 +67,7 @@ def _piece(piece: Piece, positions: Sequence[MaskedPosition], borders: bool) -> 
 
 
 def _sentences(example: ShownExample) -> Iterator[str]:
-    """Yields the lines of the segments, in windows with a | before each word.
+    """Yields the lines of the segments; unmasked windows have a | before each word.
 
     The two segments of a pair begin with A and B.
     """
@@ -75,7 +75,7 @@ def _sentences(example: ShownExample) -> Iterator[str]:
     for name, segment in named_segments(example):
         begin = f"{_INDENT}{name}: " if name else _INDENT
         texts = [_piece(piece, example.positions, borders) for piece in segment]
-        # A line may end after any piece that no other belongs to.
+        # A line may end after any token that ends a word.
         joined: list[str] = []
         for text, piece in zip(texts, segment, strict=True):
             latin = text.isascii() and not piece.space and not piece.new_word
@@ -83,21 +83,21 @@ def _sentences(example: ShownExample) -> Iterator[str]:
                 joined[-1] += text
             else:
                 joined.append(text)
-        for line in wrapped(joined, COLUMNS - len(begin)):
+        for line in wrap(joined, COLUMNS - len(begin)):
             yield begin + line
             begin = " " * len(begin)
 
 
 def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
-    labels = [clipped(position.label, _LABEL_WIDTH) for position in positions]
+    labels = [clip(position.label, _LABEL_WIDTH) for position in positions]
     width = max(len("label"), *map(display_width, labels))
     ranks = max(len("rank"), *(len(rank(position)) for position in positions))
-    head = f"{_INDENT}  n  {padded('label', width)}  p(label)  {'rank':>{ranks}}    tail  "
+    head = f"{_INDENT}  n  {pad('label', width)}  p(label)  {'rank':>{ranks}}    tail  "
     yield f"{head}   top predictions (* the label)"
     for position, label in zip(positions, labels, strict=True):
         word = position.teacher
         begin = (
-            f"{_INDENT}{position.number:3}  {padded(label, width)}  "
+            f"{_INDENT}{position.number:3}  {pad(label, width)}  "
             f"{percent(word.label_probability):>8}  {rank(position):>{ranks}}  "
             f"{percent(word.tail):>6}  {'✓' if word.right else '✗'}  "
         )
@@ -105,7 +105,7 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
             f"{'*' if guess.right else ''}{guess.text} {percent(guess.probability)}   "
             for guess in word.guesses
         ]
-        for line in wrapped(guesses, COLUMNS - display_width(begin)):
+        for line in wrap(guesses, COLUMNS - display_width(begin)):
             yield begin + line
             begin = " " * display_width(begin)
 
@@ -113,15 +113,15 @@ def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
 def _label_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
     labels = [f"{position.number} {position.label}   " for position in positions]
     begin = f"{_INDENT}labels:  "
-    for line in wrapped(labels, COLUMNS - len(begin)):
+    for line in wrap(labels, COLUMNS - len(begin)):
         yield begin + line
         begin = " " * len(begin)
 
 
 def example_lines(example: ShownExample) -> Iterator[str]:
-    """Yields the lines of an example: where it is, the sentence, the masked positions."""
+    """Yields the lines of an example: its shard, its text, and its masked positions."""
     yield f"example {example.example_id}"
-    yield from (_INDENT + line for line in wrapped(_words(describe_example(example)), COLUMNS - 2))
+    yield from (_INDENT + line for line in wrap(_words(describe_example(example)), COLUMNS - 2))
     yield ""
     yield from _sentences(example)
     if example.positions:
@@ -135,12 +135,12 @@ def _words(text: str) -> list[str]:
 
 
 def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
-    """Returns all lines for the terminal: of the directory, on how to read it, of the examples."""
+    """Returns all lines: on the directory, on the notation, and on each example."""
     texts = [about, *notes, *([LEGEND] if any(example.positions for example in examples) else [])]
     if any(example.is_pair for example in examples):
         texts.append(PAIRS)
-    lines = [line for text in texts for line in wrapped(_words(text), COLUMNS)]
+    lines = [line for text in texts for line in wrap(_words(text), COLUMNS)]
     for example in examples:
         lines += ["", *example_lines(example)]
-    summary = outcome(examples)
-    return lines if summary is None else [*lines, "", *wrapped(_words(summary), COLUMNS)]
+    summary = summarize(examples)
+    return lines if summary is None else [*lines, "", *wrap(_words(summary), COLUMNS)]

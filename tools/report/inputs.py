@@ -1,4 +1,4 @@
-"""Files that `tools.report` reads beside runs: JSON reports, and teacher caches."""
+"""Inputs of `tools.report` other than runs: JSON reports and teacher caches."""
 
 import dataclasses
 import itertools
@@ -17,17 +17,17 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.manifest import SAMPLED
 from pipeline.storage.records import TeacherTargets, read_examples
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 # Bins of a reliability diagram, as in `pipeline.distill.distiller`.
 NUM_BINS = 15
-# Examples of a cache that a reliability diagram is made from.
+# Number of examples of a cache for a reliability diagram.
 _SAMPLE = 2_000
-# Larger numbers were not measured, and no axis shows them.
+# Larger numbers cannot be measurements, and no axis could show them.
 _LARGEST = 1e15
 
 Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
-# Can be drawn on a logarithmic axis.
+# A number for a logarithmic axis.
 Positive = Annotated[float, msgspec.Meta(ge=1.0 / _LARGEST, le=_LARGEST)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=int(_LARGEST))]
 _AT_LEAST_ONE = msgspec.Meta(min_length=1)
@@ -35,11 +35,11 @@ _Kind = TypeVar("_Kind")
 
 
 def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
-    """Reads a JSON file as a msgspec struct; what that does not name is passed over.
+    """Reads a JSON file as a msgspec struct; unknown keys are ignored.
 
     Raises:
-        InputError: the file is missing, too large or not JSON, or a value is missing or of
-            another type; names the value's place.
+        InputError: the file is missing, too large or not JSON, or a value is missing or has
+            another type. The error names the value's key.
     """
     if not path.is_file():
         raise InputError(path, received="no such file")
@@ -51,7 +51,7 @@ def read_struct(path: Location, kind: type[_Kind]) -> _Kind:
 
 
 class Mean(msgspec.Struct, frozen=True):
-    """A mean, and the sample's standard deviation where there is more than one value."""
+    """A mean, and the sample standard deviation if there is more than one value."""
 
     mean: Number
     std: Number | None = None
@@ -97,22 +97,22 @@ class CacheStudents(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """The name of the cache."""
-        return visible(pathlib.PurePath(self.cache).name)
+        return escape_unprintable(pathlib.PurePath(self.cache).name)
 
     @property
     def agreement(self) -> float:
-        """Agreement with the teacher, the mean over seeds."""
+        """Agreement with the teacher: the mean over seeds."""
         return statistics.mean(score.teacher_agreement for score in self.scores.values())
 
     @property
     def deviation(self) -> float | None:
-        """The sample's standard deviation of the agreement; None of one seed."""
+        """The sample standard deviation of the agreement; None with one seed."""
         values = [score.teacher_agreement for score in self.scores.values()]
         return statistics.stdev(values) if len(values) > 1 else None
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A median, the smallest and the largest of what was measured."""
+    """The median, smallest and largest value of a measurement."""
 
     median: Number
     smallest: Number
@@ -120,10 +120,10 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """A model, computed in one way, as `benchmark_inference` writes it.
+    """The speed of a model with one computation, as `benchmark_inference` writes it.
 
-    Its name is its path where another has the same name. The latency is in seconds of one
-    sequence, the throughput in sequences a second.
+    `model` is the model's name, or its path if several models have the same name. The latency is
+    in seconds per sequence, the throughput in sequences per second.
     """
 
     model: str
@@ -136,8 +136,8 @@ class Speed(msgspec.Struct, frozen=True):
 
     @property
     def computed(self) -> str:
-        """The type of numbers, and on which device."""
-        return visible(f"{self.computation} on {self.device}")
+        """The computation and its device."""
+        return escape_unprintable(f"{self.computation} on {self.device}")
 
 
 class Speeds(msgspec.Struct, frozen=True):
@@ -155,7 +155,7 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A `summary.json` of `finetune`; those of older versions do not name the model."""
+    """A `summary.json` of `finetune`. Files of older versions do not name the model."""
 
     task: str
     split: str
@@ -226,13 +226,13 @@ def planned_caches(plan: object) -> list[Fidelity]:
 def _planned(plans: _Plans) -> list[Fidelity]:
     return [
         Fidelity(
-            visible(plan.logit_encoding),
+            escape_unprintable(plan.logit_encoding),
             plan.state_bits,
             plan.truncation_factor,
             plan.position_bytes,
             fit.mass_kept,
             fit.kl.mean,
-            visible(temperature),
+            escape_unprintable(temperature),
         )
         for plan in plans.plans
         for temperature, fit in plan.temperatures.items()
@@ -244,13 +244,13 @@ def read_fidelity(path: Location) -> Fidelity:
     report = read_struct(path, _FidelityReport)
     first = next(iter(report.kl_divergence.values()))
     return Fidelity(
-        visible(report.logit_encoding),
+        escape_unprintable(report.logit_encoding),
         report.state_bits,
         report.truncation_factor,
         sum(report.bytes_per_position.values()),
         report.mass_kept,
         report.kl_divergence.get("1", first).mean,
-        name=visible(path.stem),
+        name=escape_unprintable(path.stem),
     )
 
 
@@ -276,9 +276,13 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
-    """Sorts predictions, float [n] and bool [n], into bins of equal width; drops empty bins.
+    """Sorts predictions into bins of equal width by their probability; drops empty bins.
 
-    Example: 0.91 right and 0.95 wrong fall into the 14th and the 15th of 15 bins.
+    Example: of 15 bins, a prediction of probability 0.91 is in the 14th, one of 0.95 in the 15th.
+
+    Args:
+        confidence: float [n], probabilities of the predictions.
+        right: bool [n], whether each prediction is correct.
     """
     index = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
     counts, sums, hits = (
@@ -292,20 +296,21 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
 
 @dataclasses.dataclass(frozen=True)
 class CacheFacts:
-    """A teacher cache.
+    """Facts about a teacher cache.
 
     Attributes:
-        name: short.
-        encoding: of the logits.
+        name: short name.
+        encoding: codec of the logits.
         truncation_factor: k.
-        ids: kept at a masked position in the mean.
-        position_bytes: what it adds at a masked position.
-        examples: in all splits.
-        bytes: of all shards.
-        teacher: what tells its teacher from others.
-        sha256: digest of its manifest.
-        examples_sha256: digest of the manifest of its masked examples.
-        reliability: of the teacher's predictions in the split eval; None of samples.
+        ids: mean number of ids at a masked position.
+        position_bytes: bytes of the targets of a masked position.
+        examples: number of examples in all splits.
+        bytes: size of all shards.
+        teacher: identity of the teacher.
+        sha256: digest of the manifest.
+        examples_sha256: digest of the manifest of the masked examples.
+        reliability: reliability of the teacher's predictions in the eval split; None for a cache
+            of random draws.
     """
 
     name: str
@@ -322,10 +327,10 @@ class CacheFacts:
 
 
 def read_cache(path: Location, name: str) -> CacheFacts:
-    """Reads what a teacher cache says of itself, and of its teacher.
+    """Reads the facts about a teacher cache from its manifest and its records.
 
     Raises:
-        InputError: it is no complete teacher cache, or a record is damaged.
+        InputError: the directory is not a complete teacher cache, or a record is damaged.
     """
     cache = open_cache(path, None)
     manifest, info = cache.manifest, cache.manifest.teacher_info
@@ -349,7 +354,7 @@ def read_cache(path: Location, name: str) -> CacheFacts:
 
 
 def _teacher_reliability(cache: CacheInput) -> Reliability | None:
-    """Returns the reliability of the teacher; None of samples."""
+    """Returns the reliability of the teacher; None for a cache of random draws."""
     manifest, info = cache.manifest, cache.manifest.teacher_info
     if info.truncation == SAMPLED:
         return None

@@ -1,6 +1,6 @@
-"""HTML pages in one file: nothing is fetched, no script runs, every text is escaped.
+"""Self-contained HTML pages: nothing is fetched, no script runs, every text is escaped.
 
-A page is made of the parts below, which jinja2 writes by `page.html.jinja`.
+A page consists of the elements below. The template `page.html.jinja` renders them.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ _PACKAGES = ("jinja2", "matplotlib")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table that scrolls by itself where it is wider than the page.
+    """A table, which scrolls horizontally if it is wider than the page.
 
     Attributes:
-        titles: of the columns.
-        rows: the cells; the first of each names its row.
-        texts: how many columns at the left hold text; the others hold numbers.
-        best: (row, column) of the cells to point out.
-        summary: if given, the table is shown on demand, behind these words.
+        titles: titles of the columns.
+        rows: cells of the rows. The first cell is the name of the row.
+        texts: number of columns with text, from the left. The other columns have numbers.
+        best: (row, column) of the cells in bold.
+        summary: title of a collapsed table; None for a table that is always visible.
     """
 
     kind: ClassVar[str] = "table"
@@ -41,7 +41,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A remark in smaller letters, and what of it is important."""
+    """A remark in small letters, and a part of it in bold."""
 
     kind: ClassVar[str] = "note"
     text: str
@@ -50,9 +50,9 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart below a title, which is its result, and a subtitle.
+    """A chart with a title, which states its result, and a subtitle.
 
-    `values` has the exact values of the points, for readers without a pointer.
+    `values` has the exact values of the points as text.
     """
 
     title: str
@@ -62,13 +62,13 @@ class Chart:
 
 
 def chart(title: str, subtitle: str, drawn: "Figure") -> Chart:
-    """Returns a chart, described by its title for whoever does not see it."""
+    """Returns a chart whose title is also its description for screen readers."""
     return Chart(title, subtitle, charts.svg(drawn, title), charts.hints(drawn))
 
 
 @dataclasses.dataclass(frozen=True)
 class Charts:
-    """Charts, beside each other where there is room."""
+    """Charts, side by side if there is room."""
 
     kind: ClassVar[str] = "charts"
     charts: Sequence[Chart]
@@ -76,14 +76,14 @@ class Charts:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page under a heading of its own."""
+    """A section of a page, with its heading."""
 
     title: str
     contents: Sequence[Table | Note | Charts]
 
 
 def expect_packages() -> None:
-    """Raises InputError unless the packages are there that pages are made with."""
+    """Raises InputError unless the packages that pages need are installed."""
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:
             hint = "pip install 'offline-distill[report]'"
@@ -91,7 +91,7 @@ def expect_packages() -> None:
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a page made by a template of this folder."""
+    """Renders a template of this folder."""
     expect_packages()
     import jinja2
 
@@ -106,5 +106,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def report_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Returns a page of sections, below a heading and a lead of one or two sentences."""
+    """Returns a page with a heading, one or two introductory sentences (`lead`) and sections."""
     return render("report.html.jinja", title=title, lead=lead, sections=sections)

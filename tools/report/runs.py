@@ -14,27 +14,28 @@ from pipeline.models.config import EncoderConfig
 from pipeline.models.formats.model_directory import HF_CONFIG
 from pipeline.models.weight_names import count_parameters
 from pipeline.storage.manifest import EVAL, RUN_CONFIG_FILE, TRAIN
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 METRICS_FILE = "metrics.jsonl"
-# A line has some 600 bytes.
+# A line has about 600 bytes.
 _MAX_METRICS_BYTES = 1 << 30
-# Beyond what single precision has; charts compute with the numbers.
+# This is beyond single precision. Larger numbers would overflow in the computations of charts.
 _LARGEST = 1e40
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run.
+    """A run of `run_distill`.
 
     Attributes:
-        name: short, and no other run's.
-        directory: where it is.
-        settings: of its run configuration; nested ones as `student.config.hidden_size`.
-        train: the lines of training, in the order of their steps.
-        evaluations: the lines of evaluation, at least one.
-        parameters: of the student; None where no model is there.
-        bytes: of `model.safetensors`; None where there is none.
+        name: short, unique name.
+        directory: its output directory.
+        settings: settings of its run configuration. Names of nested settings are joined, for
+            example `student.config.hidden_size`.
+        train: lines of training, in the order of their steps.
+        evaluations: lines of evaluation, at least one.
+        parameters: number of parameters of the student; None if the run has not written one.
+        bytes: size of `model.safetensors`; None if there is none.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """Updates at the last line."""
+        """Number of updates at the last line."""
         return int(max(line["step"] for line in (*self.train, *self.evaluations)))
 
 
@@ -60,8 +61,7 @@ def read_metrics(path: Location) -> list[dict[str, Any]]:
     """Reads a `metrics.jsonl`.
 
     Raises:
-        InputError: it is missing, or a line is not as run_distill writes them; names
-            file and line.
+        InputError: the file is missing, or a line is malformed. The error names file and line.
     """
     if not path.is_file():
         received = f"{path.parent}, which has no {METRICS_FILE}"
@@ -89,30 +89,32 @@ def _parse_line(content: bytes, place: str) -> dict[str, Any]:
         raise InputError(place, "the split train or eval", format_value(split))
     for name, value in line.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Not a number, and infinity, are what runs have that come to nothing.
+        # NaN and infinity are allowed: runs that diverge have them.
         if is_number and math.isfinite(value) and abs(value) > _LARGEST:
             is_number = False
         if name != "split" and not is_number:
-            raise InputError(place, f"a number as {visible(name)[:80]}", format_value(value))
+            raise InputError(
+                place, f"a number as {escape_unprintable(name)[:80]}", format_value(value)
+            )
     return line
 
 
-def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns an object's values by the path of their names.
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested objects: joins the names with dots.
 
     Example: `{"student": {"layers": 2}}` becomes `{"student.layers": 2}`.
     """
     flat: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, dict) and inner:
-            flat |= flattened(inner, f"{prefix}{name}.")
+            flat |= flatten(inner, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = inner
     return flat
 
 
 def short_names(directories: Sequence[Location]) -> list[str]:
-    """Returns as few of the last parts of each path as tell it from the others.
+    """Returns the shortest end of each path that differs from the ends of the others.
 
     Example: `a/quick/student`, `b/quick/student` and `c/teacher` become
     `a/quick/student`, `b/quick/student` and `teacher`.
@@ -123,7 +125,7 @@ def short_names(directories: Sequence[Location]) -> list[str]:
         for count in range(1, len(own) + 1):
             if sum(other[-count:] == own[-count:] for other in names_of_paths) == 1:
                 break
-        names.append(visible("/".join(own[-count:]).replace("//", "/")))
+        names.append(escape_unprintable("/".join(own[-count:]).replace("//", "/")))
     return names
 
 
@@ -131,7 +133,7 @@ def read_run(directory: Location, name: str) -> Run:
     """Reads one run.
 
     Raises:
-        InputError: a file is missing or is not as run_distill writes it.
+        InputError: a file is missing or malformed.
     """
     path = directory / METRICS_FILE
     lines = read_metrics(path)
@@ -139,9 +141,9 @@ def read_run(directory: Location, name: str) -> Run:
         tuple(line for line in lines if line["split"] == split) for split in (TRAIN, EVAL)
     )
     if not evaluations:
-        received = f"{path}, which has not one line of the split eval"
+        received = f"{path}, which has no line of the split eval"
         raise InputError(Setting("runs"), "evaluations", received)
-    settings = flattened((directory / RUN_CONFIG_FILE).read_json())
+    settings = flatten((directory / RUN_CONFIG_FILE).read_json())
     settings.pop("kind", None)
     config, weights = (directory / name for name in (HF_CONFIG, "model.safetensors"))
     parameters = count_parameters(EncoderConfig.from_json(config)) if config.is_file() else None
@@ -159,13 +161,13 @@ def read_runs(paths: Sequence[Location]) -> list[Run]:
     for directory, count in collections.Counter(directories).items():
         if count > 1:
             raise InputError(
-                Setting("runs"), "a list in which each directory stands once", f"{directory} twice"
+                Setting("runs"), "a list of different directories", f"{directory} twice"
             )
     return list(map(read_run, directories, short_names(directories)))
 
 
-def split_settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, Any]]:
-    """Returns the names of the settings in which runs differ, and the others with their values."""
+def compare_settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the names of the settings that differ between runs, and the shared settings."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     missing = object()
     differing, shared = [], {}

@@ -14,11 +14,11 @@ from tools.report.curves import ACCURACY, megabytes, percents
 from tools.report.inputs import Speed, Spread, Summary, read_struct
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run, short_names
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 
 def find_run(model: str, runs: Sequence[Run]) -> Run | None:
-    """Returns the run that made a model, known by its path or its folder's name."""
+    """Returns the run that made a model, found by the model's path or its folder's name."""
     path = LocalLocation(model).resolve()
     for run in runs:
         if model == str(run.directory) or path == run.directory.resolve():
@@ -28,10 +28,10 @@ def find_run(model: str, runs: Sequence[Run]) -> Run | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Worth:
-    """A run's accuracy beside what its student costs; `place` is the run's color."""
+class _ModelCost:
+    """The accuracy of a run's student and its cost, for example its latency."""
 
-    place: int
+    color_index: int
     name: str
     accuracy: float
     cost: float
@@ -42,15 +42,15 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
 
 
-def _cost_axis(title: str, models: Sequence[_Worth]) -> Axis:
+def _cost_axis(title: str, models: Sequence[_ModelCost]) -> Axis:
     costs = [model.cost for model in models]
     return Axis(title, _short, logarithmic=max(costs) > 8.0 * min(costs), bounds=(0.0, math.inf))
 
 
-def _worth_chart(models: Sequence[_Worth], axis: Axis, cheap: str, note: str) -> Chart:
-    """Returns a chart of the accuracy of two models or more against their cost.
+def _cost_chart(models: Sequence[_ModelCost], axis: Axis, cheap: str, note: str) -> Chart:
+    """Returns a chart of the accuracy of two or more models against their cost.
 
-    `cheap` is what a model of a smaller cost is, such as `as fast as`.
+    `cheap` is a comparison for a model with a smaller cost, for example `as fast as`.
     """
     best = max(models, key=lambda model: model.accuracy)
     least = min(models, key=lambda model: model.cost)
@@ -64,7 +64,7 @@ def _worth_chart(models: Sequence[_Worth], axis: Axis, cheap: str, note: str) ->
     for model in models:
         hint = f"{model.name}: {axis.format(model.cost)}, {percents(model.accuracy)}"
         point = Point(model.cost, model.accuracy, hint)
-        series.append(Series(model.name, (point,), model.place, joined=False))
+        series.append(Series(model.name, (point,), model.color_index, joined=False))
     return chart(title, note, figure(series, axis, ACCURACY.y_axis()))
 
 
@@ -75,23 +75,23 @@ def _latency_chart(runs: Sequence[Run], speeds: Sequence[Speed]) -> Chart | None
         run = find_run(speed.model, runs)
         if speed.computed == computed and run is not None and ACCURACY.key in run.final:
             place, cost = runs.index(run), 1000.0 * speed.latency.median
-            models.append(_Worth(place, run.name, run.final[ACCURACY.key], cost))
+            models.append(_ModelCost(place, run.name, run.final[ACCURACY.key], cost))
     if len(models) < 2:
         return None
     axis = _cost_axis("latency of one sequence, ms", models)
-    return _worth_chart(models, axis, "as fast as", f"{computed}, medians")
+    return _cost_chart(models, axis, "as fast as", f"{computed}, medians")
 
 
 def _size_chart(runs: Sequence[Run]) -> Chart | None:
     models = [
-        _Worth(place, run.name, run.final[ACCURACY.key], run.bytes / 1e6)
+        _ModelCost(place, run.name, run.final[ACCURACY.key], run.bytes / 1e6)
         for place, run in enumerate(runs)
         if run.bytes and ACCURACY.key in run.final
     ]
     if len({model.cost for model in models}) < 2:
         return None
     axis = _cost_axis("weights, MB", models)
-    return _worth_chart(models, axis, "smaller than", "size of model.safetensors")
+    return _cost_chart(models, axis, "smaller than", "size of model.safetensors")
 
 
 def _range(spread: Spread, factor: float = 1.0) -> str:
@@ -99,8 +99,8 @@ def _range(spread: Spread, factor: float = 1.0) -> str:
     return f"{_short(factor * spread.median)} ({smallest}–{largest})"
 
 
-def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
-    """Returns accuracy against latency and size; None where there is nothing to compare."""
+def speed_section(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
+    """Returns the section on accuracy against latency and size; None without data."""
     charts = list(filter(None, (_latency_chart(runs, speeds), _size_chart(runs))))
     if not charts and not speeds:
         return None
@@ -110,7 +110,7 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
         for speed in speeds:
             sizes = [f"{speed.parameters / 1e6:,.2f} M", megabytes(1e6 * speed.megabytes)]
             times = [_range(speed.latency, 1000.0), _range(speed.throughput)]
-            rows.append([visible(speed.model), speed.computed, *sizes, *times])
+            rows.append([escape_unprintable(speed.model), speed.computed, *sizes, *times])
         titles = ["model", "computation", "parameters", "weights", "latency, ms", "sequences/s"]
         contents.append(Table(titles, rows, texts=2))
         contents.append(Note("Medians, with minimum and maximum."))
@@ -119,9 +119,10 @@ def speed(runs: Sequence[Run], speeds: Sequence[Speed]) -> Section | None:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A model's score on a task, at the learning rate that is best by its mean.
+    """A model's score on a task, at the learning rate with the best mean.
 
-    `metric` is the one that decides; `deviation` the sample's, None of one seed.
+    `metric` is the task's main metric. `deviation` is the sample standard deviation over seeds;
+    None with one seed.
     """
 
     model: str
@@ -135,13 +136,13 @@ class Score:
 
     @property
     def text(self) -> str:
-        """In hundredths, as tables of tasks have it."""
+        """The score times 100, with its deviation."""
         deviation = "" if self.deviation is None else f" ± {100.0 * self.deviation:.2f}"
         return f"{100.0 * self.mean:.2f}{deviation}"
 
 
 def model_folder(directory: Location, task: str) -> Location:
-    """Returns what tells the model of a folder of `finetune`, whose name may have the task in it.
+    """Returns the folder that identifies the model of a directory of `finetune`, without the task.
 
     Example: `study/distilled/tnews` and `study/tnews_distilled` become `study/distilled`.
     """
@@ -150,9 +151,10 @@ def model_folder(directory: Location, task: str) -> Location:
 
 
 def _model_paths(paths: Sequence[Location], summaries: Sequence[Summary]) -> list[pathlib.PurePath]:
-    """Returns what tells the model of each: its name, or its folder where that is not enough.
+    """Returns a path that identifies the model of each summary.
 
-    Several models may have one name, and a model may learn a task in several ways.
+    This is the model's name. If several models of a task have the same name, or a model was
+    fine-tuned on a task in several ways, it is the folder.
     """
     names = [pathlib.PurePath(summary.model).name for summary in summaries]
     tasks = [summary.task for summary in summaries]
@@ -167,17 +169,17 @@ def _model_paths(paths: Sequence[Location], summaries: Sequence[Summary]) -> lis
 
 
 def read_scores(paths: Sequence[Location]) -> list[Score]:
-    """Reads several `summary.json` of `finetune`.
+    """Reads several files `summary.json` of `finetune`.
 
     Raises:
-        InputError: one is not as `finetune` writes it, or two are of a model and a task.
+        InputError: a file is malformed, or two files have the same model and task.
     """
     summaries = [read_struct(path, Summary) for path in paths]
     folders = _model_paths(paths, summaries)
     seen: set[tuple[pathlib.PurePath, str]] = set()
     for path, folder, summary in zip(paths, folders, summaries, strict=True):
         if (folder, summary.task) in seen:
-            received = f"{path}, whose folder is called as another's"
+            received = f"{path}, whose folder has the same name as another's"
             hint = "put each in a folder named after its model"
             raise InputError(Setting("finetune"), "each model once for a task", received, hint)
         seen.add((folder, summary.task))
@@ -193,8 +195,13 @@ def _read_score(path: Location, summary: Summary, model: str) -> Score:
     best, metric = summary.best_learning_rate, summary.main_metric
     rate = next((rate for rate in summary.rates if rate.learning_rate == best), None)
     if rate is None or metric not in rate.metrics:
-        raise InputError(path, f"{visible(metric)[:80]} at the learning rate {best:g}", "none")
-    score, texts = rate.metrics[metric], map(visible, (summary.task, summary.split, metric))
+        raise InputError(
+            path, f"{escape_unprintable(metric)[:80]} at the learning rate {best:g}", "none"
+        )
+    score, texts = (
+        rate.metrics[metric],
+        map(escape_unprintable, (summary.task, summary.split, metric)),
+    )
     return Score(model, *texts, score.mean, score.std, rate.num_seeds, best)
 
 
@@ -215,12 +222,12 @@ def _task_chart(scores: Sequence[Score], colors: Mapping[str, int]) -> Chart:
     return chart(title, note, interval_figure(rows, axis))
 
 
-def tasks(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
-    """Returns the scores on tasks; None without any."""
+def tasks_section(runs: Sequence[Run], scores: Sequence[Score]) -> Section | None:
+    """Returns the section with scores on tasks; None without scores."""
     if not scores:
         return None
     models = list(dict.fromkeys(score.model for score in scores))
-    # A model has the color of the run of its name.
+    # A model has the color of the run with its name.
     colored = dict.fromkeys([*(run.name for run in runs), *models])
     colors = {name: color for color, name in enumerate(colored)}
     names = list(dict.fromkeys(score.task for score in scores))

@@ -1,4 +1,4 @@
-"""Examples of a directory of shards, decoded and put into words: what `inspect_cache` shows."""
+"""Decoded examples of a shard directory, with readable tokens, for `inspect_cache`."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from pipeline.storage.codecs.base import NO_ID
 from pipeline.storage.records import MaskedExample, TeacherTargets, Window
 from tools.report.token_text import TokenText
 
-# How a masked position's token was treated: 80%, 10% and 10% of them.
+# Treatments of the token at a masked position, used for 80%, 10% and 10% of the positions.
 MASKED = "masked"
 KEPT = "kept"
 REPLACED = "replaced"
-# Of the probabilities that are shown.
+# Temperature of the probabilities that are shown.
 _TEMPERATURE = 1.0
 
 
@@ -27,10 +27,10 @@ class Piece:
     """A token of a sentence.
 
     Attributes:
-        text: without marks of the tokenizer.
-        space: whether a space stands before it.
-        number: of the masked position, from 1 on; None elsewhere.
-        new_word: whether a word begins here; of unmasked windows only.
+        text: text of the token, without the tokenizer's marks.
+        space: whether a space comes before it.
+        number: number of the masked position, from 1; None if the token is not masked.
+        new_word: whether a word begins here; only in unmasked windows.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """One of the teacher's tokens, with its probability, and whether it is the true one."""
+    """A predicted token of the teacher, its probability, and whether it is the label."""
 
     text: str
     probability: float
@@ -53,13 +53,12 @@ class TeacherPrediction:
     """The teacher's distribution at a masked position.
 
     Attributes:
-        guesses: the first ones.
+        guesses: the most probable tokens.
         rest: the mass of the other cached ids.
         tail: the mass outside the cached ids.
-        num_ids: how many are cached here.
-        label_probability: of the true token.
-        label_rank: the true token's place among the cached ids, from 1 on; None
-            where it is not among them.
+        num_ids: number of cached ids at this position.
+        label_probability: probability of the label.
+        label_rank: rank of the label among the cached ids, from 1; None if it is not cached.
     """
 
     guesses: tuple[Guess, ...]
@@ -71,15 +70,16 @@ class TeacherPrediction:
 
     @property
     def right(self) -> bool:
-        """Whether the first guess is the true token."""
+        """Whether the most probable token is the label."""
         return self.guesses[0].right
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPosition:
-    """A masked position: its number from 1 on, its treatment, and its tokens.
+    """A masked position: its number from 1, its treatment, and its tokens.
 
-    `format_value` is in the input, and `label` is true. Masked examples have no `teacher`.
+    `shown` is the token in the input, and `label` the true token. `teacher` is None in masked
+    examples.
     """
 
     number: int
@@ -91,15 +91,15 @@ class MaskedPosition:
 
 @dataclasses.dataclass(frozen=True)
 class ShownExample:
-    """An example, put into words.
+    """An example with readable tokens.
 
     Attributes:
-        example_id: hexadecimal.
-        file: of its shard.
-        index: in its shard, from 0 on.
-        num_tokens: `[CLS]` and `[SEP]` included.
-        segments: the pieces of each.
-        positions: the masked ones.
+        example_id: the example's id in hexadecimal.
+        file: name of its shard.
+        index: index in its shard, from 0.
+        num_tokens: number of tokens, including `[CLS]` and `[SEP]`.
+        segments: the tokens of each segment.
+        positions: the masked positions.
     """
 
     example_id: str
@@ -115,15 +115,15 @@ class ShownExample:
         return len(self.segments) > 1
 
     def count(self, treatment: str) -> int:
-        """Returns how many masked positions were treated so."""
+        """Returns the number of masked positions with a treatment."""
         return sum(position.treatment == treatment for position in self.positions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The examples of a split to show: `count` at most from `first` on, or one by its id.
+    """The examples of a split to show: at most `count`, from index `first`, or one by its id.
 
-    `example_id` is the beginning of its id in hexadecimal.
+    `example_id` is the beginning of the id in hexadecimal.
     """
 
     split: str
@@ -133,14 +133,14 @@ class Selection:
 
 
 class ExampleReader:
-    """Puts the records of a directory into words.
+    """Decodes the records of a directory to readable examples.
 
     Args:
         cache: masked examples, a teacher cache or unmasked windows.
-        num_guesses: of the teacher, at a position.
+        num_guesses: number of the teacher's tokens at a position.
 
     Raises:
-        InputError: its tokenizer, or what its codec needs, is not there.
+        InputError: the tokenizer, or a file that the codec needs, is missing.
     """
 
     def __init__(self, cache: CacheInput, *, num_guesses: int) -> None:
@@ -153,14 +153,14 @@ class ExampleReader:
         self._unseen = {special[name] for name in ("cls", "sep", "pad")}
         self._codec = None
         if cache.manifest.teacher_info is not None:
-            # Of the shards only those that are read need to be there.
+            # Only those shards that are read need to exist.
             self._codec = cache_input.open_codec(cache.directory, cache.manifest)
 
     def read(self, selection: Selection) -> list[ShownExample]:
-        """Returns the examples that were selected.
+        """Returns the selected examples.
 
         Raises:
-            InputError: there are none, or a record is damaged.
+            InputError: no example is selected, or a record is damaged.
         """
         manifest, shown = self._cache.manifest, []
         kind = Window if manifest.kind == records.UNMASKED_WINDOWS else MaskedExample
@@ -188,7 +188,7 @@ class ExampleReader:
         return InputError(Setting("first"), expected, selection.first)
 
     def _records(self, selection: Selection) -> Iterator[tuple[str, int, bytes]]:
-        """Yields file, place in it, and bytes of the records from the first one on."""
+        """Yields file, index in the file, and bytes of each record from the first selected one."""
         skip = 0 if selection.example_id else selection.first
         for shard in self._cache.manifest.splits[selection.split]:
             if skip >= shard.num_examples:
@@ -224,9 +224,9 @@ class ExampleReader:
         masked: np.ndarray,
         starts: set[int],
     ) -> tuple[tuple[Piece, ...], ...]:
-        """Returns the pieces of each segment, without `[CLS]` and `[SEP]`.
+        """Returns the tokens of each segment, without `[CLS]` and `[SEP]`.
 
-        Spaces are those of the true tokens, that a masked piece may be known for one.
+        Spaces are those of the true tokens, so that they show where a masked token begins a word.
         """
         inputs, lengths = example.input_ids, example.segment_lengths.astype(np.int64)
         numbers = {int(place): number for number, place in enumerate(masked, 1)}
@@ -255,7 +255,7 @@ class ExampleReader:
         shown, labels = example.input_ids[example.masked_lm_positions], example.masked_lm_ids
         words: Sequence[TeacherPrediction | None] = [None] * len(labels)
         if self._codec is not None:
-            words = self._teacher_words(example)
+            words = self._predictions(example)
         positions = []
         for number, (token, label, word) in enumerate(
             zip(shown.tolist(), labels.tolist(), words, strict=True), 1
@@ -266,15 +266,15 @@ class ExampleReader:
             positions.append(MaskedPosition(number, treatment, *texts, word))
         return tuple(positions)
 
-    def _teacher_words(self, example: MaskedExample) -> list[TeacherPrediction]:
+    def _predictions(self, example: MaskedExample) -> list[TeacherPrediction]:
         info = self._cache.manifest.teacher_info
         targets = TeacherTargets.from_features(example.features, self._codec, info)
         p, tails = targets.probabilities(_TEMPERATURE)
         labels = np.exp(targets.label_log_probs.astype(np.float64)).tolist()
         columns = zip(targets.ids, p, tails, example.masked_lm_ids.tolist(), labels, strict=True)
-        return [self._teacher_word(*column) for column in columns]
+        return [self._prediction(*column) for column in columns]
 
-    def _teacher_word(
+    def _prediction(
         self, ids: np.ndarray, p: np.ndarray, tail: float, label: int, label_probability: float
     ) -> TeacherPrediction:
         present = ids[ids != NO_ID]
@@ -294,7 +294,7 @@ class ExampleReader:
 
 
 def choose_split(cache: CacheInput, split: str | None) -> str:
-    """Returns the split to read: `eval`, where there is one, unless another is asked for.
+    """Returns the split to read: the given one; by default `eval`, if it exists.
 
     Raises:
         InputError: the directory has no such split.

@@ -1,13 +1,13 @@
-"""Widths of texts in columns: one for a letter, two for a Chinese character."""
+"""Widths of texts in terminal columns: one for a letter, two for a Chinese character."""
 
 import unicodedata
 
-# Marks that stand on the letter before them, and what is not seen at all.
+# Categories of combining marks and of invisible characters.
 _NO_WIDTH = ("Mn", "Me", "Cf")
 
 
 def display_width(text: str) -> int:
-    """Returns how many columns a terminal gives a text.
+    """Returns the number of columns of a text in a terminal.
 
     Example: `a春` takes 3.
     """
@@ -20,8 +20,8 @@ def _width(letter: str) -> int:
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
-def clipped(text: str, most: int) -> str:
-    """Returns as much of a text's beginning as `most` columns hold."""
+def clip(text: str, most: int) -> str:
+    """Returns the longest beginning of a text that fits in `most` columns."""
     taken = 0
     for place, letter in enumerate(text):
         taken += _width(letter)
@@ -30,14 +30,14 @@ def clipped(text: str, most: int) -> str:
     return text
 
 
-def padded(text: str, width: int, *, right: bool = False) -> str:
-    """Fills a text up with spaces to `width` columns, before it where `right` says so."""
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Pads a text with spaces to `width` columns: at its end, or at its beginning if `right`."""
     fill = " " * max(0, width - display_width(text))
     return fill + text if right else text + fill
 
 
-def visible(text: str) -> str:
-    """Returns a text with escapes for what does not print, such as a terminal's commands.
+def escape_unprintable(text: str) -> str:
+    """Returns a text with escapes for unprintable characters, such as terminal control codes.
 
     Example: the tab is written `\\x09`, a line break `\\x0a`.
     """
@@ -54,8 +54,8 @@ def _escape(letter: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def wrapped(pieces: list[str], width: int) -> list[str]:
-    """Breaks a text between its parts into lines of at most `width` columns; cuts longer parts.
+def wrap(pieces: list[str], width: int) -> list[str]:
+    """Joins pieces of text to lines of at most `width` columns; longer pieces are cut.
 
     Example: `春天`, `来了`, ` now` in 8 columns are the lines `春天来了` and `now`.
     """
@@ -65,7 +65,7 @@ def wrapped(pieces: list[str], width: int) -> list[str]:
             lines.append(line.rstrip())
             line, piece = "", piece.lstrip()
         while display_width(piece) > width:
-            cut = clipped(piece, width)
+            cut = clip(piece, width)
             lines.append(cut)
             piece = piece[len(cut) :]
         line += piece

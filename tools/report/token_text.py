@@ -1,4 +1,4 @@
-"""Tokens as people read them: pieces joined, spaces where a text has them."""
+"""Readable text of tokens: pieces are joined, with spaces between words."""
 
 import codecs
 import dataclasses
@@ -10,14 +10,14 @@ from collections.abc import Collection, Sequence
 from pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pipeline.tokenizers.tokenizer_json import JsonTokenizer
 from pipeline.tokenizers.tokens import WORD_MARK, Tokenizer
-from tools.report.text_width import visible
+from tools.report.text_width import escape_unprintable
 
 _PIECE_MARK = "##"
-# No space stands before the first of these, nor after the second; neither at the third.
+# There is no space before closing letters, after opening letters, and around joining letters.
 _CLOSING = set(".,!?;:%)]}»”…")
 _OPENING = set("([{«“#$")
 _JOINING = set("'’-/_@")
-# Where Chinese and Japanese are written without spaces.
+# Ranges of Chinese and Japanese letters, which are written without spaces.
 _WITHOUT_SPACES = (
     (0x2E80, 0x303F),
     (0x3040, 0x30FF),
@@ -39,7 +39,7 @@ class Marks(enum.Enum):
 
 
 def find_marks(tokenizer: Tokenizer) -> Marks:
-    """Returns how a tokenizer's tokens are marked."""
+    """Returns the marks of a tokenizer's vocabulary."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return Marks.SPACE
     if not isinstance(tokenizer, JsonTokenizer):
@@ -52,10 +52,10 @@ def find_marks(tokenizer: Tokenizer) -> Marks:
 
 @functools.cache
 def byte_letters() -> dict[str, int]:
-    """Returns the byte that each letter of a byte-level token stands for.
+    """Returns the byte that each letter of a byte-level token represents.
 
-    As GPT-2's (Radford et al., 2019): bytes that print stand for themselves, the
-    others are numbered from 256 on; `Ġ` is the space.
+    The letters are those of GPT-2 (Radford et al., 2019). Printable bytes represent themselves,
+    and the others are numbered from 256; `Ġ` is the space.
     """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(shown)]
@@ -64,10 +64,10 @@ def byte_letters() -> dict[str, int]:
 
 
 def space_between(before: str, after: str) -> bool:
-    """Returns whether a space stands between a text so far and the next token of WordPiece.
+    """Returns whether there is a space between a text and the next WordPiece token.
 
-    Example: between `small` and `model`, but not before `,` nor between Chinese
-    characters. Where both occur in texts, as around a hyphen, there is none.
+    Example: there is one between `small` and `model`, but not before `,` nor between Chinese
+    characters. Around a hyphen, where texts have both, there is none.
     """
     if not before or not after:
         return False
@@ -81,7 +81,7 @@ def space_between(before: str, after: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A token in a sentence: whether a space stands before it, and its text."""
+    """A token in a sentence: its text, and whether a space comes before it."""
 
     space: bool
     text: str
@@ -96,26 +96,25 @@ class TokenText:
         self._special = frozenset(tokenizer.special_ids.values())
 
     def alone(self, token_id: int) -> str:
-        """Returns a token by itself, as a guess is shown.
+        """Returns the text of a single token, for example of a prediction.
 
-        Pieces within a word of a WordPiece vocabulary keep their `##`; bytes of a
-        byte-level one that are no whole letters are written as such, `\\xe6`.
+        Pieces within a word of a WordPiece vocabulary keep their `##`. Bytes of a byte-level
+        token that are only a part of a letter are written as bytes, for example `\\xe6`.
         """
         token = self._vocab[token_id]
         if token_id in self._special or self._marks is Marks.PIECE:
-            return visible(token)
+            return escape_unprintable(token)
         if self._marks is Marks.SPACE:
             text = token.replace(WORD_MARK, " ")
         else:
             text = _token_bytes(token).decode("utf-8", "backslashreplace")
-        return visible(text.strip(" ")) or "␣"
+        return escape_unprintable(text.strip(" ")) or "␣"
 
     def spaced(self, token_ids: Sequence[int], apart: Collection[int] = ()) -> list[Word]:
         """Returns a word for each token of a sentence.
 
-        A letter whose bytes are in several tokens stands at the last of them, and the others
-        are empty. Places in `apart` are shown by themselves: no letter is put together across
-        them.
+        If the bytes of a letter are in several tokens, the last of them has the letter, and the
+        others are empty. Tokens whose index is in `apart` are decoded separately.
         """
         if self._marks is Marks.PIECE:
             return self._pieces(token_ids)
@@ -131,7 +130,7 @@ class TokenText:
                 text = self._vocab[token_id].replace(WORD_MARK, " ")
             else:
                 text = decoder.decode(_token_bytes(self._vocab[token_id]), final=ends)
-            words.append(Word(text.startswith(" "), visible(text.removeprefix(" "))))
+            words.append(Word(text.startswith(" "), escape_unprintable(text.removeprefix(" "))))
         return words
 
     def _pieces(self, token_ids: Sequence[int]) -> list[Word]:
@@ -139,7 +138,7 @@ class TokenText:
         for token_id in token_ids:
             token = self._vocab[token_id]
             within = token.startswith(_PIECE_MARK) and len(token) > len(_PIECE_MARK)
-            text = visible(token[len(_PIECE_MARK) :] if within else token)
+            text = escape_unprintable(token[len(_PIECE_MARK) :] if within else token)
             words.append(Word(not within and space_between(before, text), text))
             before = text
         return words
@@ -149,7 +148,7 @@ _DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 def _token_bytes(token: str) -> bytes:
-    """Returns the bytes of a byte-level token; an added one is text as it is."""
+    """Returns the bytes of a byte-level token; an added token is plain text."""
     letters = byte_letters()
     if all(letter in letters for letter in token):
         return bytes(letters[letter] for letter in token)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 # unmeasured work.
 HEAD_SHARE, RESERVE = 0.1, 0.12
 # The smallest useful numbers of student steps, head steps and task examples.
-LEAST_STEPS, LEAST_HEAD_STEPS, LEAST_EXAMPLES = 20, 50, 64
+LEAST_STEPS, LEAST_HEAD_STEPS, LEAST_EXAMPLES = 100, 50, 64
 # The minimum share of the disposable time that goes to the students' steps.
 _STEPS_SHARE = 0.5
 

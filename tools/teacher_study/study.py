@@ -168,7 +168,7 @@ class Study(StudentRuns):
 
     @property
     def trials(self) -> list[Trial]:
-        """All students; those that continue a baseline student stand last."""
+        """All students; those that continue a baseline student come last."""
         continuing = (self.variants[1], self.baseline)
         return [Trial(variant, seed) for seed in self.config.seeds for variant in self.variants] + [
             Trial(variant, seed, self.baseline)

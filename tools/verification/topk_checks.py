@@ -110,7 +110,7 @@ def _mass_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Proble
                 mass = -np.expm1(np.minimum(tail, 0.0))
                 yield (
                     f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
-                    f"where there are fewer than {info.truncation_factor}",
+                    f"if there are fewer than {info.truncation_factor}",
                     (counts < info.truncation_factor) & (mass < info.truncation_mass - ROUNDING),
                 )
 

@@ -6,7 +6,7 @@ Many TSV files have no quoted fields, and a quotation mark in their text is a pl
 TSV a field is therefore quoted only under two conditions:
 
 *   It begins with a quotation mark.
-*   The next mark that is not doubled stands before a tab or the end of a line.
+*   The next mark that is not doubled is followed by a tab or the end of a line.
 
 A line with the same number of tabs as the first row is always divided at its tabs. If the closing
 mark is in a later line, the field may span several lines. It does not if each of these lines is a

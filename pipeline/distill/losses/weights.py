@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, suggest
 from pipeline.base.settings import parse_words
 from pipeline.distill.losses import LOSSES
 
@@ -62,7 +62,8 @@ def parse_losses(text: str) -> dict[str, float]:
     for entry in parse_words(text):
         name, _, weight = entry.partition("=")
         if name not in LOSSES:
-            raise InputError(None, f"a list of {', '.join(LOSSES)}", f"{name!r}")
+            expected, hint = f"a list of {', '.join(LOSSES)}", suggest(name, LOSSES)
+            raise InputError(None, expected, f"{name!r}", hint)
         if name in losses:
             raise InputError(None, "a list that names each loss once", f"{name} twice")
         try:

@@ -1,7 +1,7 @@
 """The architectures of encoders: one module each, named by `Family.architecture`.
 
 A module has the layers `Embeddings`, `Attention` and `FeedForward`, and the function
-`score_masks`. `HAS_FINAL_NORM` tells whether the last hidden state is normalized. The modules
+`score_masks`. `HAS_FINAL_NORM` is whether the last hidden state is normalized. The modules
 import Keras.
 """
 

@@ -35,6 +35,14 @@ _WRAPPERS = ("module", "_orig_mod", "model")
 _SHOWN = 3
 
 
+def head_training(student: str) -> str:
+    """Returns a command line that trains a new masked-LM head on an encoder."""
+    return (
+        f"run_distill `student`={student} `freeze`=encoder `losses`=masked_lm=1 "
+        "`input_dir`=EXAMPLES `num_train_steps`=1000 `learning_rate`=2e-3 `output_dir`=NEW_TEACHER"
+    )
+
+
 class ModelTensors:
     """A model's tensors by its family's names, for any prefix of the names in the files.
 
@@ -89,10 +97,8 @@ class ModelTensors:
         others = self._other_heads()
         if others:
             received = f"{received}, and have {_some(others)}"
-        hint = (
-            "predictions would be random; to train a new head, run run_distill "
-            f"`student`={shlex.quote(str(self._where))} `freeze`=encoder `losses`=masked_lm=1 …"
-        )
+        command = head_training(shlex.quote(str(self._where)))
+        hint = f"predictions would be random; to train a new head, run {command}"
         if not self.is_bare():
             received = f"{head - len(missing)} of its {head} tensors, without {_some(missing)}"
             hint = "get the complete files; a new head is made only if all its tensors are missing"

@@ -140,14 +140,14 @@ def test_cased_saved_model_gives_the_tokenizers_ids(cased, text: str) -> None:
 def test_saved_model_takes_no_text_if_a_token_occurs_twice(subject, vocab_file) -> None:
     twice = load_tokenizer(vocab_file, do_lower_case=None)
     assert len(set(twice.vocab)) < len(twice.vocab)
-    reason = saved_model.why_no_text(dataclasses.replace(subject, tokenizer=twice))
+    reason = saved_model.reason_without_text(dataclasses.replace(subject, tokenizer=twice))
     assert "no vocabulary with an empty token or the same token twice" in reason
-    assert saved_model.why_no_text(subject) is None
+    assert saved_model.reason_without_text(subject) is None
 
 
 def test_saved_model_takes_no_text_with_unsupported_settings(subject) -> None:
     other = dataclasses.replace(subject.tokenizer, strip_accents=False)
-    reason = saved_model.why_no_text(dataclasses.replace(subject, tokenizer=other))
+    reason = saved_model.reason_without_text(dataclasses.replace(subject, tokenizer=other))
     assert "strip_accents" in reason
 
 

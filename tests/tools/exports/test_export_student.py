@@ -69,9 +69,15 @@ def test_predictions_of_several_inputs_are_counted_together() -> None:
 
 def test_every_seventh_token_of_a_line_is_masked(vocab_file, sentences) -> None:
     ids = np.arange(100, 112)
-    assert examples.mask_some(ids, 4).tolist() == [*range(100, 103), 4, *range(104, 110), 4, 111]
+    assert examples.mask_every_seventh(ids, 4).tolist() == [
+        *range(100, 103),
+        4,
+        *range(104, 110),
+        4,
+        111,
+    ]
     # [SEP] is never masked.
-    assert examples.mask_some(ids[:11], 4)[-1] == 110
+    assert examples.mask_every_seventh(ids[:11], 4)[-1] == 110
     tokenizer = load_tokenizer(vocab_file, do_lower_case=None)
     lines = examples.read_lines(sentences, tokenizer, count=3, max_seq_length=9)
     assert [example.text for example in lines] == list(SENTENCES[:3])
@@ -139,7 +145,7 @@ def test_formats_without_packages_agree_with_the_model(
     card = (out / "hf" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "apache-2.0" and front["language"] == ["zh"]
-    assert "base_model" not in front and "## How it was made" not in card
+    assert "base_model" not in front and "## Training" not in card
     assert "| saved_model | tensorflow " in card
 
 

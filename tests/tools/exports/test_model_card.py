@@ -50,17 +50,17 @@ def test_the_card_describes_the_run(run_dir, cache_dir, teacher_dir, tmp_path) -
     assert first.startswith(f"A BERT of 2 layers × 32, {size:,} tokens, 0.0")
     text = "a larger model's predictions of masked tokens. It takes up to 64 tokens."
     assert first.endswith(f", distilled from {text}")
-    made = _section(card, "How it was made")
+    made = _section(card, "Training")
     assert made["teacher"].startswith(f"BERT of 3 layers × 32, {size:,} tokens, ")
     assert made["teacher"].endswith(f"SHA-256 `{teacher.sha256()}`")
     assert made["trained on"] == (
         f"{cache.num_examples('train'):,} examples of at most 48 tokens, the teacher's top 16 at "
         f"masked positions; manifest's SHA-256 `{cache.sha256()}`"
     )
-    assert made["started from"] == f"layers 0, 2 of a model with SHA-256 `{teacher.sha256()}`"
+    assert made["initial weights"] == f"layers 0, 2 of a model with SHA-256 `{teacher.sha256()}`"
     assert made["losses"] == "0.5 × masked_lm + 1 × soft_cross_entropy; temperature 1"
-    assert made["updates"] == "2 of 8 examples, learning rate 0.0005 after 0 warm-up updates"
-    assert made["seed"] == "12345" and made["computed"] == "float32, tensorflow"
+    assert made["steps"] == "2 of 8 examples, learning rate 0.0005 after 0 warm-up steps"
+    assert made["seed"] == "12345" and made["precision"] == "float32, tensorflow"
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     evaluation = [json.loads(line) for line in lines if json.loads(line)["split"] == "eval"][-1]
     shown = _section(card, "Scores")
@@ -73,7 +73,7 @@ def test_the_manifest_of_another_cache_is_ignored(run_dir, cache_dir) -> None:
     cache = manifests.load(cache_dir)
     other = dataclasses.replace(cache, seed=cache.seed + 1)
     config, origin = find_model(run_dir).config, find_origin(run_dir, other)
-    made = _section(model_card(config, CardSettings("tiny"), origin), "How it was made")
+    made = _section(model_card(config, CardSettings("tiny"), origin), "Training")
     assert made["trained on"] == f"manifest's SHA-256 `{cache.sha256()}`"
     assert "teacher" not in made
 

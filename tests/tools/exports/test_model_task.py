@@ -45,13 +45,13 @@ REPORT = {
     "counts": {"num_train_examples": 3000, "num_train_steps": 563},
 }
 MAKING = {
-    "started from": "a model with SHA-256 `abc`",
+    "initial weights": "a model with SHA-256 `abc`",
     "teacher": "fine-tuned on the task, SHA-256 `def`; weight 0.5, temperature 2",
     "trained on": "3,000 examples, inputs of at most 48 tokens",
-    "updates": "563 of 16 inputs, learning rate 3e-05 after 10% of warm-up",
-    "passes over the examples": "3",
+    "steps": "563 of 16 inputs, learning rate 3e-05 after 10% of warm-up",
+    "epochs": "3",
     "seed": "7",
-    "computed": "float32",
+    "precision": "float32",
 }
 
 
@@ -76,7 +76,7 @@ def test_the_files_of_a_run_give_its_task(run_dir) -> None:
     task = _find(run_dir / "model")
     assert task.head == Head(CLASSIFICATION, ("0", "1")) and task.num_texts == 2
     assert task.finetuning.scores == {"accuracy on pairs, dev": 0.75}
-    assert task.finetuning.making == MAKING
+    assert task.finetuning.training == MAKING
     assert task.rows() == [
         ("task", "pairs"),
         ("input", "two texts"),
@@ -90,10 +90,10 @@ def test_the_files_of_a_run_give_its_models_of_the_hub(run_dir) -> None:
         "finetune_teacher": {"id": "large", "commit": "1" * 40},
     }
     _write(run_dir, {**REQUEST, "hub": sources}, REPORT)
-    making = _find(run_dir / "model").finetuning.making
-    assert making["started from"] == f"a model `org/name@{'0' * 40}` with SHA-256 `abc`"
+    training = _find(run_dir / "model").finetuning.training
+    assert training["initial weights"] == f"a model `org/name@{'0' * 40}` with SHA-256 `abc`"
     expected = f"fine-tuned on the task, SHA-256 `def` `large@{'1' * 40}`; weight"
-    assert making["teacher"].startswith(expected)
+    assert training["teacher"].startswith(expected)
 
 
 def test_the_card_describes_the_fine_tuning(run_dir) -> None:
@@ -119,7 +119,7 @@ def test_a_run_without_training_has_only_its_start_and_scores(run_dir) -> None:
     del request["distill_weight"]
     _write(run_dir, request, {"metrics": {"accuracy": 0.5}, "counts": {"num_eval_examples": 3}})
     finetuning = _find(run_dir / "model").finetuning
-    assert finetuning.making == {"started from": "a model with SHA-256 `abc`"}
+    assert finetuning.training == {"initial weights": "a model with SHA-256 `abc`"}
     assert finetuning.scores == {"accuracy on pairs, dev": 0.5} and not finetuning.distilled
 
 

@@ -142,6 +142,6 @@ def test_chart_uses_the_pages_color_and_is_reproducible() -> None:
 
 
 def test_long_names_are_shortened_in_the_middle() -> None:
-    assert charts.shortened("distilled") == "distilled"
-    assert charts.shortened("a" * 10 + "b" * 10, 18) == "a" * 9 + "…" + "b" * 8
-    assert charts.shortened("春" * 12, 18) == "春春春春…春春春春"
+    assert charts.shorten("distilled") == "distilled"
+    assert charts.shorten("a" * 10 + "b" * 10, 18) == "a" * 9 + "…" + "b" * 8
+    assert charts.shorten("春" * 12, 18) == "春春春春…春春春春"

@@ -17,9 +17,9 @@ from tests.tools.page_reading import charts, hints, parse, texts
 from tools.report import __main__ as tool
 from tools.report.__main__ import ReportConfig, make_report
 from tools.report.charts import NUM_COLORS, Point, Series
-from tools.report.curves import ACCURACY, finding, results, setting_text
+from tools.report.curves import ACCURACY, chart_title, results_section, setting_text
 from tools.report.inputs import read_cache, reliability
-from tools.report.runs import flattened, read_runs, short_names
+from tools.report.runs import flatten, read_runs, short_names
 from tools.report.scores import _short, model_folder
 from tools.report.shown_examples import ExampleReader, Selection
 
@@ -177,7 +177,7 @@ def test_runs_on_caches_of_the_same_examples_are_comparable(
     assert unknown in text(*runs, other, caches=(cache_dir,))
     facts = [read_cache(cache_dir, "x"), read_cache(states_cache_dir, "y")]
     facts[1] = dataclasses.replace(facts[1], examples_sha256="b" * 64)
-    (_, note, *_) = results(read_runs([*runs, other]), facts).contents
+    (_, note, *_) = results_section(read_runs([*runs, other]), facts).contents
     assert different in note.important
 
 
@@ -196,7 +196,7 @@ def test_a_columns_only_value_is_not_the_best(tmp_path) -> None:
     path.write_text(path.read_text().replace('"teacher_agreement"', '"other"'))
     rows = parse(_report(runs=(first, second))).tables[0]
     assert [row[2] for row in rows[1:]] == ["40.0%", "–"]
-    table = results(read_runs((first, second)), []).contents[0]
+    table = results_section(read_runs((first, second)), []).contents[0]
     assert (0, 1) in table.best and (0, 2) not in table.best
 
 
@@ -439,7 +439,7 @@ def test_teacher_reliability_equals_that_of_the_stored_examples(cache_dir) -> No
 def test_names_are_shortened_and_settings_flattened() -> None:
     paths = [pathlib.Path(text) for text in ("/a/quick/s", "/b/quick/s", "/c/teacher")]
     assert short_names(paths) == ["a/quick/s", "b/quick/s", "teacher"]
-    assert flattened({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
     setting_texts = [setting_text(value) for value in (True, 5e-4, "", None, [0, 3], "x")]
     assert setting_texts == ["true", "0.0005", "–", "–", "[0, 3]", "x"]
     assert [_short(value) for value in (1264.2, 999.4, 6.134)] == ["1,264", "999", "6.13"]
@@ -447,7 +447,7 @@ def test_names_are_shortened_and_settings_flattened() -> None:
 
 def test_titles_name_ties() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
-    assert finding(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
+    assert chart_title(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ def test_wide_characters_take_two_columns(text: str, columns: int) -> None:
 
 
 def test_clipped_text_fits_its_columns() -> None:
-    assert text_width.clipped("a春天", 4) == "a春"
-    assert text_width.clipped("ab", 9) == "ab"
+    assert text_width.clip("a春天", 4) == "a春"
+    assert text_width.clip("ab", 9) == "ab"
 
 
 def test_padding_counts_columns_instead_of_characters() -> None:
-    assert text_width.padded("春", 4) == "春  "
-    assert text_width.padded("春", 4, right=True) == "  春"
-    assert text_width.padded("春天", 3) == "春天"
+    assert text_width.pad("春", 4) == "春  "
+    assert text_width.pad("春", 4, right=True) == "  春"
+    assert text_width.pad("春天", 3) == "春天"
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_padding_counts_columns_instead_of_characters() -> None:
     ],
 )
 def test_unprintable_characters_are_escaped(text: str, escaped: str) -> None:
-    assert text_width.visible(text) == escaped
+    assert text_width.escape_unprintable(text) == escaped
 
 
 def test_lines_break_between_pieces() -> None:
-    assert text_width.wrapped(["春天", "来了", " now"], 8) == ["春天来了", "now"]
-    assert text_width.wrapped(["abcdef", "g"], 4) == ["abcd", "efg"]
-    assert text_width.wrapped([], 4) == []
+    assert text_width.wrap(["春天", "来了", " now"], 8) == ["春天来了", "now"]
+    assert text_width.wrap(["abcdef", "g"], 4) == ["abcd", "efg"]
+    assert text_width.wrap([], 4) == []
 
 
 @given(st.lists(LETTERS), st.integers(2, 20))
 def test_lines_fit_and_lose_nothing(pieces: list[str], width: int) -> None:
-    lines = text_width.wrapped(pieces, width)
+    lines = text_width.wrap(pieces, width)
     assert all(text_width.display_width(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == "".join(pieces).replace(" ", "")

@@ -39,7 +39,7 @@ def test_steps_take_the_time_that_tasks_do_not_need() -> None:
     assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 140
     # The tasks would need all of the time, so the steps take half.
     tasks = {"a": TaskCost(1000, 1.0, 15.0, 1.0)}
-    assert sizes.choose_steps(100.0, Costs(5.0, 0.5, tasks)) == 80
+    assert sizes.choose_steps(100.0, Costs(5.0, 0.25, tasks)) == 160
 
 
 @given(seconds=_SECONDS, fixed=_SECONDS, per_step=_SECONDS, tasks=_TASKS)

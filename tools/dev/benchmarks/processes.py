@@ -18,7 +18,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class CompletedCommand:
     """A command that ended successfully.
 
     Attributes:
@@ -58,7 +58,7 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def run(command: str, **settings: object) -> Finished:
+def run(command: str, **settings: object) -> CompletedCommand:
     """Runs one of the three commands in a new process.
 
     Args:
@@ -93,7 +93,7 @@ def run(command: str, **settings: object) -> Finished:
             raise SystemExit(f"{command} {' '.join(arguments)}\n{text}")
     _wait_for_orphans(old_children)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Finished(
+    return CompletedCommand(
         seconds,
         tuple(memory),
         after.ru_utime - before.ru_utime,

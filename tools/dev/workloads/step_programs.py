@@ -75,7 +75,7 @@ class Workload:
         """
         return 1 if self.holds_states else min(self.truncation_factor, self.teacher.vocab_size)
 
-    def computing(self, dtype: str, recompute_activations: bool) -> Self:
+    def with_precision(self, dtype: str, recompute_activations: bool) -> Self:
         """Returns the same workload with another dtype policy and choice of recomputation."""
         config = dataclasses.replace(
             self.config, compute_dtype=dtype, recompute_activations=recompute_activations

@@ -38,7 +38,7 @@ def build_features(
         doc_stride: tokens from the start of a window to the start of the next, at most the
             size of a window.
         max_query_length: maximum number of tokens of a question; the rest is cut off.
-        double_separator: whether two separators stand between two texts, as in
+        double_separator: whether there are two separators between two texts, as in
             RoBERTa's family.
 
     Raises:

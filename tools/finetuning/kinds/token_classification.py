@@ -444,7 +444,7 @@ def _entities_example(data: SplitData, where: str, fields: Mapping[str, Any]) ->
 
 
 def _locate(text: str, words: str, first: int, last: int, entity_type: str, place: str) -> Entity:
-    """Returns an entity after a check that its words stand at the stated characters."""
+    """Returns an entity after checking that its words are at the stated characters."""
     if not 0 <= first <= last < len(text) or text[first : last + 1] != words:
         raise InputError(
             place, f"{format_value(words)} at the characters {first} to {last}", "none"
