@@ -85,10 +85,10 @@ def print_step(
     number: int, num_steps: int, title: str, start: float, seconds_left: float | None = None
 ) -> None:
     """Prints the number and title of a step, the minutes so far, and those left if known."""
-    minutes = f"{(time.monotonic() - start) / 60:.1f} min"
+    minutes = f"{(time.monotonic() - start) / 60:.1f} min elapsed"
     if seconds_left is not None:
         minutes += f", about {seconds_left / 60:.0f} min left"
-    print(f"\n[{number}/{num_steps}] {title}   {minutes}", flush=True)
+    print(f"\n[{number}/{num_steps}] {title}   ({minutes})", flush=True)
 
 
 def _end_with_parent() -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.runners import local
@@ -152,6 +152,13 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Returns the processor, the cores and the main packages of `describe_machine` as text."""
+    names = (name for name in ("keras", "tensorflow") if name in machine["packages"])
+    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in names)
+    return f"{machine['processor']}, {machine['cores']} cores; {versions}"
 
 
 def machine_kind(instructions: Sequence[str]) -> str:

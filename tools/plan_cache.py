@@ -29,6 +29,7 @@ from tools.text_table import aligned_lines
 
 if TYPE_CHECKING:
     from tools.cache_analysis.planning import CachePlan, SamplePlans
+    from tools.report.page import Note, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,73 +239,122 @@ def _name(plan: "CachePlan") -> tuple[str, str]:
     return f"{plan.logit_encoding}, {plan.state_bits} bits", "all"
 
 
-def _temperature_lines(plans: Sequence["CachePlan"]) -> Iterator[str]:
-    """Yields a table of the mass and the divergence at each temperature, and warnings."""
-    temperatures = list(plans[0].temperatures)
-    titles = ["encoding", "k", "bytes"]
-    for temperature in temperatures:
-        titles += [f"mass, T = {temperature}", "KL", "max"]
+def _duration(seconds: float) -> str:
+    """Returns a time in a readable unit, for example 1.26 s, 12.3 min or 4.5 h."""
+    for unit, size in (("s", 60.0), ("min", 60.0)):
+        if seconds < 0.9995 * size:
+            return f"{seconds:.3g} {unit}"
+        seconds /= size
+    return f"{seconds:,.3g} h" if seconds < 999.5 else f"{seconds:,.0f} h"
+
+
+def _fit_table(plans: Sequence["CachePlan"]) -> list[str]:
+    """Returns a table of the mass and the divergence at each temperature; the first one is 1."""
+    titles = []
+    for temperature in plans[0].temperatures:
+        titles += [f"mass, T = {temperature}", "KL"]
+    titles = ["encoding", "k", *titles[:2], "max", *titles[2:]]
     rows = []
     for plan in plans:
-        row = [*_name(plan), f"{plan.position_bytes:.1f}"]
+        cells = []
         for fit in plan.temperatures.values():
-            row += [f"{fit.mass_kept:.2%}", f"{fit.kl.mean:.2g}", f"{fit.kl.max:.2g}"]
-        rows.append(row)
-    yield from aligned_lines(titles, rows)
-    for temperature in temperatures:
-        masses = {
-            plan.truncation_factor: plan.temperatures[temperature].mass_kept
-            for plan in plans
-            if plan.state_bits is None
-        }
-        if too_small := [k for k, mass in masses.items() if mass < topk_mass.MIN_MASS]:
-            k = max(too_small)
-            yield topk_mass.warning(temperature, masses[k], k)
+            cells += [f"{fit.mass_kept:.2%}", f"{fit.kl.mean:.2g}"]
+        rows.append([*_name(plan), *cells[:2], f"{plan.kl_dense.max:.2g}", *cells[2:]])
+    return aligned_lines(titles, rows)
 
 
-def _cells(plan: "CachePlan", costs: Sequence[CacheCost]) -> list[str]:
-    cells = [*_name(plan)]
-    cells += [f"{plan.ids_per_position:.1f}", f"{plan.mass_kept:.2%}"]
-    for spread in (plan.kl_dense, plan.kl_bucket, plan.kl_reverse):
-        cells += [f"{spread.mean:.2g}", f"{spread.max:.2g}"]
-    cells.append(f"{plan.position_bytes:.1f}")
+def _mass_warnings(plans: Sequence["CachePlan"]) -> Iterator[str]:
+    """Yields a line for each temperature at which the longest lists hold too little mass."""
+    longest = max(
+        (plan for plan in plans if plan.state_bits is None),
+        key=lambda plan: plan.truncation_factor,
+        default=None,
+    )
+    if longest is not None:
+        for temperature, fit in longest.temperatures.items():
+            if fit.mass_kept < topk_mass.MIN_MASS:
+                yield topk_mass.warning(temperature, fit.mass_kept, longest.truncation_factor)
+
+
+def _cost_cells(costs: Sequence[CacheCost]) -> list[str]:
+    """Returns the size and the time of a whole cache at each dupe factor."""
+    cells = []
     for cost in costs:
-        cells += [_size(cost.bytes) + ("" if cost.fits else "!"), f"{cost.hours:.3g}"]
+        cells += [_size(cost.bytes) + ("" if cost.fits else "!"), _duration(3600.0 * cost.hours)]
     return cells
 
 
-def table(plan: Plan) -> str:
-    """Returns the table as text."""
-    titles = ["encoding", "k", "ids", "mass", "KL", "max", "codec KL", "max", "reverse", "max"]
-    titles.append("bytes")
-    for cost in plan.costs[0]:
-        titles += [f"x{cost.dupe_factor}", "hours"]
-    rows = list(map(_cells, plan.sample.plans, plan.costs))
+def _cost_titles(costs: Sequence[CacheCost]) -> list[str]:
+    return [title for cost in costs for title in (f"x{cost.dupe_factor}", "time")]
+
+
+def _cost_table(plan: Plan) -> list[str]:
+    """Returns a table of the codecs' errors, sizes and times."""
+    titles = ["encoding", "k", "ids", "bytes", "codec KL", "reverse", *_cost_titles(plan.costs[0])]
+    rows = []
+    for measured, costs in zip(plan.sample.plans, plan.costs, strict=True):
+        row = [*_name(measured), f"{measured.ids_per_position:.1f}"]
+        row.append(f"{measured.position_bytes:.1f}")
+        row += [f"{spread.mean:.2g}" for spread in (measured.kl_bucket, measured.kl_reverse)]
+        rows.append([*row, *_cost_cells(costs)])
+    return aligned_lines(titles, rows)
+
+
+def _cost_note(plan: Plan) -> str:
     fastest = max(1.0 / measured.seconds for measured in plan.sample.plans)
+    return (
+        f"Time: of capture on this machine, at most {fastest:.3g} examples/s, {plan.compute_dtype}"
+    )
+
+
+def _disk_note(plan: Plan) -> str:
+    return f"Free disk: {_size(plan.free_bytes)}; larger caches are marked !"
+
+
+def table(plan: Plan) -> str:
+    """Returns the tables as text."""
+    sample = plan.sample
     return "\n".join(
         [
-            *aligned_lines(titles, rows),
+            *_fit_table(sample.plans),
             "",
-            f"measured at {plan.sample.num_positions:,} masked positions of "
-            f"{plan.sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
+            f"measured at {sample.num_positions:,} masked positions of "
+            f"{sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
             f"{plan.dupe_factor})",
-            "KL: KL(teacher || decoded) in nats, without T², with the tail spread evenly over its "
-            "tokens",
-            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher), with the tail "
-            "as a single class",
-            "bytes: of the cache at a masked position; xN: size of the cache at dupe_factor N",
-            f"hours: of capture on this machine, at most {fastest:.3g} examples/s, "
-            f"{plan.compute_dtype}",
-            f"free disk: {_size(plan.free_bytes)}; larger caches are marked !",
-            *plan.sample.labels.describe(),
+            "mass: of the teacher's distribution in the stored ids, at temperature T",
+            "KL: mean KL(teacher || decoded) in nats, without T², with the tail spread evenly over "
+            "its tokens",
+            "max: the largest KL of a position at T = 1",
+            *_mass_warnings(sample.plans),
+            *sample.labels.describe(),
             "",
-            *_temperature_lines(plan.sample.plans),
+            *_cost_table(plan),
+            "",
+            "ids, bytes: mean number of stored token ids and of bytes at a masked position",
+            "codec KL, reverse: KL(teacher || decoded) and KL(decoded || teacher) at T = 1, with "
+            "the tail as a single class",
+            "xN: size of the whole cache at dupe_factor N",
+            _cost_note(plan),
+            _disk_note(plan),
         ]
     )
 
 
+def _page_costs(plan: Plan) -> Iterator["Table | Note"]:
+    """Yields the table of sizes and times of whole caches, and its notes."""
+    from tools.report import page
+
+    rows = [
+        [*_name(measured), *_cost_cells(costs)]
+        for measured, costs in zip(plan.sample.plans, plan.costs, strict=True)
+    ]
+    yield page.Table(["encoding", "k", *_cost_titles(plan.costs[0])], rows)
+    yield page.Note(f"xN: size of the whole cache at dupe_factor N. {_cost_note(plan)}.")
+    yield page.Note(f"{_disk_note(plan)}.")
+
+
 def html_page(plan: Plan) -> str:
-    """Returns the page: the divergence at each temperature, in charts and in a table."""
+    """Returns the page: fidelity at each temperature, and the sizes and times of caches."""
     from tools.report import caches, inputs, page
 
     sample = plan.sample
@@ -312,10 +362,17 @@ def html_page(plan: Plan) -> str:
         f"Measured at {sample.num_positions:,} masked positions of {sample.num_examples:,} of "
         f"{plan.num_examples:,} examples. The teacher's forward pass is {plan.compute_dtype}."
     )
-    labels = page.Note(f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.")
-    contents = [*caches.plan_contents(inputs.planned_caches(plan.to_json())), labels]
-    section = page.Section("Divergence against size", contents)
-    return page.report_page("Plan of a teacher cache", lead, [section])
+    labels = page.Note(
+        f"Teacher: {sample.labels.figures()}; {sample.labels.baselines()}.",
+        " ".join(("Warning:", *warning)) if (warning := list(sample.labels.warning())) else "",
+    )
+    contents = [labels, *caches.plan_contents(inputs.planned_caches(plan.to_json()))]
+    contents += [page.Note("", line) for line in _mass_warnings(sample.plans)]
+    sections = [
+        page.Section("Divergence against size", contents),
+        page.Section("Size and time of the whole cache", list(_page_costs(plan))),
+    ]
+    return page.report_page("Plan of a teacher cache", lead, sections)
 
 
 def _plan(values: absl_flags.FlagValues) -> None:

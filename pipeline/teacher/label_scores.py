@@ -128,16 +128,21 @@ class LabelScores:
         """Yields lines for a summary: the scores, the baselines, and a warning if needed."""
         yield f"labels     {self.figures()}"
         yield f"           {self.baselines()}"
+        for number, line in enumerate(self.warning()):
+            yield f"{'' if number else 'warning:':9}{line}"
+
+    def warning(self) -> Iterator[str]:
+        """Yields the lines of a warning about a teacher that is not or hardly useful."""
         if self.is_worse_than_unigram:
-            yield "warning: the teacher predicts the labels no better than their frequencies do;"
-            yield "         its masked-LM head may be untrained. This trains a new one:"
-            yield f"         {show_settings(_TRAIN_HEAD, str)}"
-            yield f"         {show_settings(_RANDOM_ENCODER, str)}"
+            yield "the teacher predicts the labels no better than their frequencies do;"
+            yield "its masked-LM head may be untrained. This trains a new one:"
+            yield show_settings(_TRAIN_HEAD, str)
+            yield show_settings(_RANDOM_ENCODER, str)
         elif self.is_weak:
-            yield "warning: the teacher predicts the labels hardly better than their frequencies"
-            yield "         do. Add masked_lm to the student's losses, or adapt the teacher to"
-            yield "         this text first:"
-            yield f"         {show_settings(_ADAPT, str)}"
+            yield "the teacher predicts the labels hardly better than their frequencies"
+            yield "do. Add masked_lm to the student's losses, or adapt the teacher to"
+            yield "this text first:"
+            yield show_settings(_ADAPT, str)
 
     def expect_useful(self, setting: str) -> None:
         """Raises InputError about the setting that names the teacher if it is no better."""

@@ -262,6 +262,22 @@ def test_example_is_printed_line_by_line() -> None:
     )
 
 
+def test_segments_of_a_pair_are_marked() -> None:
+    segments = (Piece("word", True),) * 30, (Piece("end", False),)
+    example = ShownExample("00", "e.tfrecord", 0, 8, segments)
+    first, second, last = list(examples_text.example_lines(example))[-3:]
+    assert first.startswith("  A:  word")
+    assert second.startswith("     word") and last == "  B: end"
+    pair = examples_page.examples_page("title", "lead", "notes", [example])
+    single = dataclasses.replace(example, segments=segments[:1])
+    alone = examples_page.examples_page("title", "lead", "notes", [single])
+    assert pair.count("<b>A</b>") == pair.count("<b>B</b>") == 1 and "<b>A</b>" not in alone
+    notes = [
+        examples_text.PAIRS in examples_text.report_lines("", [], [it]) for it in (example, single)
+    ]
+    assert notes == [True, False]
+
+
 def test_tokens_are_escaped_in_the_page() -> None:
     nasty = '<script>alert("x")</script>'
     example = ShownExample(

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from data_specs.corpora import CorpusSource
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.storage import manifest as manifests
+from pipeline.storage import topk_mass
 from pipeline.storage.codecs import CODECS
 from pipeline.storage.codecs.states import STATE_PACKINGS
 from tests.tools.page_reading import charts, hints, parse, texts
@@ -72,9 +74,36 @@ def test_command_writes_and_prints_every_measurement(
     # The teacher is random, so the table advises training its head.
     assert "--freeze=encoder" in output_lines
     lines = output_lines.splitlines()
-    assert lines[0].split()[:4] == ["encoding", "k", "ids", "mass"]
+    assert lines[0].split()[:3] == ["encoding", "k", "mass,"]
     assert len({len(line) for line in lines[: 2 + len(plan["plans"])]}) == 1
+    titles = ["encoding", "k", "ids", "bytes"]
+    (costs,) = [index for index, line in enumerate(lines) if line.split()[:4] == titles]
+    for row, measured in zip(lines[costs + 2 :], plan["plans"], strict=False):
+        numbers = {f"{measured[name]:.1f}" for name in ("ids_per_position", "position_bytes")}
+        assert numbers <= set(row.split())
+    size = 2 + len(plan["plans"])
+    assert max(map(len, lines[:size] + lines[costs : costs + size])) <= 120
     assert lines[-1] == f"plan: {output}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.264, "1.26 s"), (59.99, "1 min"), (738.0, "12.3 min"), (16_200.0, "4.5 h")],
+)
+def test_times_have_a_readable_unit(seconds: float, text: str) -> None:
+    assert tool._duration(seconds) == text
+
+
+def test_only_the_longest_lists_are_warned_about() -> None:
+    def plan(k: int, *masses: float, bits: int | None = None) -> SimpleNamespace:
+        fits = {
+            f"{number}": SimpleNamespace(mass_kept=mass) for number, mass in enumerate(masses, 1)
+        }
+        return SimpleNamespace(truncation_factor=k, state_bits=bits, temperatures=fits)
+
+    plans = [plan(8, 0.4, 0.1), plan(64, 0.9, 0.49), plan(5_000, 1.0, 1.0, bits=4)]
+    assert list(tool._mass_warnings(plans)) == [topk_mass.warning(2.0, 0.49, 64)]
+    assert list(tool._mass_warnings(plans[2:])) == []
 
 
 def test_k_beyond_the_vocabulary_is_planned_once(examples_dir, teacher_dir, vocab) -> None:
@@ -108,8 +137,13 @@ def test_page_charts_every_plan_at_each_temperature(examples_dir, teacher_dir, t
     sizes = {"truncation_factors": "4,16,1000000", "temperatures": "1,8"}
     assert tool.main(_flags(examples_dir, teacher_dir, html=path, output=output, **sizes)) == 0
     page, plans = path.read_text(encoding="utf-8"), json.loads(output.read_text())["plans"]
-    (table,) = parse(page).tables
-    assert len(table) == 1 + len(plans)
+    table, costs = parse(page).tables
+    assert len(table) == len(costs) == 1 + len(plans)
+    for row, plan in zip(costs[1:], plans, strict=True):
+        assert row[2::2] == [tool._size(cost["bytes"]) for cost in plan["caches"]]
+        assert row[3::2] == [tool._duration(3600 * cost["hours"]) for cost in plan["caches"]]
+    # The teacher is random.
+    assert "--freeze=encoder" in parse(page).text
     for row, plan in zip(table[1:], plans, strict=True):
         cells = [f"{plan['position_bytes']:,.1f}"]
         for fit in plan["temperatures"].values():

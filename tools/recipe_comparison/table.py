@@ -8,7 +8,7 @@ from pipeline.storage import manifest as manifests
 from pipeline.storage.manifest import TRAIN
 from tools import spreads
 from tools.finetuning import short_runs
-from tools.measurement import describe_machine
+from tools.measurement import describe_machine, machine_line
 from tools.recipe_comparison.comparison import RecipeComparison
 from tools.recipe_comparison.runs import LIKE, OTHER, StudentRuns, Trial
 from tools.recipe_comparison.variants import LABELS, RecipeVariant
@@ -189,9 +189,7 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         titles = ("recipe", "targets", *(column.title for column in columns))
         lines += ["", "## Effect of masked_lm in the mix", "", *markdown_table(titles, effects)]
         lines += ["", "~: within the standard deviation of the seeds."]
-    machine = report["machine"]
-    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
-    lines += ["", f"{machine['processor']}, {machine['cores']} cores; {versions}.", ""]
+    lines += ["", f"{machine_line(report['machine'])}.", ""]
     return "\n".join(lines)
 
 

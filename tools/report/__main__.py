@@ -65,7 +65,7 @@ def make_report(config: ReportConfig) -> str:
     names = short_names([path.absolute() for path in config.caches])
     cache_facts = list(map(inputs.read_cache, config.caches, names))
     sections = (
-        curves.results_section(runs) if runs else None,
+        curves.results_section(runs, cache_facts) if runs else None,
         curves.curves_section(runs) if runs else None,
         curves.settings_section(runs) if runs else None,
         scores.speed_section(runs, speeds),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tools.report.charts import NUM_COLORS, Axis, Format, Point, Series, figure
+from tools.report.inputs import CacheFacts
 from tools.report.page import Chart, Charts, Note, Section, Table, chart
 from tools.report.runs import Run, compare_settings
 from tools.report.text_width import escape_unprintable
@@ -39,6 +40,7 @@ class Measure:
         tick: formats a value at an axis.
         higher_is_better: whether a higher value is better.
         ceiling: largest possible value; the smallest is 0.
+        definition: explanation of the title, for a note below the table.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Measure:
     tick: Format = "{:g}".format
     higher_is_better: bool = False
     ceiling: float = math.inf
+    definition: str = ""
 
     def y_axis(self) -> Axis:
         """Returns the vertical axis of a chart of this metric."""
@@ -74,6 +77,7 @@ AGREEMENT = Measure(
     "Agreement with the teacher",
     "share of predictions equal to the teacher's",
     *_SHARE,
+    definition="agreement: share of the student's predictions that equal the teacher's",
 )
 _THREE, _FOUR = "{:.3f}".format, "{:.4f}".format
 TRAINING = Measure("loss", "loss", "Training loss", "weighted sum of losses", _THREE)
@@ -81,7 +85,13 @@ LOSS = Measure(
     "masked_lm", "loss", "Loss on held-out tokens", "masked LM cross-entropy, nats", _THREE
 )
 DIVERGENCE = Measure(
-    "kl_divergence", "KL", "Divergence from the teacher", "KL(teacher ‖ student), nats", _FOUR
+    "kl_divergence",
+    "KL",
+    "Divergence from the teacher",
+    "KL(teacher ‖ student), nats",
+    _FOUR,
+    definition="KL: mean Kullback-Leibler divergence of the student's distribution from the "
+    "teacher's, KL(teacher ‖ student) in nats",
 )
 CALIBRATION = Measure(
     "calibration_error",
@@ -104,8 +114,13 @@ def _cell(value: float | None, form: Format) -> str:
     return "–" if value is None else form(value)
 
 
-def results_section(runs: Sequence[Run]) -> Section:
-    """Returns the section with a table of the runs: size, steps, last evaluation."""
+def results_section(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Section:
+    """Returns the section with a table of the runs: last evaluation, size, steps.
+
+    Args:
+        runs: the runs.
+        caches: known caches, which tell what examples a run was evaluated on.
+    """
     measures = [measure for measure in COLUMNS if any(measure.key in run.final for run in runs)]
     named = {"step", "split", *(measure.key for measure in COLUMNS)}
     others = dict.fromkeys(name for run in runs for name in run.final if name not in named)
@@ -114,14 +129,17 @@ def results_section(runs: Sequence[Run]) -> Section:
         cells = [_cell(run.final.get(measure.key), measure.format) for measure in measures]
         parameters = _cell(run.parameters, lambda count: f"{count / 1e6:,.2f} M")
         size = _cell(run.bytes, megabytes)
-        rows.append([run.name, _shape(run), parameters, size, f"{run.updates:,}", *cells])
-    for column, measure in enumerate(measures, 5):
-        top = measure.best([run.final[measure.key] for run in runs if measure.key in run.final])
-        shown = None if top is None or len(runs) < 2 else measure.format(top)
+        rows.append([run.name, *cells, _shape(run), parameters, size, f"{run.updates:,}"])
+    for column, measure in enumerate(measures, 1):
+        values = [run.final[measure.key] for run in runs if measure.key in run.final]
+        top = measure.best(values) if len(values) > 1 else None
+        shown = None if top is None else measure.format(top)
         best += [(place, column) for place, row in enumerate(rows) if row[column] == shown]
-    titles = ["run", "layers × width", "parameters", "weights", "steps"]
-    titles += [measure.title for measure in measures]
-    contents = [Table(titles, rows, best=best), _result_note(runs)]
+    titles = ["run", *(measure.title for measure in measures)]
+    titles += ["layers × width", "parameters", "weights", "steps"]
+    contents = [Table(titles, rows, best=best), _result_note(runs, caches)]
+    if definitions := [measure.definition for measure in measures if measure.definition]:
+        contents.append(Note(f"{'; '.join(definitions)}."))
     if others:
         rows = [
             [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in others)]
@@ -157,15 +175,33 @@ def headline(runs: Sequence[Run]) -> str | None:
     return f"{text}."
 
 
-def _result_note(runs: Sequence[Run]) -> Note:
+def _examples(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> tuple[set[str], bool]:
+    """Returns the digests of the masked examples that runs read, and whether all are known.
+
+    A run names its input, which may be a teacher cache of the examples.
+    """
+    inputs = {str(run.settings.get("cache")) for run in runs}
+    parents = {cache.sha256: cache.examples_sha256 for cache in caches}
+    examples = {parents.get(name, name) for name in inputs}
+    return examples, examples <= set(parents.values())
+
+
+def _result_note(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Note:
     text = "Last evaluation of each run; the best value of a column is bold."
     teachers = sorted({percents(run.final["teacher_accuracy"]) for run in runs if _has(run)})
     if teachers:
         text += f" The teacher's accuracy: {', '.join(teachers)}."
-    if len({str(run.settings.get("cache")) for run in runs}) == 1:
+    examples, are_known = _examples(runs, caches)
+    if len(examples) == 1:
         return Note(text)
-    warning = "The runs read different caches and may have been evaluated on different examples."
-    return Note(text, warning)
+    if are_known:
+        return Note(
+            text,
+            "The runs read different masked examples, and may have been evaluated on different "
+            "ones.",
+        )
+    text += " The runs read different inputs, which may be caches of the same masked examples."
+    return Note(f"{text} The report compares the examples of the caches in --caches.")
 
 
 def _has(run: Run) -> bool:
@@ -224,13 +260,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _curves(runs: Sequence[Run], measure: Measure, *, training: bool = False) -> list[Series]:
-    """Returns a curve of a metric over the steps for each run that has the metric."""
+    """Returns a curve of a metric over the steps for each run that has two values of it."""
     curves, form = [], measure.format
     for place, run in enumerate(runs):
         lines = run.train if training else run.evaluations
         points = [(line["step"], line[measure.key]) for line in lines if measure.key in line]
         points = _thinned([(x, y) for x, y in points if math.isfinite(y)])
-        if points:
+        if len(points) > 1:
             hints = (f"{run.name}, step {x:,.0f}: {form(y)}" for x, y in points)
             drawn = tuple(Point(*point, hint) for point, hint in zip(points, hints, strict=True))
             curves.append(Series(run.name, drawn, place, value=form(points[-1][1])))
@@ -244,8 +280,6 @@ def chart_title(measure: Measure, series: Sequence[Series]) -> str:
     """
     last = [curve.points[-1].y for curve in series]
     if len(series) == 1:
-        if len(series[0].points) == 1:
-            return f"{measure.sentence}: {measure.format(last[0])}"
         first = measure.format(series[0].points[0].y)
         return f"{measure.sentence}: from {first} to {measure.format(last[0])}"
     best = measure.format(measure.best(last))
@@ -261,7 +295,7 @@ STEPS = Axis("optimizer steps", "{:,.0f}".format, whole=True, bounds=(0.0, math.
 def measure_chart(
     runs: Sequence[Run], measure: Measure, reference: tuple[str, float] | None = None
 ) -> Chart | None:
-    """Returns a chart of a metric at the evaluations; None if no run has the metric."""
+    """Returns a chart of a metric at the evaluations; None if no run has two values of it."""
     series = _curves(runs, measure)
     if not series:
         return None
@@ -288,6 +322,17 @@ def _training_chart(runs: Sequence[Run]) -> Chart | None:
     return chart(title, note, figure(series, STEPS, TRAINING.y_axis()))
 
 
+def _without_curves(runs: Sequence[Run]) -> Note | None:
+    """Returns a note on the runs with a single evaluation; None if there are none."""
+    names = [run.name for run in runs if len(run.evaluations) < 2]
+    if not names:
+        return None
+    return Note(
+        f"Evaluated once, and therefore without curves: {', '.join(names)}. "
+        "run_distill --save_checkpoints_steps=N evaluates the student every N steps."
+    )
+
+
 def curves_section(runs: Sequence[Run]) -> Section:
     """Returns the section with metrics over the steps."""
     teacher = _teacher_accuracy(runs)
@@ -297,6 +342,8 @@ def curves_section(runs: Sequence[Run]) -> Section:
     ]
     charts.append(_training_chart(runs))
     contents: list[Note | Charts] = [Charts(list(filter(None, charts)))]
+    if (note := _without_curves(runs)) is not None:
+        contents.append(note)
     if len(runs) > NUM_COLORS:
         gray = len(runs) - NUM_COLORS
         contents.insert(0, Note(f"The first {NUM_COLORS} runs are in color, {gray} more are gray."))

@@ -1,5 +1,6 @@
 """Examples as text for a terminal, in at most 100 columns."""
 
+import string
 from collections.abc import Iterator, Sequence
 
 from tools.report.shown_examples import KEPT, MASKED, REPLACED, MaskedPosition, Piece, ShownExample
@@ -11,6 +12,7 @@ _LABEL_WIDTH = 16
 # The sign between the number of a masked position and its token.
 _SIGNS = {MASKED: ":", KEPT: "=", REPLACED: "~"}
 LEGEND = "[n:MASK] masked, [n=x] kept, [n~x] replaced by x"
+PAIRS = "A and B: the two segments of an example"
 
 
 def percent(share: float) -> str:
@@ -48,6 +50,12 @@ def describe_example(example: ShownExample) -> str:
     return f"{text}, {len(example.positions)} masked ({treatments})"
 
 
+def named_segments(example: ShownExample) -> list[tuple[str, Sequence[Piece]]]:
+    """Returns the segments with their names, A and B; the name of a single one is empty."""
+    names = string.ascii_uppercase if example.is_pair else ("",)
+    return list(zip(names, example.segments, strict=False))
+
+
 def _piece(piece: Piece, positions: Sequence[MaskedPosition], borders: bool) -> str:
     text = piece.text
     if piece.number is not None:
@@ -59,9 +67,13 @@ def _piece(piece: Piece, positions: Sequence[MaskedPosition], borders: bool) -> 
 
 
 def _sentences(example: ShownExample) -> Iterator[str]:
-    """Yields the lines of the segments; unmasked windows have a | before each word."""
+    """Yields the lines of the segments; unmasked windows have a | before each word.
+
+    The two segments of a pair begin with A and B.
+    """
     borders = not example.positions
-    for segment in example.segments:
+    for name, segment in named_segments(example):
+        begin = f"{_INDENT}{name}: " if name else _INDENT
         texts = [_piece(piece, example.positions, borders) for piece in segment]
         # A line may end after any token that ends a word.
         joined: list[str] = []
@@ -71,7 +83,9 @@ def _sentences(example: ShownExample) -> Iterator[str]:
                 joined[-1] += text
             else:
                 joined.append(text)
-        yield from (_INDENT + line for line in wrap(joined, COLUMNS - len(_INDENT)))
+        for line in wrap(joined, COLUMNS - len(begin)):
+            yield begin + line
+            begin = " " * len(begin)
 
 
 def _teacher_table(positions: Sequence[MaskedPosition]) -> Iterator[str]:
@@ -123,6 +137,8 @@ def _words(text: str) -> list[str]:
 def report_lines(about: str, notes: Sequence[str], examples: Sequence[ShownExample]) -> list[str]:
     """Returns all lines: on the directory, on the notation, and on each example."""
     texts = [about, *notes, *([LEGEND] if any(example.positions for example in examples) else [])]
+    if any(example.is_pair for example in examples):
+        texts.append(PAIRS)
     lines = [line for text in texts for line in wrap(_words(text), COLUMNS)]
     for example in examples:
         lines += ["", *example_lines(example)]

@@ -307,6 +307,8 @@ class CacheFacts:
         examples: number of examples in all splits.
         bytes: size of all shards.
         teacher: identity of the teacher.
+        sha256: digest of the manifest.
+        examples_sha256: digest of the manifest of the masked examples.
         reliability: reliability of the teacher's predictions in the eval split; None for a cache
             of random draws.
     """
@@ -319,6 +321,8 @@ class CacheFacts:
     examples: int
     bytes: int
     teacher: str
+    sha256: str
+    examples_sha256: str
     reliability: Reliability | None
 
 
@@ -343,6 +347,8 @@ def read_cache(path: Location, name: str) -> CacheFacts:
         sum(shard.num_examples for shard in shards),
         sum(shard.bytes for shard in shards),
         str(sorted(info.teacher.items(), key=str)),
+        manifest.sha256(),
+        str(info.parent.get("sha256")),
         _teacher_reliability(cache),
     )
 

@@ -6,6 +6,7 @@ A page consists of the elements below. The template `page.html.jinja` renders th
 import dataclasses
 import importlib.util
 import pathlib
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
+_FLAG = re.compile(r"(?<!\S)--\S+")
 _PACKAGES = ("jinja2", "matplotlib")
 
 
@@ -90,6 +92,13 @@ def expect_packages() -> None:
             raise InputError(name, "an installed package", "none", hint)
 
 
+def _unbroken_flags(text: str) -> "Markup":
+    """Returns a text as HTML in which no line ends within a flag that fits into a line."""
+    from markupsafe import Markup, escape
+
+    return Markup(_FLAG.sub(r'<span class="flag">\g<0></span>', str(escape(text))))
+
+
 def render(template: str, **values: Any) -> str:
     """Renders a template of this folder."""
     expect_packages()
@@ -102,6 +111,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["unbroken_flags"] = _unbroken_flags
     return environment.get_template(template).render(**values) + "\n"
 
 

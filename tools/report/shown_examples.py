@@ -109,6 +109,11 @@ class ShownExample:
     segments: tuple[tuple[Piece, ...], ...]
     positions: tuple[MaskedPosition, ...] = ()
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether there are two segments."""
+        return len(self.segments) > 1
+
     def count(self, treatment: str) -> int:
         """Returns the number of masked positions with a treatment."""
         return sum(position.treatment == treatment for position in self.positions)

@@ -9,7 +9,7 @@ from pipeline.models.formats import model_directory
 from pipeline.models.weight_names import count_parameters
 from tools import spreads
 from tools.finetuning import short_runs
-from tools.measurement import describe_machine
+from tools.measurement import describe_machine, machine_line
 from tools.recipe_comparison import table
 from tools.recipe_comparison.runs import LIKE, Trial
 from tools.recipe_comparison.table import Score, markdown_table
@@ -265,7 +265,7 @@ def _no_help(report: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[s
 
 
 def _speed_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    speed, machine = report["speed"], report["machine"]
+    speed = report["speed"]
     rows = [
         (
             row["computed"],
@@ -279,12 +279,10 @@ def _speed_lines(report: Mapping[str, Any]) -> Iterator[str]:
     ]
     titles = ("", "MB", "latency, ms", "times faster", "inputs/s", "times faster")
     yield from markdown_table(titles, rows)
-    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
     yield ""
     yield (
         f"Teacher → student, inputs of {speed['seq_length']} tokens, one at a time and "
-        f"{speed['batch_size']} at a time. {machine['processor']}, {machine['cores']} cores; "
-        f"{versions}."
+        f"{speed['batch_size']} at a time. {machine_line(report['machine'])}."
     )
 
 

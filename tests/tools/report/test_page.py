@@ -21,6 +21,14 @@ def test_texts_are_escaped_in_pages(text: str) -> None:
     assert not text.strip() or parsed.texts.count(text) >= 5
 
 
+def test_flags_in_notes_are_escaped_and_unbroken() -> None:
+    note = Note("run --corpus=<b> a--b", "and --documents=lines")
+    text = page.report_page("", "", [Section("", [note])])
+    assert text.count('<span class="flag">') == 2
+    assert '<span class="flag">--corpus=&lt;b&gt;</span> a--b' in text
+    assert "run --corpus=<b> a--b and --documents=lines" in parse(text).text
+
+
 def test_page_forbids_scripts_and_external_content() -> None:
     text = page.report_page("title", "lead", [Section("part", [Note("note")])])
     parsed = parse(text)

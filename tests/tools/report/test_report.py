@@ -1,5 +1,6 @@
 """The report: values in its tables and charts, omitted sections, and errors."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -16,9 +17,9 @@ from tests.tools.page_reading import charts, hints, parse, texts
 from tools.report import __main__ as tool
 from tools.report.__main__ import ReportConfig, make_report
 from tools.report.charts import NUM_COLORS, Point, Series
-from tools.report.curves import ACCURACY, AGREEMENT, chart_title, setting_text
+from tools.report.curves import ACCURACY, chart_title, results_section, setting_text
 from tools.report.inputs import read_cache, reliability
-from tools.report.runs import flatten, short_names
+from tools.report.runs import flatten, read_runs, short_names
 from tools.report.scores import _short, model_folder
 from tools.report.shown_examples import ExampleReader, Selection
 
@@ -91,10 +92,10 @@ def _write(path: Location, value: Any) -> Location:
 def test_results_and_settings_are_in_tables(two_runs) -> None:
     parsed = parse(_report(runs=two_runs))
     results, _, settings, shared = parsed.tables
-    titles = "run|layers × width|parameters|weights|steps|accuracy|agreement|loss|perplexity|KL"
-    distilled = "distilled|2 × –|–|–|60|31.0%|62.0%|4.190|120.0|0.1450|0.0231"
-    plain = "plain|2 × –|–|–|60|25.0%|50.0%|4.250|120.0|0.1750|0.0225"
-    expected = [f"{titles}|calibration error", distilled, plain]
+    titles = "run|accuracy|agreement|loss|perplexity|KL|calibration error"
+    distilled = "distilled|31.0%|62.0%|4.190|120.0|0.1450|0.0231|2 × –|–|–|60"
+    plain = "plain|25.0%|50.0%|4.250|120.0|0.1750|0.0225|2 × –|–|–|60"
+    expected = [f"{titles}|layers × width|parameters|weights|steps", distilled, plain]
     assert ["|".join(row) for row in results] == expected
     rows = ["setting distilled plain", "learning_rate 0.001 0.0005", "random_seed – 3"]
     assert [" ".join(row) for row in settings] == rows
@@ -150,13 +151,53 @@ def test_different_losses_and_caches_are_not_compared(tmp_path) -> None:
     second = _make_run(tmp_path / "b", [0.2], losses={"kl_divergence": 1.0}, cache="b" * 64)
     text = parse(_report(runs=(first, second))).text
     assert "Training loss: each run minimizes a different loss" in text
-    assert "The runs read different caches and" in text
+    assert "caches of the same masked examples" in text
     # With more runs than settings, each run is a row.
     more_runs = [_make_run(tmp_path / "c", [0.2], learning_rate=1.0, cache="c" * 64)]
     more_runs.append(_make_run(tmp_path / "d", [0.3]))
     rows = ["run cache learning_rate", "a aaaaaaaa… 0.001", "c cccccccc… 1", "d aaaaaaaa… 0.001"]
     table = parse(_report(runs=(first, *more_runs))).tables[2]
     assert [" ".join(row) for row in table] == rows
+
+
+def test_runs_on_caches_of_the_same_examples_are_comparable(
+    cache_dir, states_cache_dir, examples_dir, tmp_path
+) -> None:
+    digests = [manifests.load(path).sha256() for path in (cache_dir, examples_dir)]
+    runs = [_make_run(tmp_path / name, [0.2], cache=name) for name in digests]
+    other = _make_run(tmp_path / "other", [0.2], cache="b" * 64)
+
+    def text(*runs: Location, caches: tuple[Location, ...] = ()) -> str:
+        return parse(_report(runs=runs, caches=caches)).text
+
+    unknown, different = "may be caches of the same", "on different ones"
+    assert unknown in text(*runs)
+    known = text(*runs, caches=(cache_dir,))
+    assert unknown not in known and different not in known
+    assert unknown in text(*runs, other, caches=(cache_dir,))
+    facts = [read_cache(cache_dir, "x"), read_cache(states_cache_dir, "y")]
+    facts[1] = dataclasses.replace(facts[1], examples_sha256="b" * 64)
+    (_, note, *_) = results_section(read_runs([*runs, other]), facts).contents
+    assert different in note.important
+
+
+def test_runs_with_a_single_evaluation_have_no_curves(two_runs, tmp_path) -> None:
+    once = _make_run(tmp_path / "once", [0.4])
+    page = _report(runs=(*two_runs, once))
+    accuracy = charts(page)["Masked-token accuracy: distilled ends highest, at 31.0%"]
+    assert list(hints(accuracy)) == ["distilled", "plain"]
+    assert "without curves: once. run_distill --save_checkpoints_steps=N" in parse(page).text
+    assert list(charts(_report(runs=(once,)))) == ["Training loss: from 4.800 to 4.400"]
+
+
+def test_a_columns_only_value_is_not_the_best(tmp_path) -> None:
+    first, second = _make_runs(tmp_path, 0.2, 0.1)
+    path = second / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"teacher_agreement"', '"other"'))
+    rows = parse(_report(runs=(first, second))).tables[0]
+    assert [row[2] for row in rows[1:]] == ["40.0%", "–"]
+    table = results_section(read_runs((first, second)), []).contents[0]
+    assert (0, 1) in table.best and (0, 2) not in table.best
 
 
 def test_names_are_escaped_in_the_report(tmp_path) -> None:
@@ -213,8 +254,9 @@ def test_size_is_shown_against_accuracy(tmp_path, teacher_dir) -> None:
     page = _report(runs=runs)
     assert "a: 3.0 times smaller than b, 50% of its accuracy" in charts(page)
     table = parse(page).tables[0]
-    assert [row[3] for row in table[1:]] == ["1.0 MB", "3.0 MB"]
-    assert table[1][2] == "–" and table[2][2].endswith(" M")
+    column = table[0].index("weights")
+    assert [row[column] for row in table[1:]] == ["1.0 MB", "3.0 MB"]
+    assert table[1][column - 1] == "–" and table[2][column - 1].endswith(" M")
 
 
 def test_students_without_any_accuracy_are_compared_by_size_alone(tmp_path) -> None:
@@ -306,14 +348,35 @@ def test_plan_has_a_line_for_each_codec(tmp_path) -> None:
     plans += [_planned("compact", k, 10 + 1.5 * k, 3 / k + 1e-4) for k in (16, 64, 256)]
     page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
     (title, chart), (hot_title, hot) = charts(page).items()
-    effect = "at k = 256 compact takes 38% of float16's bytes for the same divergence"
-    assert (title, hot_title) == (f"T = 1: {effect}", f"T = 2: {effect}")
+    assert title == (
+        "T = 1: KL 0.012 at 394 bytes (compact, k = 256), 0.012 at 1,034 (float16, k = 256)"
+    )
+    assert hot_title.startswith("T = 2: KL 0.024 at 394 bytes (compact, k = 256)")
     hint = "34 bytes per masked position, KL 0.19 nats, 90.0% of the mass kept"
     assert hints(chart)["compact"][0] == f"compact, k = 16: {hint}"
     assert len(hints(chart)["float16"]) == 3 and {"16", "64", "256"} <= set(texts(chart))
     assert "k = 16: 34 bytes per masked position, KL 0.38 nats, 50.0%" in hints(hot)["compact"][0]
     (table,) = parse(page).tables
     assert table[1] == ["float16", "16", "74.0", "90.0%", "0.19", "50.0%", "0.38"]
+
+
+@pytest.mark.parametrize(
+    ("states", "title"),
+    [
+        # Head states are more exact than a top-k, and smaller.
+        ({4: (56, 4.7e-4), 8: (104, 1.6e-6)}, "KL 0.00047 at 56 bytes (states, 4 bits), 0.4 at 77"),
+        # They are more exact, but a top-k is smaller.
+        ({8: (104, 1.6e-6)}, "KL 0.4 at 77 bytes (compact, k = 64), 1.6e-06 at 104"),
+    ],
+)
+def test_plan_names_the_smallest_cache_of_a_low_divergence(tmp_path, states, title: str) -> None:
+    plans = [_planned("compact", 8, 26, 0.79), _planned("compact", 64, 77, 0.4)]
+    plans += [_planned("float16", 64, 266, 0.4)]
+    for bits, (size, divergence) in states.items():
+        plans.append({**_planned("states", 400, size, divergence), "state_bits": bits})
+    page = _report(plan=_write(tmp_path / "plan.json", {"plans": plans}))
+    (first, _) = charts(page)
+    assert first.startswith(f"T = 1: {title} (")
 
 
 def test_students_of_several_caches_are_compared(tmp_path) -> None:
@@ -382,11 +445,9 @@ def test_names_are_shortened_and_settings_flattened() -> None:
     assert [_short(value) for value in (1264.2, 999.4, 6.134)] == ["1,264", "999", "6.13"]
 
 
-def test_titles_name_ties_and_single_evaluations() -> None:
+def test_titles_name_ties() -> None:
     series = [Series(name, (Point(1, 0.1), Point(2, 0.5))) for name in ("a", "b")]
     assert chart_title(ACCURACY, series) == "Masked-token accuracy: 2 runs end highest, at 50.0%"
-    series = [Series("student", (Point(200, 0.941),))]
-    assert chart_title(AGREEMENT, series) == f"{AGREEMENT.sentence}: 94.1%"
 
 
 @pytest.mark.parametrize(
