@@ -87,14 +87,19 @@ def choose_steps(left: float, costs: Costs) -> int:
 
 
 def choose_examples(left: float, tasks: Mapping[str, TaskCost]) -> dict[str, int]:
-    """Returns the number of training examples of each task: an equal share that fits.
+    """Returns the number of training examples of each task: as many as equal times allow.
 
-    Example: 60 seconds are left. Two tasks need 40 and 60 seconds, and the first has 10 fixed
-    seconds more. Each task uses half of its examples.
+    Time that a small task does not need goes to the others.
+
+    Example: 60 seconds are left. Two tasks need 20 and 60 seconds, and the first has 10 fixed
+    seconds more. The first uses all of its examples, and the second half of them.
     """
-    disposable_seconds = left - sum(cost.fixed for cost in tasks.values())
-    share = min(1.0, max(0.0, disposable_seconds / sum(cost.seconds for cost in tasks.values())))
-    return {
-        name: min(cost.num_examples, max(LEAST_EXAMPLES, int(share * cost.num_examples)))
-        for name, cost in tasks.items()
-    }
+    disposable_seconds = max(0.0, left - sum(cost.fixed for cost in tasks.values()))
+    examples = {}
+    by_need = sorted(tasks.items(), key=lambda item: item[1].seconds)
+    for index, (name, cost) in enumerate(by_need):
+        seconds = min(cost.seconds, disposable_seconds / (len(by_need) - index))
+        disposable_seconds -= seconds
+        affordable = int(cost.num_examples * seconds / cost.seconds)
+        examples[name] = min(cost.num_examples, max(LEAST_EXAMPLES, affordable))
+    return {name: examples[name] for name in tasks}

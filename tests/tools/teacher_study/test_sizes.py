@@ -57,11 +57,13 @@ def test_minimum_time_counts_the_minimum_of_examples() -> None:
     assert Costs(3.0, 0.5, tasks).least_seconds(20) == pytest.approx(expected)
 
 
-def test_tasks_use_the_same_share_of_their_examples() -> None:
-    tasks = {"a": TaskCost(1000, 2.0, 10.0, 0.02), "b": TaskCost(3000, 1.0, 0.0, 0.02)}
-    # 10 of the 60 seconds are fixed costs. All examples need 100 seconds, and 50 remain.
-    assert sizes.choose_examples(60.0, tasks) == {"a": 500, "b": 1500}
-    assert sizes.choose_examples(1e6, tasks) == {"a": 1000, "b": 3000}
+def test_tasks_share_the_time_equally() -> None:
+    tasks = {"a": TaskCost(3000, 1.0, 0.0, 0.02), "b": TaskCost(500, 2.0, 10.0, 0.02)}
+    # 10 of the 60 seconds are fixed costs. The second task needs 20 of its 25 seconds.
+    assert sizes.choose_examples(60.0, tasks) == {"a": 1500, "b": 500}
+    # Both tasks get 15 seconds.
+    assert sizes.choose_examples(40.0, tasks) == {"a": 750, "b": 375}
+    assert sizes.choose_examples(1e6, tasks) == {"a": 3000, "b": 500}
     assert sizes.choose_examples(-5.0, tasks) == dict.fromkeys("ab", sizes.LEAST_EXAMPLES)
 
 
