@@ -197,26 +197,29 @@ def test_planned_sizes_of_head_states_equal_those_of_the_cache(
     assert by_bits[None].temperatures["8"].mass_kept < by_bits[None].mass_kept
 
 
-def test_plan_warns_about_a_topk_with_little_mass(
+def test_plan_warns_if_the_largest_k_holds_little_mass(
     examples_dir, teacher_dir, tmp_path, capsys
 ) -> None:
-    path = tmp_path / "plan.json"
-    flags = {
-        "input_dir": examples_dir,
-        "teacher": teacher_dir,
-        "sample": 8,
-        "truncation_factors": "4,100000",
-        "temperatures": "1,100",
-        "logit_encodings": "compact,states",
-        "output": path,
-    }
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    assert plan_cache.main(["plan_cache", *arguments]) == 0
-    # There is no warning about the k of all tokens, which hold all of the mass.
-    output_lines = capsys.readouterr().out.splitlines()
-    lines = [line for line in output_lines if line.startswith("warning: at temperature")]
+    def warnings(**changes: object) -> list[str]:
+        flags = {
+            "input_dir": examples_dir,
+            "teacher": teacher_dir,
+            "sample": 8,
+            "temperatures": "1,100",
+            "logit_encodings": "compact,states",
+            **changes,
+        }
+        arguments = [f"--{name}={value}" for name, value in flags.items()]
+        assert plan_cache.main(["plan_cache", *arguments]) == 0
+        output_lines = capsys.readouterr().out.splitlines()
+        return [line for line in output_lines if line.startswith("warning: at temperature")]
+
+    lines = warnings(truncation_factors="2,4")
     assert "temperature 100 the top 4 hold" in lines[-1]
     assert all("--logit_encoding=states" in line for line in lines)
+    # All tokens hold all of the mass.
+    path = tmp_path / "plan.json"
+    assert warnings(truncation_factors="4,100000", output=path) == []
     planned = [(entry.encoding, entry.temperature) for entry in read_plan(path)]
     names = ["compact"] * 2 + [f"states, {bits} bits" for bits in STATE_PACKINGS]
     assert planned == [(name, temperature) for name in names for temperature in ("1", "100")]

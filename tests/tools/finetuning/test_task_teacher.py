@@ -224,7 +224,7 @@ def test_cache_of_other_tokens_or_another_task_is_refused(
     tokens = (model / "vocab.txt").read_text("utf-8").splitlines()
     swapped = [*tokens[:-2], tokens[-1], tokens[-2]]
     (model / "vocab.txt").write_text("\n".join(swapped) + "\n", "utf-8")
-    assert "vocab is {'sha256': " in _refusal(cached, model=model).received
+    assert "vocab.sha256 is '" in _refusal(cached, model=model).received
     error = _refusal(cached_config, model=model)
     assert error.subject == str(cached_config.finetune_teacher)
     assert error.expected.startswith("the tokens of `model` (SHA-256 ")
