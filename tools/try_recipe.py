@@ -17,7 +17,6 @@ from absl import flags as absl_flags
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
 from pipeline.commands import flags, running
-from pipeline.distill.step_times import CLOCK_FIELDS
 from pipeline.storage import manifest as manifests
 from tools import local_teacher
 from tools.commands import reserve_directory, run_command
@@ -190,6 +189,10 @@ def losses_over_steps(directory: Location) -> list[dict[str, float]]:
 
 
 def _describe(work: Location) -> str:
+    # Importing Keras takes seconds, so that it is imported only when it is needed.
+    running.import_quietly("keras", "tensorflow")
+    from pipeline.distill.step_times import CLOCK_FIELDS
+
     lines = losses_over_steps(work / "student")
     first, last = lines[0], lines[-1]
     left_out = ("step", "split", "learning_rate", *CLOCK_FIELDS)
