@@ -249,7 +249,7 @@ def _finetune(values: absl_flags.FlagValues) -> None:
     chosen = running.choose_compute_dtype(values, _import_backend())
     config = dataclasses.replace(config, compute_dtype=chosen)
 
-    from tools.finetuning import training
+    from tools.finetuning import scoring, training
 
     training.check_teacher_cache(preparation, config)
     _reserve_output_dir(config, preparation)
@@ -259,11 +259,15 @@ def _finetune(values: absl_flags.FlagValues) -> None:
         "task": spec.name,
         "split": config.eval_split,
         "model": hub_id.display_name(config.model.absolute()),
+        "num_eval_examples": len(preparation.evaluation.examples),
+        "constant_score": scoring.constant_score(spec, preparation.evaluation.examples),
         **summary,
     }
     (config.output_dir / SUMMARY_FILE).write_json(summary)
     print(f"{spec.name}, {config.eval_split}, {len(preparation.evaluation.examples):,} examples")
     print("\n".join(table(summary) if config.do_train else _scores(runs[0])))
+    if constant := summary["constant_score"]:
+        print(f"best constant prediction: {spec.main_metric} {100 * constant:.2f}")
     print(f"runs and {SUMMARY_FILE}: {config.output_dir}")
 
 

@@ -30,6 +30,24 @@ def evaluate(
     return KINDS[spec.kind].evaluate(spec, examples, predictions)
 
 
+def constant_score(spec: TaskSpec, examples: Sequence[TaskExample]) -> float:
+    """Returns the highest main score of a constant prediction.
+
+    A constant prediction is the same for all inputs, for example the most frequent class. A model
+    that scores no higher has learned nothing about the inputs.
+
+    Args:
+        spec: the task.
+        examples: at least one; all have labels or answers.
+    """
+    kind = KINDS[spec.kind]
+    scores = (
+        kind.evaluate(spec, examples, predictions)[spec.main_metric]
+        for predictions in kind.constant_predictions(examples, spec.labels)
+    )
+    return max(scores, default=0.0)
+
+
 def write_submission(
     spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions, path: Location
 ) -> None:

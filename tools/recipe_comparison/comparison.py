@@ -43,12 +43,6 @@ class RecipeComparison(StudentRuns):
         """See `StudentRuns`: the number of steps that fits in the common time."""
         return self.step_time_file(trial.variant).read_json()["num_train_steps"]
 
-    def task_changes(self, task: str) -> dict[str, Any]:
-        """See `StudentRuns`: the same number of examples for all tasks."""
-        del task
-        max_examples = self.config.max_task_examples
-        return {} if max_examples is None else {"max_train_examples": max_examples}
-
     def training_cache(self, spec: CacheSpec) -> Location:
         """See `StudentRuns`: cut to the common bytes."""
         return self.work / "equal_bytes" / spec.key

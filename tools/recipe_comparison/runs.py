@@ -137,9 +137,11 @@ class StudentRuns(abc.ABC):
     def num_train_steps(self, trial: Trial) -> int:
         """Returns the number of training steps of a student."""
 
-    @abc.abstractmethod
     def task_changes(self, task: str) -> dict[str, Any]:
         """Returns settings of `finetune` that override those of the task."""
+        del task
+        max_examples = self.config.max_task_examples
+        return {} if max_examples is None else {"max_train_examples": max_examples}
 
     def training_cache(self, spec: CacheSpec) -> Location:
         """Returns the directory of a training cache."""

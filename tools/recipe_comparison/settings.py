@@ -46,6 +46,11 @@ class StudentRunsConfig(Settings):
         parse=parse_tasks,
         decides_output=False,
     )
+    max_task_examples: int | None = setting(
+        None,
+        "Maximum number of training examples of a task; the default depends on the task.",
+        low=1,
+    )
     seeds: tuple[int, ...] = setting(
         (1, 2),
         "At least two seeds, separated by commas. Each trains one student of each recipe.",
@@ -88,9 +93,6 @@ class CompareRecipesConfig(StudentRunsConfig):
 
     other_text: str | None = setting(
         None, "Second evaluation text, of another kind than the training text."
-    )
-    max_task_examples: int | None = setting(
-        None, "Maximum number of training examples of a task; the default depends on it.", low=1
     )
     train_seconds: float = setting(
         600.0,

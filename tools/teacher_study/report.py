@@ -1,7 +1,7 @@
 """The results of a study, as JSON values and as Markdown."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.base import hub_id
@@ -13,7 +13,12 @@ from tools.measurement import describe_machine, machine_line
 from tools.recipe_comparison import table
 from tools.recipe_comparison.runs import LIKE, Trial
 from tools.recipe_comparison.table import Score, markdown_table
-from tools.teacher_study.result_files import ACCURACY, last_evaluation, read_inference
+from tools.teacher_study.result_files import (
+    ACCURACY,
+    last_evaluation,
+    read_constant_score,
+    read_inference,
+)
 from tools.teacher_study.study import TEACHER, Study
 
 BASELINE, DISTILLED, CONTINUED = "baseline", "distilled", "continued"
@@ -27,13 +32,16 @@ def read_report(study: Study) -> dict[str, Any]:
         `settings`; `machine`; `minutes`; `sizes`; `head`, the steps and the accuracy of the
         teacher's new head, None if it had one; `models`, the teacher first, each with its
         `role`, parameters, `scores` and `share_kept`, the mean over the tasks of the ratio of
-        its score to the teacher's; `gains`, the differences to the baseline of the same start;
-        `speed`, the speeds of the teacher and the student; `sentences`, one for each distilled
-        recipe, the best first.
+        its score to the teacher's, over the tasks on which the teacher is better than chance;
+        `chance`, for each task its best constant score, the limit above which a score is better
+        than chance, and whether the teacher's is; `gains`, the differences to the baseline of
+        the same start; `speed`, the speeds of the teacher and the student; `sentences`, one for
+        each distilled recipe, the best first.
     """
     columns = table.score_columns(study)
     models = [_teacher(study), *_students(study, columns)]
-    _add_shares(models, [short_runs.task_name(task) for task in study.config.tasks])
+    chance = _chance(study, models[0])
+    _add_shares(models, [task for task, row in chance.items() if row["teacher_above"]])
     speed = _speed(study)
     return {
         "settings": {**study.config.run_config(), "seeds": list(study.config.seeds)},
@@ -43,6 +51,7 @@ def read_report(study: Study) -> dict[str, Any]:
         "sizes": _sizes(study),
         "head": _head(study),
         "models": models,
+        "chance": chance,
         "gains": list(_gains(models, columns)),
         "speed": speed,
         "sentences": list(_sentences(models, speed)),
@@ -115,12 +124,25 @@ def _students(study: Study, columns: Sequence[Score]) -> Iterator[dict[str, Any]
         }
 
 
-def _add_shares(models: Sequence[dict[str, Any]], tasks: Iterable[str]) -> None:
-    """Adds `share_kept` to models, a mean over the tasks on which the teacher scores above 0."""
-    means = {task: models[0]["scores"][task]["mean"] for task in tasks}
-    scored = {task: mean for task, mean in means.items() if mean > 0.0}
+def _chance(study: Study, teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for task in study.config.tasks:
+        directory = study.task_directory(f"{TEACHER}_seed{study.config.seeds[0]}", task)
+        constant, name = read_constant_score(directory), short_runs.task_name(task)
+        rows[name] = {
+            "constant_score": constant.constant_score,
+            "chance_limit": constant.chance_limit,
+            "teacher_above": teacher["scores"][name]["mean"] > constant.chance_limit,
+        }
+    return rows
+
+
+def _add_shares(models: Sequence[dict[str, Any]], tasks: Sequence[str]) -> None:
+    """Adds `share_kept` to models, a mean over tasks on which the teacher is above chance."""
     for model in models:
-        shares = [model["scores"][task]["mean"] / mean for task, mean in scored.items()]
+        shares = [
+            model["scores"][task]["mean"] / models[0]["scores"][task]["mean"] for task in tasks
+        ]
         model["share_kept"] = statistics.fmean(shares) if shares else None
 
 
@@ -169,17 +191,15 @@ def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) ->
     distilled = [model for model in models if model["role"] == DISTILLED]
     for model in sorted(distilled, key=lambda model: -(model["share_kept"] or 0.0)):
         smaller = 100.0 * (1.0 - model["parameters"] / teacher["parameters"])
-        share, of_baseline = (
-            _percent(model_or_baseline["share_kept"]) for model_or_baseline in (model, baseline)
-        )
-        yield (
-            f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {share} kept "
-            f"(by labels alone: {of_baseline} kept)"
-        )
+        result = "the teacher is better than chance on no task"
+        if model["share_kept"] is not None:
+            share, of_baseline = _percent(model["share_kept"]), _percent(baseline["share_kept"])
+            result = f"{share} kept (by labels alone: {of_baseline} kept)"
+        yield f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {result}"
 
 
 def _percent(share: float | None) -> str:
-    return "nothing" if share is None else f"{100.0 * share:.1f}%"
+    return "" if share is None else f"{100.0 * share:.1f}%"
 
 
 def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
@@ -230,9 +250,17 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
         f"{sizes['num_train_steps']:,} steps of {settings['train_batch_size']} inputs for each "
         f"student; a base model is continued for half of the steps. Mean and standard deviation of "
         f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: "
-        "the mean share of the teacher's score, over the tasks on which it is above 0. Faster: "
-        "throughput."
+        "the mean share of the teacher's score, over the tasks on which it is better than chance. "
+        "Faster: throughput."
     )
+    for task, row in report["chance"].items():
+        if not row["teacher_above"]:
+            teacher = report["models"][0]["scores"][task]["mean"]
+            yield (
+                f"{task} does not count: the teacher scores {100 * teacher:.1f}, and better than "
+                f"chance is above {100 * row['chance_limit']:.1f}. The best constant prediction "
+                f"scores {100 * row['constant_score']:.1f}."
+            )
     examples = sizes["task_examples"].items()
     limits = ", ".join(
         f"{task} {max_examples:,}" for task, max_examples in examples if max_examples is not None

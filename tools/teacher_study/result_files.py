@@ -1,5 +1,6 @@
 """Readers of the files that the steps of a study write."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Annotated
@@ -33,6 +34,27 @@ class _Summary(msgspec.Struct, frozen=True):
     runs: Annotated[list[_Run], msgspec.Meta(min_length=1)]
 
 
+class ConstantScore(msgspec.Struct, frozen=True):
+    """The best score of a constant prediction, in a `summary.json` of `finetune`.
+
+    Attributes:
+        constant_score: the score, 0 in files of older versions.
+        num_eval_examples: number of scored examples.
+    """
+
+    constant_score: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    num_eval_examples: _Positive = 1.0
+
+    @property
+    def chance_limit(self) -> float:
+        """The score above which a model is better than chance.
+
+        It is two standard errors of a share above the constant score: s + 2·√(s·(1 − s) / n).
+        """
+        score = self.constant_score
+        return score + 2.0 * math.sqrt(score * (1.0 - score) / self.num_eval_examples)
+
+
 class _Times(msgspec.Struct, frozen=True):
     median: float
     times_better: tuple[float, float, float]
@@ -58,6 +80,11 @@ class Inference(msgspec.Struct, frozen=True):
 def read_task_counts(directory: Location) -> TaskCounts:
     """Returns the counts of the first run in an output directory of `finetune`."""
     return read_struct(directory / "summary.json", _Summary).runs[0].counts
+
+
+def read_constant_score(directory: Location) -> ConstantScore:
+    """Returns the best score of a constant prediction on a task, from an output directory."""
+    return read_struct(directory / "summary.json", ConstantScore)
 
 
 def examples_per_second(directory: Location) -> float:

@@ -132,7 +132,8 @@ class PilotStudy(StudentRuns):
         settings = short_runs.task_settings(task)
         folder = self.config.tasks[task]
         rows = len(read_split(load_task(task), folder, TRAIN, skip_bad_rows=True).examples)
-        num_examples = min(rows, settings.max_train_examples or rows)
+        most = self.config.max_task_examples or settings.max_train_examples or rows
+        num_examples = min(rows, most)
         return TaskCost(num_examples, settings.num_train_epochs, fixed, per_example)
 
 
@@ -225,9 +226,9 @@ class Study(StudentRuns):
         return timed_runs.step_time_file(variant).read_json()["ratio"]
 
     def task_changes(self, task: str) -> dict[str, Any]:
-        """Returns the number of examples that fits in the budget."""
-        if self.config.budget is None:
-            return {}
+        """See `StudentRuns`; by default the number of examples that fits in the budget."""
+        if self.config.budget is None or self.config.max_task_examples is not None:
+            return super().task_changes(task)
         examples = self._examples_file.read_json()
         return {"max_train_examples": examples[short_runs.task_name(task)]}
 
@@ -276,7 +277,7 @@ class Study(StudentRuns):
             yield from self.time_steps()
         yield from self.train_steps()
         yield from self.evaluate_steps()
-        if budgeted:
+        if budgeted and self.config.max_task_examples is None:
             yield Step("sizes of the tasks", self._examples_file, self._size_tasks)
         for task in self.config.tasks:
             for seed in self.config.seeds:

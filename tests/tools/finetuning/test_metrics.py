@@ -57,6 +57,15 @@ def test_missing_class_and_constant_scores_give_zero() -> None:
     assert regression.spearman(np.ones(3), np.arange(3.0)) == 0.0
 
 
+def test_constant_score_is_that_of_the_best_constant_prediction() -> None:
+    # MRPC's main metric is F1 of class 1, which is 2 · 3 / (2 · 3 + 2) if it is always predicted.
+    for task, score in (("mrpc", 6 / 8), ("sst2", 3 / 5), ("cola", 0.0)):
+        examples = _labeled(1, 1, 1, 0, 0)
+        assert scoring.constant_score(tasks.load_task(task), examples) == pytest.approx(score)
+    assert scoring.constant_score(tasks.load_task("stsb"), _labeled(1.0, 3.0)) == 0.0
+    assert scoring.constant_score(tasks.load_task("squad"), _asked(a=("b",))) == 0.0
+
+
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
 def test_matthews_equals_pearsons_correlation_of_two_classes(pairs: list[tuple[int, int]]) -> None:
     predictions, labels = np.array(pairs).T

@@ -68,6 +68,18 @@ def _write_run(folder, rates: list[float]) -> None:
     (folder / "lr-1_seed-1" / "metrics.jsonl").write_text(text)
 
 
+def test_chance_limit_is_two_standard_errors_above_the_constant_score(tmp_path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"constant_score": 0.5, "num_eval_examples": 400}))
+    assert result_files.read_constant_score(tmp_path).chance_limit == pytest.approx(0.55)
+    # Files of older versions have no constant score.
+    path.write_text("{}")
+    assert result_files.read_constant_score(tmp_path).chance_limit == 0.0
+    path.write_text(json.dumps({"constant_score": 1.5, "num_eval_examples": 400}))
+    with pytest.raises(InputError):
+        result_files.read_constant_score(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rates", "expected"),
     # The mean of equal numbers of inputs at 10 and at 30 per second is 15 per second.

@@ -129,6 +129,12 @@ class TaskKind(abc.ABC):
     ) -> Predictions:
         """Returns the predictions of examples from the logits of their features."""
 
+    def constant_predictions(
+        self, examples: Sequence[TaskExample], labels: Sequence[str]
+    ) -> Iterator[Predictions]:
+        """Yields predictions that are the same for all inputs; none if all of them score 0."""
+        return iter(())
+
     @abc.abstractmethod
     def evaluate(
         self, spec: TaskSpec, examples: Sequence[TaskExample], predictions: Predictions
