@@ -138,7 +138,6 @@ PROGRAMS: Mapping[str, Callable[[Workload], Callable[[], None]]] = {
     "step": _step,
     "teacher": _teacher,
 }
-_FLOPS = {"step": step_programs.step_flops, "teacher": step_programs.teacher_flops}
 
 
 def measure(
@@ -167,7 +166,7 @@ def measure(
         run()
         times.append(time.perf_counter() - start)
     size, seconds = workload.config.train_batch_size, statistics.median(times)
-    flops = _FLOPS[part](workload)
+    flops = step_programs.FLOPS[part](workload)
     share = None if peak_flops is None else flops * size / seconds / peak_flops
     return Speed(part, size, seconds, min(times), max(times), flops, share)
 

@@ -155,9 +155,10 @@ def table(programs: Sequence["Program"], topology: "Topology") -> str:
             "",
             f"{topology.name}: {topology.num_chips} chips; memory, arguments and temporaries are "
             f"in GiB per chip, of {topology.usable_bytes / 2**30:.2f} GiB that are usable",
-            "arguments: weights, optimizer and batch; TFLOP: compiled operations per chip and step",
+            "arguments: weights, optimizer and batch; TFLOP: operations per chip and step",
             f"roofline: the longer of TFLOP at {topology.chip.peak_flops / 1e12:g} TFLOP/s and "
-            f"bytes accessed at {topology.chip.bandwidth / 1e9:g} GB/s; it gives examples/s",
+            f"bytes accessed at {topology.chip.bandwidth / 1e9:g} GB/s; it gives examples/s. It is "
+            "a lower limit: the compiler counts only one iteration of a loop",
             *_compiler_note(programs),
         ]
     )

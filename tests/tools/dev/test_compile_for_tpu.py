@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.base.accelerators import TPUS
 from pipeline.base.errors import InputError
 from tests.tools.dev.test_benchmark_step import write_config
 from tools.dev import compile_for_tpu as tool
-from tools.dev.workloads import recipes, tpu_compiler
+from tools.dev.workloads import recipes, step_programs, tpu_compiler
 from tools.dev.workloads.tpu_compiler import Program, Topology
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -104,6 +105,23 @@ def test_the_roofline_is_the_longer_of_two_times() -> None:
     moving = dataclasses.replace(computing, bytes_accessed=3 * 819e9)
     assert moving.roofline_seconds(chip) == 3.0
     assert _program(8).roofline_seconds(chip) is None
+
+
+@pytest.mark.parametrize("counted", [1.0, 1e15])
+def test_operations_are_at_least_those_that_the_model_requires(monkeypatch, counted) -> None:
+    """The compiler counts only one iteration of a loop over blocks of positions."""
+    sizes = ("argument", "output", "alias", "temp", "generated_code")
+    memory = types.SimpleNamespace(**{f"{name}_size_in_bytes": 1 for name in sizes})
+    compiled = types.SimpleNamespace(
+        memory_analysis=lambda: memory,
+        cost_analysis=lambda: {"flops": counted, "bytes accessed": 1.0},
+    )
+    lowered = types.SimpleNamespace(compile=lambda: compiled)
+    monkeypatch.setitem(tpu_compiler._PARTS, "step", lambda *_: lowered)
+    workload = recipes.read_recipe("distilrubert_tiny")
+    program = tpu_compiler.compile_part(workload, "step", 8, TOPOLOGY)
+    required = 8 * step_programs.step_flops(workload) / TOPOLOGY.num_chips
+    assert program.flops == max(required, counted) and 1.0 < required < 1e15
 
 
 def test_table_shows_memory_roofline_and_compiler_times() -> None:

@@ -1,7 +1,7 @@
 """The training step of run_distill and the teacher's forward pass, built only from shapes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -279,3 +279,7 @@ def teacher_flops(workload: Workload) -> float:
     return flops.forward_flops(
         workload.teacher, workload.max_seq_length, workload.max_predictions_per_seq
     )
+
+
+# The operations of each part for one example.
+FLOPS: Mapping[str, Callable[[Workload], float]] = {"step": step_flops, "teacher": teacher_flops}

@@ -65,8 +65,11 @@ class Program:
         memory_bytes: memory that it needs on a chip; None if the compiler does not report it.
         argument_bytes: memory of weights, optimizer state and batch on a chip.
         temporary_bytes: memory of temporary values on a chip.
-        flops: floating-point operations on a chip, as the compiler counts them.
-        bytes_accessed: bytes accessed on a chip, as the compiler counts them.
+        flops: floating-point operations on a chip: the compiler's count, or the count of
+            `pipeline.models.flops` if that is larger. The compiler counts only one iteration of a
+            loop, and blocks of positions are computed in a loop.
+        bytes_accessed: bytes accessed on a chip, as the compiler counts them. Of a loop, they
+            include only one iteration.
         compiler_seconds: the compiler's estimate of the time; it may be meaningless.
     """
 
@@ -177,7 +180,8 @@ def compile_part(workload: Workload, part: str, batch_size: int, topology: Topol
     seconds = time.perf_counter() - start
     make = functools.partial(Program, part, batch_size, topology.num_chips, seconds)
     if error is None:
-        program = _describe(make, compiled)
+        required_flops = step_programs.FLOPS[part](workload) * batch_size / topology.num_chips
+        program = _describe(make, compiled, required_flops)
     else:
         program = make(fits=False, memory_bytes=needed_bytes(error))
     result = "fits" if program.fits else "does not fit"
@@ -185,7 +189,7 @@ def compile_part(workload: Workload, part: str, batch_size: int, topology: Topol
     return program
 
 
-def _describe(make: Callable[..., Program], compiled: Any) -> Program:
+def _describe(make: Callable[..., Program], compiled: Any, required_flops: float) -> Program:
     """Returns a compiled program with the compiler's figures."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     # Outputs that alias arguments need no additional memory.
@@ -196,7 +200,7 @@ def _describe(make: Callable[..., Program], compiled: Any) -> Program:
         memory_bytes=memory.argument_size_in_bytes + new_outputs + others,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        flops=costs.get("flops"),
+        flops=max(costs.get("flops", 0.0), required_flops),
         bytes_accessed=costs.get("bytes accessed"),
         compiler_seconds=costs.get("optimal_seconds"),
     )
