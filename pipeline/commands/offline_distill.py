@@ -75,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_unknown_name_error(name), file=sys.stderr)
         return 1
     module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
-    return importlib.import_module(module).main([name, *arguments[1:]])
+    program = importlib.import_module(module)
+    if argv is not None:
+        return program.main([name, *arguments[1:]])
+    # Without arguments, the program knows that it is the only one of this process.
+    sys.argv = [name, *arguments[1:]]
+    return program.main()
 
 
 if __name__ == "__main__":

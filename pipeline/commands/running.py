@@ -38,13 +38,15 @@ def run(
         flag_values: the command's unparsed flags.
         command: a function that is called with the parsed flags.
         description: text that `--help` prints above the flags.
-        argv: program name and arguments; `sys.argv` by default.
+        argv: program name and arguments; by default those of the process, `sys.argv`, which
+            may then be restarted.
         with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
         the exit status: 0 for success; 1 for an error that the user can correct, after one line
         `error: …` on standard error; 130 after an interrupt; 143 after SIGTERM.
     """
+    owns_process = argv is None
     argv = list(sys.argv if argv is None else argv)
     if any(argument in _HELP for argument in argv[1:]):
         text = flag_values.get_help(include_special_flags=False)
@@ -56,8 +58,11 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _parse(flag_values, argv, with_recipes=with_recipes)
+        backend = flag_values.backend if "backend" in flag_values else None
+        if owns_process and backend == "jax":
+            memory.restart_with_huge_pages()
         # The allocator must be configured before the backend is imported.
-        memory.retain_freed_memory(flag_values.backend if "backend" in flag_values else None)
+        memory.retain_freed_memory(backend)
         command(flag_values)
     except InputError as error:
         return _fail(describe(error, "--{}".format))

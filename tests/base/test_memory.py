@@ -81,3 +81,37 @@ def test_another_c_library_is_not_configured(monkeypatch, error: type[Exception]
     for name in [name for name in os.environ if name.startswith(("GLIBC", "MALLOC", "LD_PRE"))]:
         monkeypatch.delenv(name)
     assert memory.retain_freed_memory.__wrapped__("jax") is None
+    memory.restart_with_huge_pages()
+    assert "GLIBC_TUNABLES" not in os.environ
+
+
+# Counts its starts, and prints the setting and the note of the allocator.
+RESTART = """
+import os
+from pipeline.base import memory
+
+print("start", flush=True)
+memory.restart_with_huge_pages()
+print(os.environ.get("GLIBC_TUNABLES"), memory.retain_freed_memory("jax"))
+"""
+
+
+@needs_glibc
+@pytest.mark.parametrize("modes", ["always [madvise] never", "[always] madvise never", None])
+def test_program_restarts_once_if_huge_pages_must_be_asked_for(tmp_path, modes) -> None:
+    path = tmp_path / "enabled"
+    if modes is not None:
+        path.write_text(f"{modes}\n")
+    replaced = f"import pathlib\nmemory._HUGE_PAGE_MODES = pathlib.Path({str(path)!r})\nprint("
+    lines = run_python("-c", RESTART.replace("print(", replaced, 1)).stdout
+    if modes is not None and "[madvise]" in modes:
+        assert lines.splitlines() == ["start", "start", "glibc.malloc.hugetlb=1 None"]
+    else:
+        assert lines.splitlines() == ["start", "None None"]
+
+
+@needs_glibc
+def test_program_with_allocator_settings_of_the_user_is_not_restarted() -> None:
+    run = run_python("-c", RESTART, MALLOC_ARENA_MAX="2")
+    note = "memory allocator configured by MALLOC_ARENA_MAX"
+    assert run.stdout.splitlines() == ["start", f"None {note}"]
