@@ -280,15 +280,18 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _no_help(report: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
-    """Yields, for each distilled student, the tasks on which it is not better."""
+    """Yields, for each distilled student, the tasks on which it is not better.
+
+    Tasks on which the teacher is not better than chance are left out.
+    """
+    tasks = [task for task, row in report["chance"].items() if row["teacher_above"]]
     for gain in report["gains"]:
-        tasks = [task for task in report["sizes"]["task_examples"] if task in gain["scores"]]
         unhelped = [
             f"{task} ({100 * effect['difference']:+.1f}, {effect['verdict']})"
             for task in tasks
             if (effect := gain["scores"][task])["verdict"] != spreads.BETTER
         ]
-        where = ", ".join(unhelped) or "it helps on every task"
+        where = ", ".join(unhelped) or "it helps on every task that counts"
         yield f"- {titles[gain['model']]}: {where}."
 
 
