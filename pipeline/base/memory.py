@@ -18,8 +18,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEEP_FREED = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 # Other threads' arenas map each block of more than 64 MiB separately, despite `_KEEP_FREED`.
 _ONE_ARENA = {_M_ARENA_MAX: 1}
-# Prefixes of environment variables with the user's choice: glibc settings or another allocator.
 _TUNABLES = "GLIBC_TUNABLES"
+# Prefixes of environment variables with the user's choice: glibc settings or another allocator.
 _USER_PREFIXES = (_TUNABLES, "MALLOC_", "LD_PRELOAD")
 # The setting for huge pages, the first version of glibc that has it, and Linux's file of modes. In
 # the mode [madvise], a program gets huge pages only where it asks for them.
