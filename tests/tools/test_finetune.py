@@ -65,6 +65,11 @@ def test_classification_is_trained_scored_and_predicted(capsys, flags) -> None:
     score = summary["runs"][0]["metrics"]["accuracy"]
     assert score > 0.9
     assert summary["model"] == flags["model"].name
+    rows = (flags["data_dir"] / "dev.tsv").read_text().splitlines()[1:]
+    num_negative = sum(row.startswith("0\t") for row in rows)
+    constant_score = max(num_negative, 32 - num_negative) / 32
+    assert (summary["constant_score"], summary["num_eval_examples"]) == (constant_score, 32)
+    assert f"best constant prediction: accuracy {100 * constant_score:.2f}\n" in printed.out
     assert "chnsenticorp, dev, 32 examples\nlearning rate  seeds  accuracy\n" in printed.out
     assert f"0.002 *            1  {100 * score:>8.2f}\n" in printed.out
     metrics = json.loads((run / "metrics.json").read_text())
