@@ -1,23 +1,44 @@
-"""Keyed random generators: random numbers that do not depend on the order of their use.
+"""Keyed random numbers: they do not depend on the order of their use.
 
-Each generator is a function of (seed, purpose, key …). A document therefore gets the same masks
-in every process and at any time.
+Every number is a function of (seed, purpose, key …). A document therefore gets the same masks in
+every process and at any time. `keyed_rng` makes one generator. `KeyedStreams` compute the numbers
+of many short streams at once.
 """
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
 KeyPart = bytes | str | int
 
+# Name of the method by which `KeyedStreams` are computed. A method with other numbers needs another
+# name: manifests contain it.
+STREAMS = "philox4x32-10"
+# Constants of Philox4x32 from Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3",
+# section 4.3: multipliers, and steps of the key.
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_NUMBERS_PER_BLOCK = 4
+# Bits of a counter word that number the blocks of a stream.
+_BLOCK_BITS = 24
+
 
 def _encode(key_part: KeyPart) -> bytes:
+    """Returns the type, the size and the content of a key part."""
     if isinstance(key_part, bytes):
-        return b"b" + key_part
-    if isinstance(key_part, str):
-        return b"s" + key_part.encode("utf-8")
-    return b"i%d" % key_part
+        return (len(key_part) + 1).to_bytes(8, "little") + b"b" + key_part
+    return _encode_constant(key_part)
+
+
+# Purposes, seeds and most indices recur.
+@functools.lru_cache(maxsize=4096)
+def _encode_constant(key_part: str | int) -> bytes:
+    content = b"s" + key_part.encode("utf-8") if isinstance(key_part, str) else b"i%d" % key_part
+    return len(content).to_bytes(8, "little") + content
 
 
 def digest(*key: KeyPart) -> bytes:
@@ -26,27 +47,7 @@ def digest(*key: KeyPart) -> bytes:
     Example:
         `digest("ab", "c") != digest("a", "bc")`
     """
-    return hashlib.blake2b(_message(key), digest_size=16).digest()
-
-
-def prefixed_digest(*prefix: KeyPart) -> Callable[..., bytes]:
-    """Returns a function that computes the `digest` of a fixed prefix and its arguments.
-
-    Many digests with the same prefix take half the time.
-    """
-    prefix_hash = hashlib.blake2b(_message(prefix), digest_size=16)
-
-    def finish(*key: KeyPart) -> bytes:
-        copied_hash = prefix_hash.copy()
-        copied_hash.update(_message(key))
-        return copied_hash.digest()
-
-    return finish
-
-
-def _message(key: Iterable[KeyPart]) -> bytes:
-    encoded = map(_encode, key)
-    return b"".join([len(content).to_bytes(8, "little") + content for content in encoded])
+    return hashlib.blake2b(b"".join(map(_encode, key)), digest_size=16).digest()
 
 
 def keyed_rng(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
@@ -66,39 +67,100 @@ def keyed_rng(seed: int, purpose: str, *key: KeyPart) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key_bits))
 
 
-def keyed_rngs(
-    seed: int, purpose: str, keys: Iterable[tuple[KeyPart, ...]]
-) -> Iterator[np.random.Generator]:
-    """Yields the random generator of (seed, purpose, key) for each of many keys.
+@dataclasses.dataclass(frozen=True)
+class KeyedStreams:
+    """The streams of random numbers of R rows, for example of the copies of many windows.
 
-    They share one `RekeyedGenerator`: each is valid only until the next one is requested.
+    A stream depends only on its own row: on the row's key and its two numbers.
+
+    Attributes:
+        keys: uint32 [R, 3], which depend on the seed, the purpose and the row's key.
+        numbers: uint32 [R, 2], for example the index of a window and the index of its copy.
+    """
+
+    keys: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        seed: int,
+        purpose: str,
+        keys: Sequence[bytes],
+        first: np.ndarray | int = 0,
+        second: np.ndarray | int = 0,
+    ) -> "KeyedStreams":
+        """Returns the streams of (seed, purpose, key, first, second).
+
+        Args:
+            seed: see `keyed_rng`.
+            purpose: see `keyed_rng`.
+            keys: R keys of 16 bytes, with uniformly distributed bits.
+            first: int [R], or one number for all rows.
+            second: int [R], or one number for all rows.
+        """
+        # A key with fewer bytes is padded with zeros.
+        words = np.array(keys, "S16").view("<u4").reshape(-1, 4)
+        salted = (words ^ np.frombuffer(digest(seed, purpose), "<u4"))[:, :3]
+        numbers = np.empty((len(salted), 2), np.uint32)
+        numbers[:, 0], numbers[:, 1] = first, second
+        return cls(salted, numbers)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def bits(self, counts: np.ndarray | int, stream: int = 0) -> np.ndarray:
+        """Returns the first numbers of each row's stream: 32 uniform bits each, uint32 [n].
+
+        Args:
+            counts: int [R], how many numbers of each row; or one count for all rows. Their sum
+                is n.
+            stream: which of the row's streams, from 0 to 255.
+        """
+        counts = np.broadcast_to(counts, len(self))
+        blocks = -(-counts // _NUMBERS_PER_BLOCK)
+        first_blocks = np.cumsum(blocks) - blocks
+        row = np.repeat(np.arange(len(self)), blocks)
+        block = np.arange(len(row)) - first_blocks[row] + (stream << _BLOCK_BITS)
+        keys, numbers = self.keys[row], self.numbers[row]
+        counters = (block.astype(np.uint32), numbers[:, 0], numbers[:, 1], keys[:, 2])
+        drawn = philox4x32(counters, (keys[:, 0], keys[:, 1])).ravel()
+        # The last block of a row may have more numbers than requested.
+        surplus = _NUMBERS_PER_BLOCK * first_blocks - (np.cumsum(counts) - counts)
+        return drawn[np.arange(counts.sum()) + np.repeat(surplus, counts)]
+
+
+def philox4x32(counters: Sequence[np.ndarray], key: Sequence[np.ndarray]) -> np.ndarray:
+    """Computes Philox4x32-10 of Salmon et al., 2011.
 
     Args:
-        seed: see `keyed_rng`.
-        purpose: see `keyed_rng`.
-        keys: the keys, as tuples of key parts.
+        counters: the four words of each counter, uint32 [n] each.
+        key: the two words of each key, uint32 [n] each.
+
+    Returns:
+        the random words of each counter, uint32 [n, 4].
     """
-    rekeyed, finish = RekeyedGenerator(), prefixed_digest(seed, purpose)
-    for key in keys:
-        yield rekeyed.rng(finish(*key))
+    words, key = list(counters), list(key)
+    for _ in range(_ROUNDS):
+        products = [
+            np.multiply(word, multiplier, dtype=np.uint64).astype("<u8", copy=False).view("<u4")
+            for word, multiplier in zip(words[::2], _MULTIPLIERS, strict=True)
+        ]
+        low, high = ([product[half::2] for product in products] for half in (0, 1))
+        words = [high[1] ^ words[1] ^ key[0], low[1], high[0] ^ words[3] ^ key[1], low[0]]
+        key = [word + np.uint32(step) for word, step in zip(key, _KEY_STEPS, strict=True)]
+    return np.stack(words, axis=1)
 
 
-class RekeyedGenerator:
-    """A random generator with a new state for each key.
+def below(limits: np.ndarray | int, bits: np.ndarray) -> np.ndarray:
+    """Returns random numbers from 0 to below limits, int64 [n], of 32 random bits each.
 
-    It returns the same object each time. Use it only until the next one is requested. This
-    takes a third of the time of separate calls of `keyed_rng`.
+    Lemire, 2019, "Fast random integer generation in an interval", without the rejection: the
+    probabilities differ by at most `limit / 2**32` of their value.
     """
-
-    def __init__(self) -> None:
-        self._bit_generator = np.random.Philox(key=0)
-        self._rng, self._state = np.random.Generator(self._bit_generator), self._bit_generator.state
-
-    def rng(self, key_digest: bytes) -> np.random.Generator:
-        """Returns the generator that `keyed_rng` returns for the arguments of this `digest`."""
-        self._state["state"]["key"] = np.frombuffer(key_digest, "<u8")
-        self._bit_generator.state = self._state
-        return self._rng
+    return ((bits.astype(np.uint64) * np.asarray(limits, np.uint64)) >> np.uint64(32)).astype(
+        np.int64
+    )
 
 
 def hash64(seed: int, purpose: str, *key: KeyPart) -> int:

@@ -115,13 +115,9 @@ class WindowReader:
         """
         columns = [values.tolist() for values in features]
         batch = windows.decode_windows(columns, self._vocab_size)
-        keys = zip(columns[0], epochs.tolist(), strict=True)
+        streams = seeding.KeyedStreams.of(self._seed, self._purpose, columns[0], epochs)
         masked = masks.mask_windows(
-            batch,
-            self._policy,
-            self._is_special,
-            seeding.keyed_rngs(self._seed, self._purpose, keys),
-            token_weights=self._token_weights,
+            batch, self._policy, self._is_special, streams, token_weights=self._token_weights
         )
         length, _, num_positions, *_ = self._widths
         real = np.arange(num_positions) < masked.counts[:, np.newaxis]

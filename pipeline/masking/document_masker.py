@@ -5,7 +5,6 @@ A job of a worker is a document block, and its result is one spill file.
 
 import dataclasses
 import functools
-import itertools
 import re
 import socket
 from collections import Counter
@@ -24,7 +23,7 @@ from pipeline.hub import models
 from pipeline.masking import duplicates, masks, windows
 from pipeline.masking.duplicates import LeftOutDocuments, MaskedDocument, MaskedTexts
 from pipeline.masking.settings import MaskedExamplesConfig
-from pipeline.masking.windows import WindowInput
+from pipeline.masking.windows import Spans, Windows
 from pipeline.storage import serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
@@ -34,8 +33,8 @@ _TEXT_SLICE_CHARS = 2**17
 # The usual length divided by this is the smallest target length of short windows. Windows of a few
 # tokens are useless for training, and a long document would give millions of them.
 _SHORTEST_SHARE = 8
-# Number of windows that are masked at once, to bound the memory.
-_BATCH_WINDOWS = 256
+# Number of masked windows, with all their copies, that are made at once, to bound the memory.
+_BATCH_ROWS = 2048
 # Number of characters of short texts that are tokenized and masked together.
 _GROUP_CHARS = 2**14
 SPILL_FOLDER = ".spill"
@@ -77,10 +76,6 @@ class Passage:
     statistics: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-# A copy of a window: its passage, the index of the window in the passage, and that of the copy.
-_WindowCopy = tuple[Passage, int, int]
-
-
 class DocumentMasker:
     """Turns documents into masked examples or, for dynamic masks, windows; one per process."""
 
@@ -94,7 +89,6 @@ class DocumentMasker:
             masked_lm_prob=config.masked_lm_prob,
             max_predictions_per_seq=config.max_predictions_per_seq,
         )
-        self._window_random = seeding.RekeyedGenerator()
         self.masked_texts = MaskedTexts()
 
     def _tokenize(self, text: str, segmenter: str) -> _TokenizedDocument:
@@ -113,15 +107,21 @@ class DocumentMasker:
         line_starts = _line_starts(text, tokens.starts)
         return _TokenizedDocument(tokens.ids, word_starts, line_starts), tokens.starts
 
-    def _tokenize_together(self, passages: Sequence[Passage]) -> list[_TokenizedDocument]:
-        """Tokenizes passages with the same segmenter as the lines of one text."""
+    def _tokenize_together(
+        self, passages: Sequence[Passage]
+    ) -> tuple[_TokenizedDocument, np.ndarray]:
+        """Tokenizes passages with the same segmenter as the lines of one text.
+
+        Returns:
+            the tokens of all passages, and the number of tokens of each, int [passages].
+        """
         if len(passages) == 1:
-            return [self._tokenize(passages[0].text, passages[0].segmenter)]
+            document = self._tokenize(passages[0].text, passages[0].segmenter)
+            return document, np.array([len(document.ids)])
         texts = [passage.text for passage in passages]
         joined, starts = self._tokenize_slice("\n".join(texts), passages[0].segmenter)
         ends = np.searchsorted(starts, np.cumsum([len(text) + 1 for text in texts]))
-        columns = (np.split(values, ends[:-1]) for values in joined)
-        return [_TokenizedDocument(*values) for values in zip(*columns, strict=True)]
+        return joined, np.diff(ends, prepend=0)
 
     def num_copies(self, key: bytes, weight: float) -> int:
         """Returns the number of masked copies of a document: `weight · copies` on average."""
@@ -134,21 +134,19 @@ class DocumentMasker:
         Yields:
             the passage, an example id, and the serialized example.
         """
-        seed = self._config.random_seed
         for group in self._groups(passages):
-            documents = self._tokenize_together(group)
-            for passage, document in zip(group, documents, strict=True):
-                # A byte-level vocabulary may have no unknown token.
-                unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
-                passage.statistics["tokens"] += len(document.ids)
-                passage.statistics["unknown_tokens"] += int(np.count_nonzero(unknown))
-            digests = {
-                passage: seeding.prefixed_digest(seed, "example", passage.key) for passage in group
-            }
-            for (passage, number, copy), values in self._features(group, documents):
-                example_id = values[records.EXAMPLE_ID] = digests[passage](number, copy)
-                passage.statistics["examples"] += 1
-                yield passage, example_id, serialization.encode_example(values)
+            document, num_tokens = self._tokenize_together(group)
+            # A byte-level vocabulary may have no unknown token.
+            is_unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
+            first_tokens = np.cumsum(num_tokens) - num_tokens
+            _add_counts(group, "tokens", num_tokens)
+            _add_counts(group, "unknown_tokens", _sums(is_unknown, first_tokens, num_tokens))
+            spans = self._window_spans(group, num_tokens)
+            batch_windows = max(1, _BATCH_ROWS // group[0].num_copies)
+            for begin in range(0, len(spans.documents), batch_windows):
+                part = spans.part(slice(begin, begin + batch_windows))
+                batch = self._build_windows(group, document, first_tokens, part)
+                yield from self._batch(group, part, batch)
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         """Yields groups of consecutive short passages with the same settings."""
@@ -168,129 +166,120 @@ class DocumentMasker:
         settings = [(passage.segmenter, passage.num_copies) for passage in (first, second)]
         return self.tokenizer.splits_at_lines and settings[0] == settings[1]
 
-    def _features(
-        self, group: Sequence[Passage], documents: Sequence[_TokenizedDocument]
-    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
-        """Yields the origins and features of a group's examples, without their example ids."""
-        inputs = (
-            self._windows(document, passage.key)
-            for passage, document in zip(group, documents, strict=True)
+    def _streams(
+        self, purpose: str, passages: Sequence[Passage], spans: Spans, copies: int = 1
+    ) -> seeding.KeyedStreams:
+        """Returns the random numbers of the copies of windows."""
+        keys = [passage.key for passage in passages]
+        return seeding.KeyedStreams.of(
+            self._config.random_seed,
+            purpose,
+            [keys[index] for index in spans.documents.tolist()] * copies,
+            np.tile(spans.numbers, copies),
+            np.repeat(np.arange(copies), len(spans.documents)),
         )
-        pairs = zip(group, inputs, strict=True)
+
+    def _window_spans(self, passages: Sequence[Passage], num_tokens: np.ndarray) -> Spans:
+        """Returns the windows of passages; some passages have short windows."""
+        config = self._config
+        keys = [passage.key for passage in passages]
+        streams = seeding.KeyedStreams.of(config.random_seed, "window length", keys)
+        is_short, length_bits = streams.bits(2).reshape(-1, 2).T
+        longest = config.window_length
+        shortest = max(1, longest // _SHORTEST_SHARE)
+        short = shortest + seeding.below(longest + 1 - shortest, length_bits)
+        lengths = np.where(is_short / 2.0**32 < config.short_seq_prob, short, longest)
+        return windows.window_spans(num_tokens, lengths, config.doc_stride)
+
+    def _build_windows(
+        self,
+        passages: Sequence[Passage],
+        document: _TokenizedDocument,
+        first_tokens: np.ndarray,
+        spans: Spans,
+    ) -> Windows:
+        firsts = first_tokens[spans.documents]
+        begins, ends = spans.begins + firsts, spans.ends + firsts
+        splits = None
+        if self._config.segments == "pair":
+            bits = self._streams("segments", passages, spans).bits(1)
+            boundaries = (document.line_starts, document.word_starts)
+            splits = windows.split_points(begins, ends, boundaries, bits)
+        return windows.build_windows(
+            document.ids, document.word_starts, (begins, ends), splits, self.tokenizer.special_ids
+        )
+
+    def _batch(
+        self, passages: Sequence[Passage], spans: Spans, batch: Windows
+    ) -> Iterator[tuple[Passage, bytes, bytes]]:
+        """Yields what `examples` yields, for some windows of passages."""
+        copies = passages[0].num_copies
         if self._config.is_dynamic:
-            for passage, passage_windows in pairs:
-                yield from self._unmasked(passage, passage_windows)
-        elif len(group) == 1:
-            yield from self._masked_alone(*next(pairs))
+            features, is_made = self._unmasked(passages, spans, batch)
         else:
-            listed = [(passage, list(passage_windows)) for passage, passage_windows in pairs]
-            yield from self._masked_in_batches(listed)
+            features, is_made = self._masked(passages, spans, batch)
+        ids = self._streams("example", passages, spans, copies).bits(4).astype("<u4").tobytes()
+        example_ids = [ids[begin : begin + 16] for begin in range(0, len(ids), 16)]
+        columns = {records.EXAMPLE_ID: example_ids, **features}
+        made = np.flatnonzero(is_made)
+        owners = spans.documents[made % len(spans.documents)]
+        _add_counts(passages, "examples", np.bincount(owners, minlength=len(passages)))
+        rows = made.tolist()
+        encoded = serialization.encode_examples(
+            {name: [values[row] for row in rows] for name, values in columns.items()}
+        )
+        for owner, row, record in zip(owners.tolist(), rows, encoded, strict=True):
+            yield passages[owner], example_ids[row], record
 
     def _unmasked(
-        self, passage: Passage, inputs: Iterable[WindowInput]
-    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
-        """Yields unmasked windows, except those in which no word can be masked."""
-        for number, window in enumerate(inputs):
-            longest = self._policy.num_to_predict(len(window.input_ids))
-            special = self._is_special[window.token_ids]
-            words = masks.maskable_words(window.word_starts, special, longest)
-            passage.statistics[duplicates.WINDOWS[len(words.starts) > 0]] += 1
-            features = windows.window_features(window, self.vocab_size)
-            for copy in range(passage.num_copies if len(words.starts) else 0):
-                yield (passage, number, copy), features
-
-    def _masked_alone(
-        self, passage: Passage, inputs: Iterator[WindowInput]
-    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
-        """Yields masked copies of a passage's windows.
-
-        A copy's random generator masks one window after another.
-        """
-        batch, begin = list(itertools.islice(inputs, _BATCH_WINDOWS)), 0
-        if len(batch) < _BATCH_WINDOWS:
-            yield from self._masked_in_batches([(passage, batch)])
-            return
-        seed, copies = self._config.random_seed, range(passage.num_copies)
-        # The generator of each copy continues with the next batch.
-        rngs = [seeding.keyed_rng(seed, "mask", passage.key, copy) for copy in copies]
-        while batch:
-            repeated = (rng for rng in rngs for _ in batch)
-            yield from self._masked([(passage, begin, batch)], repeated)
-            begin += len(batch)
-            batch = list(itertools.islice(inputs, _BATCH_WINDOWS))
-
-    def _masked_in_batches(
-        self, passages: Iterable[tuple[Passage, list[WindowInput]]]
-    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
-        """Yields masked copies of the windows of passages with the same number of copies."""
-        batch: list[tuple[Passage, int, list[WindowInput]]] = []
-        size = 0
-        for passage, inputs in passages:
-            if batch and size + len(inputs) > _BATCH_WINDOWS:
-                yield from self._masked(batch, self._random_generators(batch))
-                batch, size = [], 0
-            if inputs:
-                batch.append((passage, 0, inputs))
-                size += len(inputs)
-        if batch:
-            yield from self._masked(batch, self._random_generators(batch))
-
-    def _random_generators(
-        self, batch: Sequence[tuple[Passage, int, list[WindowInput]]]
-    ) -> Iterator[np.random.Generator]:
-        """Yields the random generator of each window of a batch, copy by copy."""
-        copies = range(batch[0][0].num_copies)
-        keys = [(passage.key, copy) for copy in copies for passage, _, _ in batch]
-        sizes = [len(inputs) for _, _, inputs in batch] * len(copies)
-        rngs = seeding.keyed_rngs(self._config.random_seed, "mask", keys)
-        return itertools.chain.from_iterable(map(itertools.repeat, rngs, sizes))
+        self, passages: Sequence[Passage], spans: Spans, batch: Windows
+    ) -> tuple[dict[str, list[bytes]], np.ndarray]:
+        """Returns the features of the copies of windows, and bool [C · W], see `_masked`."""
+        special = self._is_special[batch.input_ids[batch.positions]]
+        longest = np.repeat(self._policy.num_to_predict(batch.lengths), batch.counts)
+        words = masks.maskable_words(batch.word_starts, special, longest)
+        rows = np.searchsorted(np.cumsum(batch.counts), words.starts, side="right")
+        is_maskable = np.bincount(rows, minlength=len(batch.counts)) > 0
+        _count_windows(passages, spans, is_maskable)
+        copies, features = passages[0].num_copies, windows.window_features(batch, self.vocab_size)
+        repeated = {name: values * copies for name, values in features.items()}
+        return repeated, np.tile(is_maskable, copies)
 
     def _masked(
-        self,
-        batch: Sequence[tuple[Passage, int, list[WindowInput]]],
-        rngs: Iterator[np.random.Generator],
-    ) -> Iterator[tuple[_WindowCopy, dict[str, bytes]]]:
-        """Yields masked copies of windows.
+        self, passages: Sequence[Passage], spans: Spans, batch: Windows
+    ) -> tuple[dict[str, list[bytes]], np.ndarray]:
+        """Returns the features of the copies of windows, and bool [C · W], which are examples.
 
-        Args:
-            batch: passages with the same number of copies. Each has the index of its first window
-                in the batch, and its windows in the batch.
-            rngs: the random generator of each window, copy by copy.
+        A window without a word to mask is none.
         """
-        num_copies = batch[0][0].num_copies
-        joined = windows.join_windows([window for _, _, inputs in batch for window in inputs])
-        masked = masks.mask_windows(joined, self._policy, self._is_special, rngs, copies=num_copies)
-        features = masks.masked_features(joined, masked, self.vocab_size)
-        origins = [
-            (passage, number)
-            for passage, begin, inputs in batch
-            for number in range(begin, begin + len(inputs))
-        ]
-        counts = masked.counts.tolist()
+        copies = passages[0].num_copies
+        streams = self._streams("mask", passages, spans, copies)
+        masked = masks.mask_windows(batch, self._policy, self._is_special, streams, copies=copies)
         # The counts of the first copy: every copy of a window has masked tokens, or none has.
-        for (passage, _), count in zip(origins, counts, strict=False):
-            passage.statistics[duplicates.WINDOWS[count > 0]] += 1
-        rows = zip(itertools.product(range(num_copies), origins), counts, features, strict=True)
-        for (copy, (passage, number)), count, values in rows:
-            passage.statistics["masked_positions"] += count
-            if count:
-                yield (passage, number, copy), values
+        _count_windows(passages, spans, masked.counts[: len(spans.documents)] > 0)
+        owners = np.tile(spans.documents, copies)
+        counts = np.bincount(owners, masked.counts, len(passages))
+        _add_counts(passages, "masked_positions", counts)
+        return masks.masked_features(batch, masked, self.vocab_size), masked.counts > 0
 
-    def _windows(self, document: _TokenizedDocument, key: bytes) -> Iterator[WindowInput]:
-        config, special_ids = self._config, self.tokenizer.special_ids
-        length = config.window_length
-        seed, rekeyed = config.random_seed, self._window_random
-        rng = rekeyed.rng(seeding.digest(seed, "window length", key))
-        if rng.random() < config.short_seq_prob:
-            length = int(rng.integers(max(1, length // _SHORTEST_SHARE), length + 1))
-        split_rng = rekeyed.rng(seeding.digest(seed, "segments", key))
-        for begin, end in windows.window_spans(len(document.ids), length, config.doc_stride):
-            ids, starts = document.ids[begin:end], document.word_starts[begin:end]
-            split = None
-            if config.segments == "pair":
-                split = windows.split_point(starts, document.line_starts[begin:end], split_rng)
-            inputs = windows.build_input(ids, split, special_ids["cls"], special_ids["sep"])
-            yield WindowInput(*inputs, starts)
+
+def _add_counts(passages: Sequence[Passage], name: str, counts: np.ndarray) -> None:
+    """Adds numbers, [passages], to the statistics of passages."""
+    for passage, count in zip(passages, counts.astype(np.int64).tolist(), strict=True):
+        if count:
+            passage.statistics[name] += count
+
+
+def _count_windows(passages: Sequence[Passage], spans: Spans, is_maskable: np.ndarray) -> None:
+    for value, name in enumerate(duplicates.WINDOWS):
+        counted = spans.documents[is_maskable == bool(value)]
+        _add_counts(passages, name, np.bincount(counted, minlength=len(passages)))
+
+
+def _sums(values: np.ndarray, firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns the sum of each part of an array, int64 [parts]."""
+    totals = np.concatenate([[0], np.cumsum(values)])
+    return totals[firsts + counts] - totals[firsts]
 
 
 def _text_slices(text: str) -> Iterator[str]:
@@ -553,7 +542,7 @@ def _plan_document(
     passages = (
         Passage(
             text=part,
-            key=_document_key(config, document, part),
+            key=document_key if part == text else _document_key(config, document, part),
             segmenter=settings.spec.segmenter,
             num_copies=num_copies,
             group=group,

@@ -142,14 +142,18 @@ def write_table(
     is_only_writer: bool = True,
 ) -> None:
     """Writes the table of a block, see `write_spill`; `labels` are the labels of all corpora."""
+    numbers = {label: number for number, label in enumerate(labels)}
     rows = np.zeros(len(documents), _ROW)
-    for row, document in zip(rows, documents, strict=True):
-        skipped = {} if document.skipped is None else {document.skipped: 1}
-        numbers = {"copies": document.copies, "corpus": labels.index(document.corpus)}
-        numbers |= {"bytes": document.bytes, **document.statistics, **skipped}
-        numbers |= dict(zip(_GROUPS, document.groups, strict=True))
-        for name, number in numbers.items():
-            row[name] = number
+    rows["lowest"], rows["highest"] = (
+        np.array([d.groups for d in documents], np.uint64).reshape(-1, 2).T
+    )
+    rows["corpus"] = [numbers[document.corpus] for document in documents]
+    rows["copies"] = [document.copies for document in documents]
+    rows["bytes"] = [document.bytes for document in documents]
+    for name in _STATISTICS:
+        rows[name] = [document.statistics.get(name, 0) for document in documents]
+    for name in _SKIPPED:
+        rows[name] = [document.skipped == name for document in documents]
     entries = [
         spill.Entry(document.key, document.groups[0], row.tobytes(), document.number)
         for document, row in zip(documents, rows, strict=True)

@@ -5,22 +5,26 @@ token and 10% stay. Whole words are masked as in Cui et al., 2019 (Chinese RoBER
 tokens are preferred as in Sanh et al., 2019 (DistilBERT).
 
 Prepare uses this module for static masks. The reader of distill uses it for dynamic masks, which
-are new in each epoch. Each window has its own random generator. Everything except the random
-draws is computed for the whole batch at once.
+are new in each epoch. Each window has its own random numbers, and all windows of a batch are
+masked at once.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data_specs import records
-from pipeline.masking.windows import Windows
+from pipeline.base import seeding
+from pipeline.base.seeding import KeyedStreams
+from pipeline.masking.windows import Windows, row_bytes, segment_bytes
 from pipeline.tokenizers.tokens import Tokenizer
 
 _MASK_PROBABILITY = 0.8
 _KEEP_PROBABILITY = 0.1
+# Streams of random numbers of a masked window.
+_WORD_ORDER, _REPLACEMENT, _RANDOM_TOKEN = range(3)
+# Number of rows whose words are sorted together, and the limit for the words of a row.
+_SORTED_ROWS = _MAX_WORDS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +43,10 @@ class MaskingPolicy:
     mask_id: int
     replacement_ids: np.ndarray
 
-    def num_to_predict(self, input_length: int) -> int:
-        """Returns the largest number of masked tokens of an input of this length."""
-        wanted = max(1, round(input_length * self.masked_lm_prob))
-        return min(self.max_predictions_per_seq, wanted)
+    def num_to_predict(self, input_lengths: np.ndarray) -> np.ndarray:
+        """Returns the largest number of masked tokens of inputs of these lengths, int64 [n]."""
+        wanted = np.maximum(1, np.rint(input_lengths * self.masked_lm_prob))
+        return np.minimum(self.max_predictions_per_seq, wanted).astype(np.int64)
 
 
 def masking_policy(
@@ -117,61 +121,91 @@ def word_weights(words: Words, weights: np.ndarray) -> np.ndarray:
 
 
 def word_order(
-    count: int, rng: np.random.Generator, weights: np.ndarray | None = None
+    counts: np.ndarray, streams: KeyedStreams, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns a random order of n words, int [n], drawn by weight without replacement.
+    """Returns a random order of the words of each row, drawn by weight without replacement.
 
     Efraimidis and Spirakis, 2006: sort by u^(1/w), largest first. This is the same as sorting by
-    −log(u)/w, smallest first, where −log(u) is exponentially distributed.
-    `weights` are float64 [n], above 0; with None all orders have the same probability.
+    −log(u)/w, smallest first.
+
+    Args:
+        counts: int [R], the number of words of each row.
+        streams: the random numbers of the rows.
+        weights: float64 [n], above 0, the weights of all words, row by row; None if all orders
+            have the same probability.
+
+    Returns:
+        int64 [n], the index of each word among the words of all rows; the rows keep their places.
     """
-    if weights is None:
-        return rng.permutation(count)
-    return (rng.standard_exponential(count) / weights).argsort(kind="stable")
+    ends = np.cumsum(counts)
+    row = np.repeat(np.arange(len(counts)), counts)
+    firsts = (ends - counts)[row]
+    drawn = streams.bits(counts, _WORD_ORDER).astype(np.uint64)
+    if weights is not None:
+        # The upper bits of positive floating-point numbers have the order of the numbers.
+        exponentials = -np.log((drawn + 0.5) / 2.0**32) / weights
+        drawn = exponentials.view(np.uint64) >> np.uint64(32)
+    # Each key is a row, a random number and a word. As all keys differ, every method of sorting
+    # has the same result. Sorting keys takes a fraction of the time of sorting indices.
+    keys = (row % _SORTED_ROWS).astype(np.uint64) << np.uint64(48)
+    keys |= drawn << np.uint64(16)
+    keys |= (np.arange(len(row)) - firsts).astype(np.uint64)
+    for part in np.split(keys, ends[_SORTED_ROWS - 1 :: _SORTED_ROWS]):
+        part.sort()
+    return firsts + (keys % np.uint64(_MAX_WORDS)).astype(np.int64)
 
 
-def choose_words(lengths: Sequence[int], order: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Returns the words that fit into `room` tokens, tried in order, and their number of tokens.
+def choose_words(lengths: np.ndarray, counts: np.ndarray, rooms: np.ndarray) -> np.ndarray:
+    """Returns which words of each row fit into its room, if they are tried in order.
 
-    Example: words of 2, 3 and 1 tokens, in this order, and a room of 4 tokens. Words 0 and 2
-    fit, with 3 tokens.
+    Args:
+        lengths: int [n], the number of tokens of each word, row by row.
+        counts: int [R], the number of words of each row.
+        rooms: int [R], the number of tokens that fit into each row.
+
+    Returns:
+        bool [n].
+
+    Example:
+        Words of 2, 3 and 1 tokens, in this order, and a room of 4 tokens. The first and the last
+        word fit.
     """
-    chosen, free = [], room
-    # The first words usually fill the room, so the others are rarely converted to Python numbers.
-    for indices in (order[: 2 * room], order[2 * room :]):
-        for index in indices.tolist():
-            length = lengths[index]
-            if length <= free:
-                chosen.append(index)
-                free -= length
-                if not free:
-                    return chosen, room
-    return chosen, room - free
-
-
-def draw_tokens(
-    count: int, policy: MaskingPolicy, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the random numbers for `masked_tokens`: draws float64 [count], picks int [count]."""
-    return rng.random(count), rng.integers(len(policy.replacement_ids), size=count)
+    ends = np.cumsum(counts)
+    firsts = ends - counts
+    filled = np.concatenate([[0], np.cumsum(lengths)])
+    chosen = filled[1:] - np.repeat(filled[firsts], counts) <= np.repeat(rooms, counts)
+    num_chosen = np.concatenate([[0], np.cumsum(chosen)])
+    following = firsts + num_chosen[ends] - num_chosen[firsts]
+    free = rooms - (filled[following] - filled[firsts])
+    # The first words are chosen until one does not fit. Of the words after it, a row tries one
+    # at a time.
+    rows = np.flatnonzero((free > 0) & (following < ends))
+    while len(rows):
+        words = following[rows]
+        fits = lengths[words] <= free[rows]
+        chosen[words[fits]] = True
+        free[rows[fits]] -= lengths[words[fits]]
+        following[rows] += 1
+        rows = rows[(free[rows] > 0) & (following[rows] < ends[rows])]
+    return chosen
 
 
 def masked_tokens(
-    labels: np.ndarray, policy: MaskingPolicy, draws: np.ndarray, picks: np.ndarray
+    labels: np.ndarray, counts: np.ndarray, policy: MaskingPolicy, streams: KeyedStreams
 ) -> np.ndarray:
     """Returns the inputs at the masked positions: 80% [MASK], 10% random, 10% kept.
 
     Args:
-        labels: int [p], the true tokens.
+        labels: int [p], the true tokens, row by row.
+        counts: int [R], the number of masked positions of each row.
         policy: the ids that replace them.
-        draws: float64 [p], from `draw_tokens`; decide between the three cases.
-        picks: int [p], from `draw_tokens`; indices of random tokens in `policy.replacement_ids`.
+        streams: the random numbers of the rows.
     """
-    replacements = policy.replacement_ids[picks]
-    is_kept = draws >= 1.0 - _KEEP_PROBABILITY
-    return np.where(
-        draws < _MASK_PROBABILITY, policy.mask_id, np.where(is_kept, labels, replacements)
-    )
+    picks = seeding.below(len(policy.replacement_ids), streams.bits(counts, _RANDOM_TOKEN))
+    uniform = streams.bits(counts, _REPLACEMENT) / 2.0**32
+    is_kept = uniform >= 1.0 - _KEEP_PROBABILITY
+    replacements = np.where(is_kept, labels, policy.replacement_ids[picks])
+    return np.where(uniform < _MASK_PROBABILITY, policy.mask_id, replacements)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +229,7 @@ def mask_windows(
     windows: Windows,
     policy: MaskingPolicy,
     is_special: np.ndarray,
-    rngs: Iterable[np.random.Generator],
+    streams: KeyedStreams,
     *,
     copies: int = 1,
     token_weights: np.ndarray | None = None,
@@ -206,8 +240,7 @@ def mask_windows(
         windows: B windows.
         policy: settings of masking.
         is_special: bool [V], which token ids are special.
-        rngs: a random generator for each masked window. Each is used before the next one is
-            requested.
+        streams: the random numbers of each of the C · B masked windows.
         copies: C, masked copies of each window; the first copy of all windows comes first.
         token_weights: float64 [V], the result of the function `token_weights`; None if all words
             have the same probability.
@@ -216,36 +249,28 @@ def mask_windows(
         R = C · B masked windows.
     """
     tokens = windows.input_ids[windows.positions]
-    rooms = [policy.num_to_predict(length) for length in windows.lengths.tolist()]
+    rooms = policy.num_to_predict(windows.lengths)
     longest = np.repeat(rooms, windows.counts)
     words = maskable_words(windows.word_starts, is_special[tokens], longest)
-    weights = None if token_weights is None else word_weights(words, token_weights[tokens])
-    ends = np.searchsorted(words.starts, np.cumsum(windows.counts)).tolist()
-    starts, lengths = [0, *ends[:-1]], words.lengths.tolist()
-    own_lengths = [lengths[first:end] for first, end in zip(starts, ends, strict=True)]
-    chosen, num_chosen, counts, draws = [], [], [], []
-    bounds = list(zip(starts, ends, rooms, own_lengths, strict=True)) * copies
-    for rng, (first, end, room, own) in zip(rngs, bounds, strict=True):
-        preferred = None if weights is None else weights[first:end]
-        order = word_order(end - first, rng, preferred)
-        indices, count = choose_words(own, order, room)
-        chosen += indices
-        num_chosen.append(len(indices))
-        counts.append(count)
-        draws.append(draw_tokens(count, policy, rng))
-    # The numbers of a copy's words follow those of the previous copy.
-    firsts = np.add.outer(np.arange(copies) * len(lengths), starts).ravel()
-    numbers = np.array(chosen, np.int64) + np.repeat(firsts, num_chosen)
-    numbers.sort()
-    copy, word = np.divmod(numbers, max(1, len(lengths)))
+    weights = None
+    if token_weights is not None:
+        weights = np.tile(word_weights(words, token_weights[tokens]), copies)
+    ends = np.searchsorted(words.starts, np.cumsum(windows.counts))
+    num_words = np.tile(np.diff(ends, prepend=0), copies)
+    order = word_order(num_words, streams, weights)
+    lengths = np.tile(words.lengths, copies)
+    chosen = choose_words(lengths[order], num_words, np.tile(rooms, copies))
+    numbers = np.sort(order[chosen])
+    row = np.repeat(np.arange(len(num_words)), num_words)[numbers]
+    counts = np.bincount(row, lengths[numbers], len(num_words)).astype(np.int64)
+    copy, word = np.divmod(numbers, max(1, len(words.starts)))
     indices = windows.positions[_word_tokens(words.starts[word], words.lengths[word])]
     indices += np.repeat(copy * len(windows.input_ids), words.lengths[word])
     input_ids, lengths = np.tile(windows.input_ids, copies), np.tile(windows.lengths, copies)
     labels = input_ids[indices]
-    joined_draws = (np.concatenate(values) for values in zip(*draws, strict=True))
-    input_ids[indices] = masked_tokens(labels, policy, *joined_draws)
+    input_ids[indices] = masked_tokens(labels, counts, policy, streams)
     firsts = np.repeat(np.cumsum(lengths) - lengths, counts)
-    return MaskedWindows(input_ids, indices - firsts, labels, np.array(counts))
+    return MaskedWindows(input_ids, indices - firsts, labels, counts)
 
 
 def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -257,27 +282,23 @@ def _word_tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def masked_features(
     windows: Windows, masked: MaskedWindows, vocab_size: int
-) -> Iterator[dict[str, bytes]]:
-    """Yields the features of masked examples, without their example ids.
+) -> dict[str, list[bytes]]:
+    """Returns the features of masked examples, without their example ids.
 
     Args:
         windows: B windows before masking.
         masked: C · B windows after masking.
         vocab_size: V; decides the dtype of token ids.
+
+    Returns:
+        for each feature, its bytes in each example.
     """
     id_dtype = records.id_dtype(vocab_size)
-    input_ids, labels = masked.input_ids.astype(id_dtype), masked.labels.astype(id_dtype)
-    segments, positions = windows.segment_lengths.astype("<u2"), masked.positions.astype("<u2")
-    num_segments = np.count_nonzero(segments, axis=1).tolist()
-    segments = [row[:count].tobytes() for row, count in zip(segments, num_segments, strict=True)]
-    copies = len(masked.counts) // len(segments)
-    tokens = itertools.pairwise([0, *np.cumsum(np.tile(windows.lengths, copies)).tolist()])
-    predictions = itertools.pairwise([0, *np.cumsum(masked.counts).tolist()])
-    rows = zip(segments * copies, tokens, predictions, strict=True)
-    for segment_lengths, token, prediction in rows:
-        yield {
-            records.INPUT_IDS: input_ids[slice(*token)].tobytes(),
-            records.SEGMENT_LENGTHS: segment_lengths,
-            records.MASKED_LM_POSITIONS: positions[slice(*prediction)].tobytes(),
-            records.MASKED_LM_IDS: labels[slice(*prediction)].tobytes(),
-        }
+    copies = len(masked.counts) // len(windows.lengths)
+    lengths = np.tile(windows.lengths, copies)
+    return {
+        records.INPUT_IDS: row_bytes(masked.input_ids, lengths, id_dtype),
+        records.SEGMENT_LENGTHS: segment_bytes(windows.segment_lengths) * copies,
+        records.MASKED_LM_POSITIONS: row_bytes(masked.positions, masked.counts, np.dtype("<u2")),
+        records.MASKED_LM_IDS: row_bytes(masked.labels, masked.counts, id_dtype),
+    }

@@ -9,7 +9,7 @@ import msgspec
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
-from pipeline.base import hub_id
+from pipeline.base import hub_id, seeding
 from pipeline.base.errors import InputError, Setting
 from pipeline.base.location import Location
 from pipeline.base.settings import Settings, setting
@@ -175,6 +175,7 @@ class MaskedExamplesConfig(Settings):
             "do_lower_case": tokenizer.do_lower_case,
             **tokenizer.options,
             "corpora": [corpus.reading() for corpus in corpora],
+            "random_numbers": seeding.STREAMS,
         }
         if not self.is_dynamic:
             # It has no effect, and run configurations of older directories do not contain it.

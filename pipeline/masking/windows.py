@@ -4,35 +4,14 @@ Many windows are stored and decoded together, concatenated in flat arrays.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from data_specs import records
-from pipeline.storage import arrays
+from pipeline.base import seeding
 from pipeline.storage.arrays import Column
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowInput:
-    """A window with its special tokens, not masked.
-
-    Attributes:
-        input_ids: int [L], with `[CLS]` and `[SEP]`.
-        segment_lengths: int [1 or 2], with `[CLS]` and `[SEP]`.
-        positions: int [n], position in the input of each token of the document.
-        word_starts: bool [n], which of these tokens begin a word.
-    """
-
-    input_ids: np.ndarray
-    segment_lengths: np.ndarray
-    positions: np.ndarray
-    word_starts: np.ndarray
-
-    @property
-    def token_ids(self) -> np.ndarray:
-        """The tokens of the document, without special tokens, int [n]."""
-        return self.input_ids[self.positions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,91 +35,168 @@ class Windows:
     word_starts: np.ndarray
 
 
-def window_spans(num_tokens: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Yields (begin, end) of windows that cover a document.
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """The spans of W windows of documents.
+
+    Attributes:
+        documents: int [W], the index of each window's document.
+        numbers: int [W], the index of each window in its document.
+        begins: int [W], index of its first token in the document.
+        ends: int [W], index after its last token in the document.
+    """
+
+    documents: np.ndarray
+    numbers: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+
+    def part(self, selected: slice) -> "Spans":
+        """Returns some of the spans."""
+        fields = (self.documents, self.numbers, self.begins, self.ends)
+        return Spans(*(values[selected] for values in fields))
+
+
+def window_spans(num_tokens: np.ndarray | int, length: np.ndarray | int, stride: int) -> Spans:
+    """Returns the windows that cover documents, in the order of documents.
 
     Each window begins `stride` tokens after the previous one. The first window that reaches the
     end of the document is the last.
 
     Args:
-        num_tokens: number of tokens of the document.
-        length: maximum length of a window in tokens, without special tokens.
-        stride: tokens between the beginnings of windows; a larger value counts as `length`.
+        num_tokens: int [documents], the number of tokens of each document; or of one document.
+        length: int [documents], the maximum length of each document's windows in tokens, without
+            special tokens; or one for all documents.
+        stride: tokens between the beginnings of windows; a larger value counts as the length.
 
     Example:
-        `list(window_spans(10, 4, 3)) == [(0, 4), (3, 7), (6, 10)]`
+        A document of 10 tokens, windows of 4 and a stride of 3 give the spans (0, 4), (3, 7) and
+        (6, 10).
     """
-    stride = min(stride, length)
-    begin = 0
-    while begin < num_tokens:
-        end = min(begin + length, num_tokens)
-        yield begin, end
-        if end == num_tokens:
-            return
-        begin += stride
+    num_tokens = np.atleast_1d(num_tokens)
+    length = np.broadcast_to(length, len(num_tokens))
+    strides = np.minimum(stride, length)
+    following = np.maximum(0, -((length - num_tokens) // strides))
+    counts = np.where(num_tokens > 0, 1 + following, 0)
+    documents = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begins = numbers * strides[documents]
+    ends = np.minimum(begins + length[documents], num_tokens[documents])
+    return Spans(documents, numbers, begins, ends)
 
 
-def split_point(word_starts: np.ndarray, line_starts: np.ndarray, rng: np.random.Generator) -> int:
-    """Chooses the point at which a window is cut into two segments.
+def split_points(
+    begins: np.ndarray,
+    ends: np.ndarray,
+    boundaries: Sequence[np.ndarray],
+    bits: np.ndarray,
+) -> np.ndarray:
+    """Chooses the points at which windows are cut into two segments.
 
     The second segment begins with a line if the window has several lines, and otherwise with a
     word. No word is cut.
 
     Args:
-        word_starts: bool [n], which of the window's tokens begin a word.
-        line_starts: bool [n], which begin a line.
-        rng: chooses between the possible points.
+        begins: int [W], index of each window's first token.
+        ends: int [W], index after each window's last token.
+        boundaries: which tokens begin a line, and which begin a word, bool [tokens] each.
+        bits: uint32 [W], random bits; choose between the possible points.
 
     Returns:
-        index of the first token of the second segment, from 1 to n − 1; n if there is only one
-        word.
+        int [W], the index in the window of the first token of the second segment; the length of
+        the window if it has only one word.
     """
-    draw = rng.random()
-    for starts in (line_starts, word_starts):
-        cuts = np.flatnonzero(starts[1:]) + 1
-        if len(cuts):
-            return int(cuts[int(draw * len(cuts))])
-    return len(word_starts)
+    splits = ends - begins
+    is_open = np.ones(len(begins), bool)
+    for starts in boundaries:
+        candidates = np.flatnonzero(starts)
+        first = np.searchsorted(candidates, begins, side="right")
+        counts = np.searchsorted(candidates, ends) - first
+        chosen = is_open & (counts > 0)
+        picked = first[chosen] + seeding.below(counts[chosen], bits[chosen])
+        splits[chosen] = candidates[picked] - begins[chosen]
+        is_open &= ~chosen
+    return splits
 
 
-def build_input(
-    ids: np.ndarray, split: int | None, cls_id: int, sep_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns an input: a window with special tokens.
+def build_windows(
+    ids: np.ndarray,
+    word_starts: np.ndarray,
+    spans: tuple[np.ndarray, np.ndarray],
+    splits: np.ndarray | None,
+    special_ids: Mapping[str, int],
+) -> Windows:
+    """Returns windows with special tokens.
 
     Args:
-        ids: int [n], the window's tokens.
-        split: index of the first token of the second segment; None or n for one segment.
-        cls_id: id of `[CLS]`.
-        sep_id: id of `[SEP]`.
-
-    Returns:
-        input ids, int [L]; segment lengths with special tokens, int [1 or 2]; position in the
-        input of each token of the window, int [n].
+        ids: int [tokens], the tokens of documents.
+        word_starts: bool [tokens], which of them begin a word.
+        spans: int [W] each, the index of each window's first token, and the index after its last.
+        splits: int [W], the result of `split_points`; None for one segment in each window.
+        special_ids: the ids of cls and sep.
 
     Example:
-        `build_input([7, 8, 9], 2, cls, sep)` gives `[cls, 7, 8, sep, 9, sep]`,
-        `[4, 2]` and `[1, 2, 4]`.
+        A window of the tokens 7, 8, 9 with the split 2 becomes `[cls, 7, 8, sep, 9, sep]`, with
+        the segment lengths 4 and 2 and the positions 1, 2 and 4.
     """
-    count = len(ids)
-    positions = np.arange(1, count + 1)
-    if split is None or split >= count:
-        return np.concatenate([[cls_id], ids, [sep_id]]), np.array([count + 2]), positions
-    positions[split:] += 1
-    tokens = np.concatenate([[cls_id], ids[:split], [sep_id], ids[split:], [sep_id]])
-    return tokens, np.array([split + 2, count - split + 1]), positions
+    begins, ends = spans
+    counts = ends - begins
+    splits = counts if splits is None else splits
+    seconds = np.where(splits < counts, counts - splits + 1, 0)
+    segment_lengths = np.stack([splits + 2, seconds], axis=1).astype(np.int32)
+    lengths = splits + 2 + seconds
+    firsts, window_firsts = np.cumsum(lengths) - lengths, np.cumsum(counts) - counts
+    within = np.arange(counts.sum()) - np.repeat(window_firsts, counts)
+    tokens = np.repeat(begins, counts) + within
+    positions = np.repeat(firsts + 1, counts) + within + (within >= np.repeat(splits, counts))
+    input_ids = np.full(lengths.sum(), special_ids["sep"], np.int32)
+    input_ids[firsts] = special_ids["cls"]
+    input_ids[positions] = ids[tokens]
+    begins_word = word_starts[tokens]
+    begins_word[window_firsts] = True
+    return Windows(input_ids, lengths, segment_lengths, positions, counts, begins_word)
 
 
-def window_features(window: WindowInput, vocab_size: int) -> dict[str, bytes]:
-    """Returns the features of an unmasked window, without its example id.
+def window_features(windows: Windows, vocab_size: int) -> dict[str, list[bytes]]:
+    """Returns the features of unmasked windows, without their example ids.
 
-    `vocab_size` decides the dtype of token ids.
+    Args:
+        windows: B windows.
+        vocab_size: V; decides the dtype of token ids.
+
+    Returns:
+        for each feature, its bytes in each window.
     """
-    values = (window.input_ids, window.segment_lengths, window.positions[window.word_starts])
+    row = np.repeat(np.arange(len(windows.lengths)), windows.counts)[windows.word_starts]
+    firsts = np.cumsum(windows.lengths) - windows.lengths
+    starts = windows.positions[windows.word_starts] - firsts[row]
+    num_starts = np.bincount(row, minlength=len(windows.lengths))
     return {
-        feature.name: arrays.encode(feature, numbers, vocab_size)
-        for feature, numbers in zip(records.UNMASKED_WINDOW_FEATURES[1:], values, strict=True)
+        records.INPUT_IDS: row_bytes(
+            windows.input_ids, windows.lengths, records.id_dtype(vocab_size)
+        ),
+        records.SEGMENT_LENGTHS: segment_bytes(windows.segment_lengths),
+        records.WORD_STARTS: row_bytes(starts, num_starts, np.dtype("<u2")),
     }
+
+
+def row_bytes(values: np.ndarray, counts: np.ndarray, dtype: np.dtype) -> list[bytes]:
+    """Returns the bytes of each row.
+
+    Args:
+        values: [n], the numbers of all rows, concatenated.
+        counts: int [R], how many numbers each row has.
+        dtype: type of a stored number.
+    """
+    content = values.astype(dtype, copy=False).tobytes()
+    bounds = [0, *(np.cumsum(counts) * dtype.itemsize).tolist()]
+    return [content[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def segment_bytes(segment_lengths: np.ndarray) -> list[bytes]:
+    """Returns the bytes of the segment lengths of each window, int [B, 2]; 0 is left out."""
+    present = segment_lengths > 0
+    return row_bytes(segment_lengths[present], present.sum(axis=1), np.dtype("<u2"))
 
 
 def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windows:
@@ -174,18 +230,6 @@ def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windo
     begins_word = begins_word[positions]
     begins_word[np.cumsum(counts) - counts] = True
     return Windows(ids, lengths, segment_lengths, positions, counts, begins_word)
-
-
-def join_windows(windows: Sequence[WindowInput]) -> Windows:
-    """Concatenates windows."""
-    fields = [field.name for field in dataclasses.fields(WindowInput)]
-    columns = [[getattr(window, name) for window in windows] for name in fields]
-    lengths, num_segments, counts, _ = (np.array([*map(len, column)]) for column in columns)
-    input_ids, segments, positions, word_starts = map(np.concatenate, columns)
-    word_starts[np.cumsum(counts) - counts] = True
-    positions = positions + np.repeat(np.cumsum(lengths) - lengths, counts)
-    segment_lengths = pad_rows(segments, num_segments, 2)
-    return Windows(input_ids, lengths, segment_lengths, positions, counts, word_starts)
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import hashlib
 import itertools
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -71,13 +71,27 @@ def encode_example(features: Mapping[str, bytes]) -> bytes:
 
     The bytes equal those of TensorFlow's deterministic serialization.
     """
-    contents = []
-    for name in sorted(features):
-        value = features[name]
-        contents += (_entry_prefix(name, len(value)), value)
-    # A single join copies each value only once.
-    length = sum(map(len, contents))
-    return b"".join((_BYTES_FIELD_1, _varint(length), *contents))
+    return next(encode_examples({name: [value] for name, value in features.items()}))
+
+
+def encode_examples(columns: Mapping[str, Sequence[bytes]]) -> Iterator[bytes]:
+    """Yields the serialized examples of n records with the same features, see `encode_example`.
+
+    `columns` has n values for each feature.
+    """
+    names = tuple(sorted(columns))
+    for values in zip(*(columns[name] for name in names), strict=True):
+        prefixes = _prefixes(names, tuple(map(len, values)))
+        # A single join copies each value only once.
+        yield b"".join(itertools.chain.from_iterable(zip(prefixes, values, strict=True)))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _prefixes(names: tuple[str, ...], lengths: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Returns the bytes before each value of an Example, from the names and lengths of all."""
+    entries = [_entry_prefix(name, size) for name, size in zip(names, lengths, strict=True)]
+    message = _BYTES_FIELD_1 + _varint(sum(map(len, entries)) + sum(lengths))
+    return (message + entries[0], *entries[1:]) if entries else ()
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -155,9 +169,12 @@ def _masked_crc(data: bytes) -> int:
 
 def frame_record(record: bytes) -> bytes:
     """Returns a record in TFRecord framing, with both checksums."""
-    length = len(record).to_bytes(8, "little")
-    length_crc, data_crc = (_FOOTER.pack(_masked_crc(data)) for data in (length, record))
-    return b"".join((length, length_crc, record, data_crc))
+    return b"".join((_frame_header(len(record)), record, _FOOTER.pack(_masked_crc(record))))
+
+
+@functools.lru_cache(maxsize=2**12)
+def _frame_header(length: int) -> bytes:
+    return _HEADER.pack(length, _masked_crc(length.to_bytes(8, "little")))
 
 
 def read_records(path: Location) -> Iterator[bytes]:

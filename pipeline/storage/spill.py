@@ -10,9 +10,10 @@ blocks. A spill file is
 import dataclasses
 import itertools
 import json
+import operator
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +38,7 @@ _MAX_HEADER_BYTES = 2**20
 DAMAGED = "a damaged temporary file; delete it and re-run the command"
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A record to sort into a shard.
 
     Attributes:
@@ -84,18 +84,18 @@ def write_spill(
         header: small JSON values for `read_header`.
         is_only_writer: false if another process may write the same file at the same time.
     """
-    ordered = sorted(entries, key=lambda entry: entry.example_id)
+    ordered = sorted(entries, key=operator.itemgetter(0))
+    example_ids, groups, contents, documents = list(zip(*ordered, strict=True)) or [()] * 4
     index = np.zeros(len(ordered), _INDEX)
-    index["key"], index["tie"] = keys_and_ties([entry.example_id for entry in ordered])
-    index["group"] = [entry.group for entry in ordered]
-    index["size"] = [len(entry.record) for entry in ordered]
-    index["document"] = [entry.document for entry in ordered]
+    index["key"], index["tie"] = keys_and_ties(example_ids)
+    index["group"], index["document"] = groups, documents
+    index["size"] = [*map(len, contents)]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
     temporary = path.temporary() if is_only_writer else path.unique_temporary()
     with path.atomic_write(temporary=temporary), open(temporary, "wb") as file:
         file.write(json.dumps(header).encode("utf-8") + b"\n")
         np.save(file, index, allow_pickle=False)
-        file.writelines(entry.record for entry in ordered)
+        file.writelines(contents)
 
 
 def read_header(path: Location) -> dict[str, Any] | None:

@@ -376,7 +376,7 @@ def test_a_complete_directory_is_not_made_again(examples_dir, examples_config, m
 
 
 def test_masks_have_the_golden_values(examples_config, vocab) -> None:
-    """These bytes must not change without a new format version."""
+    """These bytes must not change without a new name in `seeding.STREAMS`."""
     masker = document_masker.DocumentMasker(examples_config)
     key = seeding.digest("golden")
     text = "春天来了，院子里的桃树开满了花。"
@@ -391,11 +391,11 @@ def test_masks_have_the_golden_values(examples_config, vocab) -> None:
 
 
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
-@pytest.mark.parametrize("batch_windows", [1, 3, 256])
+@pytest.mark.parametrize("batch_rows", [1, 7, 2048])
 def test_passages_together_have_the_examples_of_each_alone(
-    examples_config, monkeypatch, masking: str, batch_windows: int
+    examples_config, monkeypatch, masking: str, batch_rows: int
 ) -> None:
-    monkeypatch.setattr(document_masker, "_BATCH_WINDOWS", batch_windows)
+    monkeypatch.setattr(document_masker, "_BATCH_ROWS", batch_rows)
     monkeypatch.setattr(document_masker, "_GROUP_CHARS", 300)
     copies = None if masking == "dynamic" else 2
     config = dataclasses.replace(examples_config, masking=masking, dupe_factor=copies)
@@ -423,9 +423,9 @@ def test_passages_together_have_the_examples_of_each_alone(
     assert statistics[0] == statistics[1]
 
 
-GOLDEN_IDS = ["70e88b33e8dceb1aa89b1967b0533ce0", "0f132b32840da00523ffafacc4619f6b"]
-GOLDEN_POSITIONS = [[1, 2, 9], [4, 10, 16]]
-GOLDEN_LABELS = ["春", "天", "里"]
+GOLDEN_IDS = ["b8aa180752558d492d267edecfcec85a", "34927f0a3e483e0764eed35a1852f4b4"]
+GOLDEN_POSITIONS = [[7, 8, 10], [4, 10, 15]]
+GOLDEN_LABELS = ["院", "子", "的"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.seeding import KeyedStreams
 from pipeline.masking import masks, windows
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.tokens import Tokens
@@ -22,40 +23,39 @@ POLICY = masks.MaskingPolicy(
 
 
 @st.composite
-def windows_with_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ids, some of them special, and the tokens that begin words."""
-    count = draw(st.integers(1, 120))
-    seed = draw(st.integers(0, 10**6))
-    random = np.random.default_rng(seed)
-    ids = np.where(random.random(count) < 0.05, 1, random.integers(5, 1000, count))
-    starts = random.random(count) < 0.6
-    starts[0] = True
-    return ids, starts
+def rows_of_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws the lengths of words, the number of words of each row, and the room of each row."""
+    rows = draw(st.lists(st.lists(st.integers(1, 6), max_size=30), min_size=1, max_size=6))
+    rooms = draw(st.lists(st.integers(1, 25), min_size=len(rows), max_size=len(rows)))
+    lengths = np.array([*itertools.chain(*rows)], int)
+    return lengths, np.array([*map(len, rows)]), np.array(rooms)
 
 
-@given(windows_with_words(), st.integers(1, 30), st.integers(0, 10**6))
-def test_chosen_words_are_whole_ordinary_and_within_the_cap(window, cap: int, seed: int) -> None:
-    ids, starts = window
-    special = np.isin(ids, SPECIAL_IDS)
-    words = masks.maskable_words(starts, special, cap)
-    chosen = plain_masking.choose_positions(words, cap, np.random.default_rng(seed))
-    assert len(chosen) <= cap
-    assert len(set(chosen.tolist())) == len(chosen)
-    assert (np.diff(chosen) > 0).all()
-    assert not special[chosen].any()
-    word_of = np.cumsum(starts)
-    for word in set(word_of[chosen]):
-        assert set(np.flatnonzero(word_of == word)) <= set(chosen)
-    assert (len(chosen) > 0) == (len(words.starts) > 0)
+def _keys(count: int) -> list[bytes]:
+    return [number.to_bytes(16, "little") for number in range(count)]
 
 
-def test_no_word_is_left_that_would_fit() -> None:
-    starts = np.array([True, False, False, True, True, False])
-    words = masks.maskable_words(starts, np.zeros(6, bool), 3)
-    for seed in range(20):
-        chosen = plain_masking.choose_positions(words, 3, np.random.default_rng(seed)).tolist()
-        # Words of 3, 1 and 2 tokens: either the first, or the other two.
-        assert chosen in ([0, 1, 2], [3, 4, 5])
+@given(rows_of_words())
+def test_words_are_chosen_as_they_are_tried_one_after_another(drawn) -> None:
+    lengths, counts, rooms = drawn
+    chosen = masks.choose_words(lengths, counts, rooms).tolist()
+    words = zip(chosen, lengths.tolist(), strict=True)
+    for count, free in zip(counts.tolist(), rooms.tolist(), strict=True):
+        for is_chosen, length in itertools.islice(words, count):
+            assert is_chosen == (length <= free)
+            free -= length * is_chosen
+
+
+def test_words_of_a_special_token_or_of_too_many_tokens_are_left_out() -> None:
+    # Words of 3, 1, 2 and 1 tokens; the last one is special.
+    starts = np.array([False, False, False, True, True, False, True])
+    special = np.arange(7) == 6
+    words = masks.maskable_words(starts, special, 2)
+    assert (words.starts.tolist(), words.lengths.tolist()) == ([3, 4], [1, 2])
+    # The room of the first window has three tokens, that of the second one.
+    longest = np.array([3, 3, 3, 3, 1, 1, 1])
+    words = masks.maskable_words(starts, special, longest)
+    assert (words.starts.tolist(), words.lengths.tolist()) == ([0, 3], [3, 1])
 
 
 def test_token_weights_are_powers_of_counts() -> None:
@@ -69,15 +69,21 @@ def test_token_weights_are_powers_of_counts() -> None:
     assert masks.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
 
 
-def _shares(weights: list[float], num_to_predict: int, draws: int) -> np.ndarray:
+def _shares(weights: list[float] | None, count: int, rooms: int, draws: int) -> np.ndarray:
     """Returns the fraction of draws in which each of several one-token words is chosen."""
-    words = masks.Words(np.arange(len(weights)), np.ones(len(weights), int))
-    random = np.random.default_rng(5)
-    chosen = [
-        plain_masking.choose_positions(words, num_to_predict, random, weights=np.array(weights))
-        for _ in range(draws)
-    ]
-    return np.bincount(np.concatenate(chosen), minlength=len(weights)) / draws
+    streams = KeyedStreams.of(5, "mask", [bytes(16)] * draws, np.arange(draws))
+    counts = np.full(draws, count)
+    tiled = None if weights is None else np.tile(np.array(weights), draws)
+    order = masks.word_order(counts, streams, tiled)
+    lengths = np.ones(len(order), int)
+    chosen = order[masks.choose_words(lengths, counts, np.full(draws, rooms))]
+    return np.bincount(chosen % count, minlength=count) / draws
+
+
+def test_all_words_are_drawn_equally_often() -> None:
+    draws = 20_000
+    tolerance = 4 * np.sqrt(0.3 * 0.7 / draws)
+    np.testing.assert_allclose(_shares(None, 10, 3, draws), 0.3, atol=tolerance)
 
 
 def test_one_of_two_words_is_drawn_in_proportion() -> None:
@@ -86,7 +92,7 @@ def test_one_of_two_words_is_drawn_in_proportion() -> None:
         expected = np.array(weights) / sum(weights)
         # Four standard deviations of a binomial share.
         tolerance = 4 * np.sqrt(expected.prod() / draws)
-        np.testing.assert_allclose(_shares(weights, 1, draws), expected, atol=tolerance)
+        np.testing.assert_allclose(_shares(weights, 2, 1, draws), expected, atol=tolerance)
 
 
 def test_rare_words_are_preferred_by_the_formula() -> None:
@@ -101,31 +107,17 @@ def test_rare_words_are_preferred_by_the_formula() -> None:
             rest -= weights[word]
         expected[list(order)] += probability
     assert expected.sum() == pytest.approx(3.0)
-    shares = _shares(weights, 3, draws)
+    shares = _shares(weights, 6, 3, draws)
     tolerance = 4 * np.sqrt(expected * (1 - expected) / draws) + 1e-4
     assert (np.abs(shares - expected) < tolerance).all(), (shares, expected)
     assert (np.diff(shares) < 0).all()
 
 
-@given(windows_with_words(), st.integers(1, 30), st.integers(0, 10**6))
-def test_weighted_words_are_whole_and_within_the_cap(window, cap: int, seed: int) -> None:
-    ids, starts = window
-    words = masks.maskable_words(starts, np.isin(ids, SPECIAL_IDS), cap)
-    weights = masks.word_weights(words, 1.0 / ids) if len(words.starts) else np.zeros(0)
-    random = np.random.default_rng(seed)
-    chosen = plain_masking.choose_positions(words, cap, random, weights=weights).tolist()
-    spans = [range(begin, begin + n) for begin, n in zip(words.starts, words.lengths, strict=True)]
-    whole = [span for span in spans if set(span) <= set(chosen)]
-    assert sorted(itertools.chain(*whole)) == chosen
-    room = cap - len(chosen)
-    assert room >= 0
-    assert all(len(span) > room for span in spans if span not in whole)
-
-
 def test_masked_tokens_are_80_percent_mask_10_random_10_kept() -> None:
     count = 200_000
     labels = np.full(count, 777)
-    masked = plain_masking.mask_tokens(labels, POLICY, np.random.default_rng(0))
+    streams = KeyedStreams.of(0, "mask", _keys(count // 20))
+    masked = masks.masked_tokens(labels, np.full(count // 20, 20), POLICY, streams)
     shares = [(masked == 4).mean(), (masked == 777).mean()]
     # Four standard deviations of a binomial fraction are below 0.004.
     np.testing.assert_allclose(shares, [0.8, 0.1 + 0.1 / 995], atol=0.004)
@@ -136,43 +128,49 @@ def test_masked_tokens_are_80_percent_mask_10_random_10_kept() -> None:
 
 def test_the_number_of_masked_tokens_follows_berts_rule() -> None:
     # BERT's rule: a fraction of the input's length, at least one, and at most the cap.
-    assert [POLICY.num_to_predict(length) for length in (3, 10, 100, 512)] == [1, 2, 15, 20]
+    lengths = np.array([3, 10, 100, 512])
+    assert POLICY.num_to_predict(lengths).tolist() == [1, 2, 15, 20]
 
 
-@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 80))
-def test_windows_cover_the_document(num_tokens: int, length: int, stride: int) -> None:
-    spans = list(windows.window_spans(num_tokens, length, stride))
-    assert spans[0][0] == 0 and spans[-1][1] == num_tokens
-    assert all(0 < end - begin <= length for begin, end in spans)
-    step = min(stride, length)
-    assert [begin for begin, _ in spans] == [step * number for number in range(len(spans))]
-    # No window but the last reaches the end.
-    assert all(end < num_tokens for _, end in spans[:-1])
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), min_size=1, max_size=5),
+    st.integers(1, 80),
+)
+def test_windows_cover_each_document(documents, stride: int) -> None:
+    num_tokens, lengths = np.array(documents).T
+    spans = windows.window_spans(num_tokens, lengths, stride)
+    columns = (spans.documents, spans.numbers, spans.begins, spans.ends)
+    assert list(zip(*(values.tolist() for values in columns), strict=True)) == [
+        (document, number, *span)
+        for document, (count, length) in enumerate(documents)
+        for number, span in enumerate(plain_masking.window_spans(count, length, stride))
+    ]
 
 
-def test_inputs_have_special_tokens_around_segments() -> None:
-    ids, lengths, positions = windows.build_input(np.array([7, 8, 9]), 2, 2, 3)
-    assert ids.tolist() == [2, 7, 8, 3, 9, 3]
-    assert lengths.tolist() == [4, 2]
-    assert positions.tolist() == [1, 2, 4]
-    ids, lengths, positions = windows.build_input(np.array([7, 8, 9]), None, 2, 3)
-    assert ids.tolist() == [2, 7, 8, 9, 3]
-    assert lengths.tolist() == [5]
-    assert positions.tolist() == [1, 2, 3]
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 1000))
-def test_segments_begin_with_lines_or_else_with_words(starts: list[bool], seed: int) -> None:
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_segments_begin_with_lines_or_else_with_words(starts: list[bool], data) -> None:
     word_starts = np.array(starts)
-    word_starts[0] = True
     line_starts = word_starts & (np.arange(len(starts)) % 3 == 0)
-    split = windows.split_point(word_starts, line_starts, np.random.default_rng(seed))
-    if line_starts[1:].any():
-        assert 0 < split < len(starts) and line_starts[split]
-    elif word_starts[1:].any():
-        assert 0 < split < len(starts) and word_starts[split]
-    else:
-        assert split == len(starts)
+    begins = np.array(data.draw(st.lists(st.integers(0, len(starts) - 1), min_size=1, max_size=5)))
+    ends = np.array([data.draw(st.integers(begin + 1, len(starts))) for begin in begins.tolist()])
+    bits = KeyedStreams.of(1, "segments", _keys(len(begins))).bits(1)
+    splits = windows.split_points(begins, ends, (line_starts, word_starts), bits)
+    for begin, end, split in zip(begins.tolist(), ends.tolist(), splits.tolist(), strict=True):
+        lines, words = (
+            set(np.flatnonzero(s[begin + 1 : end]) + 1) for s in (line_starts, word_starts)
+        )
+        assert split in (lines or words or {end - begin})
+
+
+def test_every_possible_split_is_chosen_equally_often() -> None:
+    count = 20_000
+    bits = KeyedStreams.of(1, "segments", _keys(count)).bits(1)
+    word_starts = np.array([True, True, False, True, True])
+    boundaries = (np.zeros(5, bool), word_starts)
+    splits = windows.split_points(np.zeros(count, int), np.full(count, 5), boundaries, bits)
+    shares = np.bincount(splits, minlength=6) / count
+    tolerance = 4 * np.sqrt(2 / 9 / count)
+    np.testing.assert_allclose(shares, [0, 1 / 3, 0, 1 / 3, 1 / 3, 0], atol=tolerance)
 
 
 def _tokens(starts: list[int], ends: list[int], word_ids: list[int]) -> Tokens:
