@@ -36,7 +36,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         title: description of the corpus.
         url: source of the corpus.
         licence: license of the corpus.
-        files: globs of file names, without suffixes of compressions; all files by default.
+        files: globs of file names, without compression suffixes; all files by default.
         reader: reader of files whose content does not identify their format, one of
             `pipeline.corpora.readers.READERS`.
         text_fields: fields of a row that contain its text.

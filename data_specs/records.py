@@ -98,7 +98,7 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
             TOPK_IDS,
             ID_DTYPE,
             ("P", "K"),
-            "The teacher's most probable tokens, in descending order.",
+            "The teacher's most probable tokens, by descending probability.",
         ),
         Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
     ),

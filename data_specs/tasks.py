@@ -124,8 +124,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         kind: one of `KINDS`.
         text_fields: one or two fields of a row. In a `squad` file, always question and
             context; in a `conll` file, the column of words.
-        files: for each split, the names or globs of its files. The first that matches is
-            taken; several matches are read one after another. Splits whose name begins with
+        files: for each split, the names or globs of its files. The first name or glob that
+            matches is used; all files that it matches are read. Splits whose name begins with
             `test` need no labels.
         metrics: names in `METRICS`, the main one first.
         submission: the submission file.
@@ -135,7 +135,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             them, the tags of the training file are used.
         skip_labels: labels whose rows are left out.
         score_range: range of a regression; predictions are clipped to it in a submission.
-        id_field: the field with the id of a row; a row without it has its number, from 0.
+        id_field: the field with the id of a row; rows without it are numbered from 0.
         reader: one of `READERS`. `squad` is SQuAD's JSON; `conll` has columns separated by
             tabs or spaces, one word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
@@ -196,7 +196,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ):
             if is_given != belongs and not (is_tags and key == "labels"):
                 received = declarations.format_value(getattr(self, key))
-                raise ValueError(f"{key}: expected {expected} and only there, received {received}")
+                raise ValueError(
+                    f"{key}: expected {expected}, and no value otherwise, received {received}"
+                )
 
     def _check_labels(self) -> None:
         if len(set(self.labels) | set(self.skip_labels)) != len(self.labels + self.skip_labels):
@@ -210,7 +212,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("metrics: expected one with kind: span, received several")
         unknown = {*self.text_fields, self.label_field} - set(self.columns)
         if self.columns and unknown:
-            raise ValueError(f"columns: expected {sorted(unknown)[0]} among them, found none")
+            raise ValueError(f"columns: expected a column {sorted(unknown)[0]}, received none")
 
     def _check_tags(self) -> None:
         rules = KINDS[self.kind]

@@ -1,1 +1,1 @@
-"""Offline, two-stage distillation of BERT-like masked language models."""
+"""Offline distillation of BERT-like masked language models, in three stages."""

@@ -78,7 +78,7 @@ def read_recipe(entry: str) -> "Recipe":
     recipe_flags = _read_flags(_find_flagfile(name))
     losses, schedules = recipe_flags.pop("losses", None), recipe_flags.pop("loss_schedules", {})
     if losses is None:
-        raise InputError(Setting("recipes"), f"`losses` in {name}", "none")
+        raise InputError(Setting("recipes"), received=f"{name} does not set `losses`")
     stem = Location.parse(name).name.removesuffix(".flags")
     settings = {setting: flags.as_text(value) for setting, value in recipe_flags.items()}
     return Recipe(stem, codec or None, losses, schedules, settings)

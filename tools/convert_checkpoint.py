@@ -81,7 +81,7 @@ class ConvertConfig(Settings):
                 Setting("init_checkpoint"), "used together with `bert_config_file`", "`input`"
             )
         if self.input is None and self.init_checkpoint is None:
-            expected = "the model's checkpoint where `bert_config_file` is set"
+            expected = "set together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected, "none")
 
 

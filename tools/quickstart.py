@@ -44,12 +44,12 @@ _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
 _STUDENT_STEPS = 60
 _STUDENT_LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
-    "undistilled": "masked_lm=1",
+    "baseline": "masked_lm=1",
 }
 # The time of all work after a training, as a multiple of the training's time.
-_REST = {"teacher": 1.0, "distilled": 1.4, "undistilled": 0.4}
+_REST = {"teacher": 1.0, "distilled": 1.4, "baseline": 0.4}
 # The time of a training with its evaluations, as a multiple of the time of its steps.
-_WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "undistilled": 1.5}
+_WITH_EVALUATION = {"teacher": 1.1, "distilled": 1.5, "baseline": 1.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class QuickstartConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_teacher and self.teacher is not None:
-            raise InputError(Setting("train_teacher"), "either it or `teacher`", "both")
+            raise InputError(Setting("train_teacher"), received="cannot be combined with `teacher`")
         for name in quickstart_text.READING:
             if getattr(self, name) is not None and self.corpus is None:
                 raise InputError(Setting(name), "unset without `corpus`", getattr(self, name))
@@ -181,7 +181,7 @@ class Quickstart:
         steps.append(
             Step("capture: the teacher runs once", work / "cache/manifest.json", self.run_teacher)
         )
-        titles = ("distill: a student of half the layers", "baseline: the same student undistilled")
+        titles = ("distill: a student of half the layers", "baseline: the same, on labels only")
         for name, title in zip(_STUDENT_LOSSES, titles, strict=True):
             make = functools.partial(self.train_student, name)
             step = Step(title, work / f"{name}/config.json", make, "student")

@@ -21,7 +21,7 @@ from tools.report import charts, curves, page
 from tools.report.runs import Run, read_runs
 from tools.text_table import aligned_lines
 
-STUDENTS = ("distilled", "undistilled")
+STUDENTS = ("distilled", "baseline")
 _LATENCY_RUNS = 60
 # The number of records for the measurement of sizes.
 _SAMPLE = 200
@@ -48,7 +48,7 @@ class Report:
     """The numbers of the tables.
 
     Attributes:
-        models: the teacher, the distilled student and the baseline student (undistilled).
+        models: the teacher, the distilled student and the baseline student.
         num_positions: number of held-out masked positions.
         position_bytes: bytes of the cache per masked position, including inputs.
         list_bytes: bytes per masked position in padded lists of int64 and float, the format
@@ -226,7 +226,7 @@ def _size_chart(report: Report) -> page.Chart:
 def html_page(report: Report, students: Sequence[Run]) -> str:
     """Returns the page: the table, the size of the cache, curves and settings."""
     models = page.Table(_TITLES, _rows(report))
-    note = "undistilled: the baseline student, trained on labels only, from the same start"
+    note = "baseline: the same student, trained on labels only, from the same start"
     notes = [page.Note(text) for text in (note, *_notes(report)[:2])]
     if warning := _warning(report):
         notes.append(page.Note("", warning))

@@ -91,7 +91,7 @@ class TextReader:
             vectors[indices] = forward(batch)[: len(indices)]
             bar.update(len(indices))
         if not np.isfinite(vectors).all():
-            hint = "is the model damaged, or does `compute_dtype` not suit it?"
+            hint = "check the model for damage, or try `compute_dtype`=float32"
             raise InputError(
                 Setting("model"), received="its vectors hold NaN or infinity", hint=hint
             )

@@ -6,7 +6,7 @@ offline_distill study --teacher=MODEL --input_dir=TEXT --work=DIR --budget=2h \\
 If the teacher has no masked-LM head, one is trained on the text. Students with half of the
 teacher's layers start from the same weights and train for the same number of steps. The baseline
 student learns from labels only; one more student is trained with each of --recipes. The baseline
-also serves as a base model that is continued, with teacher targets or with labels only. All
+is also trained further, with teacher targets or with labels only. All
 students and the teacher are fine-tuned on the tasks, with at least two seeds each.
 
 With --budget, the first steps are measured, and the numbers of steps and examples are chosen to
@@ -61,7 +61,7 @@ def find_study(config: StudyConfig) -> "Study":
     )
     for variant in study_variants[1:]:
         if variant.source == variants.LABELS:
-            expected = "recipes with a teacher; the baseline already has labels only"
+            expected = "recipes with teacher targets, as the baseline student uses labels only"
             raise InputError(Setting("recipes"), expected, variant.title)
     return Study(config, study_variants, layers, has_head=not source.is_bare)
 

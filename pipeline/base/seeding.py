@@ -153,7 +153,7 @@ def philox4x32(counters: Sequence[np.ndarray], key: Sequence[np.ndarray]) -> np.
 
 
 def below(limits: np.ndarray | int, bits: np.ndarray) -> np.ndarray:
-    """Returns random numbers from 0 to below limits, int64 [n], of 32 random bits each.
+    """Returns random integers of at least 0 and below the limits, int64 [n], from 32 bits each.
 
     Lemire, 2019, "Fast random integer generation in an interval", without the rejection: the
     probabilities differ by at most `limit / 2**32` of their value.

@@ -83,7 +83,7 @@ class Comparison:
     A target comes from the cache if the cache holds it, else from a live teacher.
 
     Attributes:
-        temperature: the distillation temperature, for losses that are `uses_temperature`.
+        temperature: the distillation temperature, for losses with `uses_temperature`.
         tail: the tail policy; None for each loss's own default.
         truncation_factor: k, at most the cached one; None for the whole distribution of a live
             teacher or of cached head states.
@@ -231,7 +231,7 @@ class Comparison:
             of_topk = [other for other in map(load_loss, LOSSES) if other.needs == TOPK]
             others = " or ".join(other.name for other in of_topk if other.is_expectation)
             hint = (
-                f"with a cache of `truncation`=sampled expected {others}; a cache of "
+                f"with a cache of `truncation`=sampled use {others}; a cache of "
                 f"{CAPTURE_STATES} supports all losses on distributions"
             )
             raise InputError(Setting("losses"), received=f"{name} needs a top-k", hint=hint)
@@ -251,7 +251,7 @@ class Comparison:
             required = ",".join(str(group.teacher) for group in self.groups(HIDDEN))
             required = self.pooling if loss.needs == EMBEDDING else required
             hint = _SOURCES[loss.needs].replace("…", required or "…")
-            raise InputError(Setting("losses"), received=received, hint=f"expected {hint}")
+            raise InputError(Setting("losses"), received=received, hint=f"use {hint}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,4 +221,4 @@ def _expect_attention(
         expected = (
             f"losses other than {loss.name}, which needs the teacher's {heads} attention heads"
         )
-        raise InputError(Setting("losses"), expected, f"a student of {own}")
+        raise InputError(Setting("losses"), expected, f"a student with {own} attention heads")

@@ -69,7 +69,7 @@ class StudentConfig(Settings):
         low=1,
     )
     drop_segments: bool = setting(
-        False, "Requires `init_from`. Whether a BERT becomes a DistilBERT, without segments."
+        False, "Requires `init_from`. Whether to drop segments: a BERT becomes a DistilBERT."
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class StudentConfig(Settings):
         sources = ("student", "bert_config_file", "init_from")
         given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            expected = "the only one given of `student`, `bert_config_file` and `init_from`"
+            expected = "given, or else exactly one of `bert_config_file` and `init_from`"
             raise InputError(Setting("student"), expected, " and ".join(given) or "none")
         if self.init_checkpoint is not None and self.bert_config_file is None:
             expected = "used together with `bert_config_file`"
@@ -261,8 +261,8 @@ class DistillConfig(Settings):
     length_buckets: int | None = setting(
         None,
         "Number of padded lengths. The inputs of a step are sorted by length and padded in "
-        "microbatches. With 1, all have `max_seq_length`. By default 8, or 4 on TPUs, where "
-        "programs take long to compile. A resumed run keeps its number.",
+        "microbatches. With 1, all inputs are padded to `max_seq_length`. By default 8, or 4 on "
+        "TPUs, where programs take long to compile. A resumed run keeps its number.",
         low=1,
     )
     save_checkpoints_steps: int = unrecorded(1_000, "Steps between checkpoints.", low=1)
@@ -280,7 +280,7 @@ class DistillConfig(Settings):
         parse=StepRange.parse,
     )
     max_eval_steps: int = unrecorded(100, "Maximum number of batches of an evaluation.", low=1)
-    deterministic: bool = setting(True, "Whether a repeated run gives the same bits on a CPU.")
+    deterministic: bool = setting(True, "Whether repeated runs on a CPU are bit-identical.")
     # Results are the same within float error.
     distribution: str = unrecorded(
         NOT_DISTRIBUTED,
@@ -290,9 +290,9 @@ class DistillConfig(Settings):
     )
     num_data_streams: int | None = setting(
         None,
-        "Number of data streams: groups of shards, each read by one process. Every step has "
-        "equally many examples of each stream. By default, one stream per process. A resumed run "
-        "keeps its number.",
+        "Number of data streams: groups of shards, each read by one process. Every step takes "
+        "the same number of examples from each stream. By default, one stream per process. A "
+        "resumed run keeps its number.",
         low=1,
         omit_default=True,
     )
@@ -306,11 +306,9 @@ class DistillConfig(Settings):
         super().__post_init__()
         self._fill_schedules()
         if not (self.do_train or self.do_eval):
-            raise InputError(Setting("do_train"), "set unless `do_eval` is set", "neither")
+            raise InputError(Setting("do_train"), "set, or `do_eval` in its place", "neither")
         if self.do_train and not self.output_dir:
-            raise InputError(
-                Setting("output_dir"), "the student's directory where `do_train` is set", "none"
-            )
+            raise InputError(Setting("output_dir"), "set if `do_train` is set", "none")
         if self.warmup_steps > self.num_train_steps:
             expected = f"at most `num_train_steps`={self.num_train_steps}"
             raise InputError(Setting("num_warmup_steps"), expected, self.num_warmup_steps)

@@ -156,7 +156,7 @@ def word_order(
 
 
 def choose_words(lengths: np.ndarray, counts: np.ndarray, rooms: np.ndarray) -> np.ndarray:
-    """Returns which words of each row fit into its room, if they are tried in order.
+    """Returns the words of each row that a greedy choice, in order, fits into its token limit.
 
     Args:
         lengths: int [n], the number of tokens of each word, row by row.

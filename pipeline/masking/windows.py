@@ -67,7 +67,7 @@ def window_spans(num_tokens: np.ndarray | int, length: np.ndarray | int, stride:
         num_tokens: int [documents], the number of tokens of each document; or of one document.
         length: int [documents], the maximum length of each document's windows in tokens, without
             special tokens; or one for all documents.
-        stride: tokens between the beginnings of windows; a larger value counts as the length.
+        stride: tokens between the beginnings of windows; at most the length is used.
 
     Example:
         A document of 10 tokens, windows of 4 and a stride of 3 give the spans (0, 4), (3, 7) and

@@ -1,4 +1,4 @@
-"""MPNet's bias of attention scores by the distance between two tokens.
+"""MPNet's relative position bias, which is added to attention scores.
 
 The buckets are those of Raffel et al., "Exploring the Limits of Transfer Learning with a
 Unified Text-to-Text Transformer" (2020). All layers share one table (Song et al., 2020).

@@ -1,6 +1,6 @@
 """Microbatches of inputs of similar length, padded to one of a few lengths.
 
-A batch is padded to its longest input, so that padding costs as much as tokens. A compiler makes
+A batch is padded to its longest input, and padding costs as much as tokens. A compiler makes
 a program for each shape. Therefore the inputs of a batch are sorted by length and cut into
 microbatches, and lengths are rounded up.
 """

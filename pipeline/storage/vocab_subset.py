@@ -60,7 +60,9 @@ class VocabSubset:
 
     def describe(self, manifest: Manifest) -> str:
         """Returns a line on the student's reading of a cache's tokens."""
-        mass = "" if manifest.teacher_info is None else ", their mass joins the tail"
+        mass = (
+            "" if manifest.teacher_info is None else "; the mass of missing tokens joins the tail"
+        )
         others = f"others are read as {self.unknown_token}"
         if num_cut := np.count_nonzero(self.pieces[:, 1:2] != NO_ID):
             others = f"{num_cut:,} others are split into these, the rest become "

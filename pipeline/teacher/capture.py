@@ -556,7 +556,7 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
         raise InputError(
             Setting("runner"),
             "used with the same teacher and masked examples under the same paths on each node",
-            f"others on {socket.gethostname()}: {difference}",
+            f"different ones on {socket.gethostname()}: {difference}",
         )
     return _ShardMaker(inputs)
 

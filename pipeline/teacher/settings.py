@@ -178,7 +178,7 @@ class TeacherCacheConfig(Settings):
             expected = "used together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected, "`teacher`")
         if self.bert_config_file is not None and self.init_checkpoint is None:
-            expected = "the teacher's checkpoint where `bert_config_file` is set"
+            expected = "set together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected, "none")
         if self.holds_states:
             self._check_states()

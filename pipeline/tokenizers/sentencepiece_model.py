@@ -1,8 +1,8 @@
 """SentencePiece models as tokenizers, and their conversion to a `tokenizer.json`.
 
 `transformers` reads the `tokenizer.json`. The conversion keeps pieces, scores and algorithm
-(Kudo, 2018), so both give the same tokens. The only exception is a text that two sequences of
-pieces give with exactly the same score.
+(Kudo, 2018), so both give the same tokens. The only exception is a text that has two
+segmentations with exactly the same score.
 """
 
 import dataclasses

@@ -285,13 +285,13 @@ def test_complete_quickstart_runs_on_a_small_corpus(tmp_path, monkeypatch) -> No
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "(done before)" in result.stdout and "undistilled" in result.stdout
+    assert "(done before)" in result.stdout and "baseline" in result.stdout
     report = json.loads((tmp_path / "work/report.json").read_text(encoding="utf-8"))
-    teacher, distilled, undistilled = report["models"]
-    assert teacher["parameters"] > distilled["parameters"] == undistilled["parameters"]
+    teacher, distilled, baseline = report["models"]
+    assert teacher["parameters"] > distilled["parameters"] == baseline["parameters"]
     assert report["list_bytes"] > report["position_bytes"]
     page = (tmp_path / "work/report.html").read_text(encoding="utf-8")
     rows = parse(page).tables[0][1:]
-    assert [row[0] for row in rows] == ["teacher", "distilled", "undistilled"]
+    assert [row[0] for row in rows] == ["teacher", "distilled", "baseline"]
     assert rows[1][1] == f"{distilled['accuracy']:.1%}"
     assert len(charts(page)) == 6

@@ -1,4 +1,4 @@
-"""Compares every stage with its baseline; the two are measured in turns.
+"""Compares every stage with its baseline; the two are measured alternately.
 
 python -m tools.dev.benchmark_pipeline --corpus=TEXT --teacher=MODEL --work=DIR [--quick]
 

@@ -43,8 +43,8 @@ It is too small, and has read too little text, for any other use.
 
 It was trained from random weights for {steps:,} steps of 64 windows of up to {length} tokens.
 Whole words are masked, differently in each epoch.
-It predicts {accuracy:.1%} of the masked tokens in held-out documents, on which the quickstart
-evaluates.
+It predicts {accuracy:.1%} of the masked tokens in the quickstart's held-out documents, with other
+masks than those of the quickstart.
 
 ## Text
 
@@ -123,7 +123,7 @@ def publish(teacher: Location, examples: Location, output_dir: Location) -> None
     manifests.copy_tokenizer(examples, manifest, folder)
     model_directory.save_hf_weights(folder, source.config, weights)
     config, last = source.config, read_metrics(teacher / METRICS_FILE)[-1]
-    shape = f"BERT of {config.num_hidden_layers} layers × {config.hidden_size}"
+    shape = f"BERT of {config.num_hidden_layers} layers of {config.hidden_size} dimensions"
     size = f"{config.vocab_size:,} tokens, {count_parameters(config) / 1e6:.2f} million parameters"
     card = _CARD.format(
         model=f"{shape}, {size}",

@@ -80,9 +80,8 @@ def check(names: Sequence[str]) -> None:
         raise InputError(Setting("formats"), expected, ",".join(names) or "none")
     missing = missing_packages(names)
     if missing:
-        expected, hint = f"{', '.join(missing)} to be installed for", "pip install '.[export]'"
-        names = ",".join(names)
-        raise InputError(Setting("formats"), f"{expected} {names}", "no such package", hint)
+        received = f"{','.join(names)} requires {', '.join(missing)}, which is not installed"
+        raise InputError(Setting("formats"), received=received, hint="pip install '.[export]'")
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:

@@ -63,7 +63,7 @@ def predict_logits(
             ]
             unpadded_logits[index] = np.ascontiguousarray(input_logits)
             if not np.isfinite(input_logits).all():
-                hint = "is the model damaged, or does `compute_dtype` not suit it?"
+                hint = "check the model for damage, or try `compute_dtype`=float32"
                 raise InputError(None, "finite logits", "NaN or infinity", hint)
         if bar is not None:
             bar.update(len(indices))

@@ -112,7 +112,7 @@ class FinetuneConfig(Settings):
         super().__post_init__()
         if not self.do_train and self.distills:
             name = "teacher_cache" if self.finetune_teacher is None else "finetune_teacher"
-            raise InputError(Setting(name), "`do_train` with a teacher", "`nodo_train`")
+            raise InputError(Setting(name), "unset without `do_train`", getattr(self, name))
         if self.teacher_cache is None and self.finetune_teacher is not None:
             object.__setattr__(self, "teacher_cache", self.output_dir / "teacher_cache")
 

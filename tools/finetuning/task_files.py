@@ -184,7 +184,7 @@ class _RowLines:
         while line := self._text.readline(self.left + 1):
             self.left -= len(line)
             if self.left < 0:
-                raise csv.Error(f"a row of more than {MAX_ROW_BYTES} letters")
+                raise csv.Error(f"a row of more than {MAX_ROW_BYTES} characters")
             yield line
 
 

@@ -84,7 +84,7 @@ def _parse_line(content: bytes, place: str) -> dict[str, Any]:
         raise InputError(place, "an object", type(line).__name__)
     step, split = line.get("step"), line.get("split")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
-        raise InputError(place, "a count of updates as step", format_value(step))
+        raise InputError(place, "the field step with a number of steps", format_value(step))
     if split not in (TRAIN, EVAL):
         raise InputError(place, "the split train or eval", format_value(split))
     for name, value in line.items():

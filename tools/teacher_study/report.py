@@ -248,8 +248,8 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
     settings, sizes, head = report["settings"], report["sizes"], report["head"]
     yield (
         f"{sizes['num_train_steps']:,} steps of {settings['train_batch_size']} inputs for each "
-        f"student; a base model is continued for half of the steps. Mean and standard deviation of "
-        f"{len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: "
+        "student; the baseline student is continued for half of them. Mean and standard deviation "
+        f"of {len(settings['seeds'])} seeds. Shares in percent, KL in nats at temperature 1. Kept: "
         "the mean share of the teacher's score, over the tasks on which it is better than chance. "
         "Faster: throughput."
     )
@@ -257,9 +257,9 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
         if not row["teacher_above"]:
             teacher = report["models"][0]["scores"][task]["mean"]
             yield (
-                f"{task} does not count: the teacher scores {100 * teacher:.1f}, and better than "
-                f"chance is above {100 * row['chance_limit']:.1f}. The best constant prediction "
-                f"scores {100 * row['constant_score']:.1f}."
+                f"{task} does not count: the teacher scores {100 * teacher:.1f}, and a score "
+                f"better than chance exceeds {100 * row['chance_limit']:.1f}. The best constant "
+                f"prediction scores {100 * row['constant_score']:.1f}."
             )
     examples = sizes["task_examples"].items()
     limits = ", ".join(

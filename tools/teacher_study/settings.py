@@ -37,14 +37,14 @@ class StudyConfig(StudentRunsConfig):
     recipes: tuple[str, ...] = setting(
         ("roberta_wwm", "distilbert", "minirbt"),
         "Recipes of the distilled students, separated by commas, in the form of compare_recipes. "
-        "The first also continues a base model.",
+        "The first also continues the baseline student.",
         parse=parse_words,
         decides_output=False,
     )
     num_train_steps: int | None = setting(
         None,
         f"Steps of each student; by default {DEFAULT_STEPS}, or the number that fits in `budget`. "
-        "A base model is continued for half of the steps.",
+        "The baseline student is continued for half of the steps.",
         low=2,
     )
     head_steps: int = setting(

@@ -109,8 +109,8 @@ def _mass_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Proble
             if info.truncation_mass is not None:
                 mass = -np.expm1(np.minimum(tail, 0.0))
                 yield (
-                    f"{records.TOPK_COUNTS}: expected ids of {info.truncation_mass:g} of the mass "
-                    f"if there are fewer than {info.truncation_factor}",
+                    f"{records.TOPK_COUNTS}: expected a mass of {info.truncation_mass:g} or more "
+                    f"where there are fewer than {info.truncation_factor} ids",
                     (counts < info.truncation_factor) & (mass < info.truncation_mass - ROUNDING),
                 )
 

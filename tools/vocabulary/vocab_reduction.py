@@ -42,7 +42,7 @@ class VocabLimit:
         names = [f"`{name}`" for name, value in values.items() if value is not None]
         if len(names) != 1:
             received = " and ".join(names) or "none"
-            expected = "the only one set of `vocab_size`, `coverage` and `min_count`"
+            expected = "set, or else exactly one of `coverage` and `min_count`"
             raise InputError(Setting("vocab_size"), expected, received)
 
 

@@ -9,7 +9,7 @@ from pipeline.distill.losses.base import AttentionLoss
 
 
 class AttentionMSE(AttentionLoss):
-    """Squared difference of two maps, averaged over heads: DistilRuBERT's fourth loss.
+    """Squared difference of two attention maps, averaged over heads: DistilRuBERT's fourth loss.
 
     Padding is ignored both as query and as key. This equals PyTorch's `MSELoss` on the elements
     that belong to real tokens.

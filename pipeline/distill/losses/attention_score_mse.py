@@ -5,7 +5,7 @@ from pipeline.distill.losses.base import SCORES
 
 
 class AttentionScoreMSE(AttentionMSE):
-    """Squared difference of scores, averaged over heads: a loss of TinyBERT (Jiao et al., 2020).
+    """Squared difference of attention scores, averaged over heads: TinyBERT (Jiao et al., 2020).
 
     Scores are the scaled products of queries and keys, before the softmax and before any mask or
     bias. This loss is the mean over layers and real tokens. TinyBERT instead sums over the layers

@@ -27,7 +27,7 @@ FAMILIES: Mapping[str, Family] = {
 
 _DEBERTA = (
     "its published files have no masked-LM head that `transformers` loads, and version 3 was "
-    "trained on replaced tokens, without such a head"
+    "trained with replaced token detection, without such a head"
 )
 # Families that a user may expect to open, and the reasons why they are refused.
 REFUSED: Mapping[str, str] = {"deberta": _DEBERTA, "deberta-v2": _DEBERTA}

@@ -71,7 +71,7 @@ class Published:
 # Files of published models.
 SAFETENSORS, KERAS_H5, TORCH_BIN = "model.safetensors", "tf_model.h5", "pytorch_model.bin"
 WORDPIECE = ("vocab.txt", "tokenizer.json")
-NO_HEAD = "Without a masked-LM head: a student's start."
+NO_HEAD = "No masked-LM head: use it only to initialize a student."
 
 
 @dataclasses.dataclass(frozen=True)

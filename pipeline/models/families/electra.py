@@ -24,7 +24,7 @@ FAMILY = Family(
             ("google/electra-small-generator", "hfl/chinese-electra-180g-base-generator"),
             (KERAS_H5, TORCH_BIN),
             WORDPIECE,
-            "A discriminator has no masked-LM head: it is a student's start only.",
+            "A discriminator has no masked-LM head: use it only to initialize a student.",
         ),
     ),
     hf_names=(

@@ -142,7 +142,7 @@ def _decompress(content: bytes, max_bytes: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class CompactCodec(TopKCodec):
-    """Ids as gaps of frequency ranks, logits as steps, compressed: about 1.5 bytes for both.
+    """Ids as gaps of frequency ranks, quantized logits, compressed: about 1.5 bytes per pair.
 
     Tokens are ranked by their count in the text, ties by the smaller id. A position's ids are
     stored in the order of their ranks. Each is stored as the gap to the previous rank, minus 1,

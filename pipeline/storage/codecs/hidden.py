@@ -46,7 +46,7 @@ class Float16HiddenCodec(HiddenCodec):
 
 @dataclasses.dataclass(frozen=True)
 class Int8HiddenCodec(HiddenCodec):
-    """Hidden states in int8: one byte per number, 127 steps up to the largest of each state.
+    """Hidden states quantized to int8, scaled to the largest magnitude of each state.
 
     The error of a number is at most half a step, 1/254 of the state's largest magnitude.
     """

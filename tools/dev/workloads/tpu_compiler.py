@@ -136,8 +136,7 @@ def open_topology(name: str) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             Setting("topology"),
-            "the TPU compiler to be installed",
-            "none",
+            received="the TPU compiler is not installed",
             hint="pip install libtpu",
         )
     os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
