@@ -12,7 +12,7 @@ from data_specs import records
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest as manifests
 from pipeline.storage.cache_input import open_cache
-from tests.conftest import make_cache
+from tests.conftest import SENTENCES, make_cache
 from tests.tools.conftest import read_rows, rewrite_cache
 from tests.tools.page_reading import parse
 from tools import inspect_cache as tool
@@ -181,7 +181,7 @@ def test_text_of_other_tokenizers_is_readable(
     printed = capsys.readouterr().out
     assert "▁" not in printed and "Ġ" not in printed
     # Text without masks reads as in the corpus.
-    assert "step by step" in printed or "The small model" in printed or "春天" in printed
+    assert any(sentence[:3] in printed for sentence in SENTENCES)
 
 
 def test_examples_are_selected_by_index_and_by_id(cache_dir, examples_dir, tmp_path) -> None:
