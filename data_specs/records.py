@@ -78,7 +78,7 @@ class Feature:
         return id_dtype(vocab_size) if self.dtype == ID_DTYPE else np.dtype(self.dtype)
 
 
-_EXAMPLE_ID = Feature(EXAMPLE_ID, "|u1", ("16",), "Digest of seed, document, window and copy.")
+_EXAMPLE_ID = Feature(EXAMPLE_ID, "|u1", ("16",), "A function of seed, document, window and copy.")
 _SEGMENT_LENGTHS = Feature(
     SEGMENT_LENGTHS, "<u2", ("S",), "Tokens of each segment, [CLS] and [SEP] included."
 )

@@ -74,7 +74,7 @@ class KeyedStreams:
     A stream depends only on its own row: on the row's key and its two numbers.
 
     Attributes:
-        keys: uint32 [R, 3], which depend on the seed, the purpose and the row's key.
+        keys: uint32 [R, 4], which depend on the seed, the purpose and the row's key.
         numbers: uint32 [R, 2], for example the index of a window and the index of its copy.
     """
 
@@ -99,9 +99,9 @@ class KeyedStreams:
             first: int [R], or one number for all rows.
             second: int [R], or one number for all rows.
         """
-        # A key with fewer bytes is padded with zeros.
+        # Keys of other sizes, which only files of others have, are cut or padded with zeros.
         words = np.array(keys, "S16").view("<u4").reshape(-1, 4)
-        salted = (words ^ np.frombuffer(digest(seed, purpose), "<u4"))[:, :3]
+        salted = words ^ np.frombuffer(digest(seed, purpose), "<u4")
         numbers = np.empty((len(salted), 2), np.uint32)
         numbers[:, 0], numbers[:, 1] = first, second
         return cls(salted, numbers)
@@ -123,7 +123,9 @@ class KeyedStreams:
         row = np.repeat(np.arange(len(self)), blocks)
         block = np.arange(len(row)) - first_blocks[row] + (stream << _BLOCK_BITS)
         keys, numbers = self.keys[row], self.numbers[row]
-        counters = (block.astype(np.uint32), numbers[:, 0], numbers[:, 1], keys[:, 2])
+        first = numbers[:, 0] ^ keys[:, 2]
+        second = numbers[:, 1] ^ keys[:, 3]
+        counters = (block.astype(np.uint32), first, second, np.zeros_like(first))
         drawn = philox4x32(counters, (keys[:, 0], keys[:, 1])).ravel()
         # The last block of a row may have more numbers than requested.
         surplus = _NUMBERS_PER_BLOCK * first_blocks - (np.cumsum(counts) - counts)

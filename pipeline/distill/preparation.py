@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from data_specs import records
+from pipeline.base import seeding
 from pipeline.base.errors import InputError, Setting, naming_setting
 from pipeline.distill.comparison import CAPTURE_STATES
 from pipeline.distill.losses import load_loss
@@ -117,6 +119,8 @@ class Preparation:
             "num_warmup_steps": self.config.warmup_steps,
             "truncation_factor": comparison.truncation_factor,
         }
+        if self.cache.manifest.kind == records.UNMASKED_WINDOWS:
+            run_config["random_numbers"] = seeding.STREAMS
         if hub := self.config.hub_models():
             run_config[HUB] = hub
         return json.loads(json.dumps(run_config, default=vars))

@@ -5,6 +5,7 @@ A job of a worker is a document block, and its result is one spill file.
 
 import dataclasses
 import functools
+import itertools
 import re
 import socket
 from collections import Counter
@@ -24,7 +25,7 @@ from pipeline.masking import duplicates, masks, windows
 from pipeline.masking.duplicates import LeftOutDocuments, MaskedDocument, MaskedTexts
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import Spans, Windows
-from pipeline.storage import serialization, spill, token_counts
+from pipeline.storage import arrays, serialization, spill, token_counts
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.loading import load_tokenizer
 
@@ -33,8 +34,8 @@ _TEXT_SLICE_CHARS = 2**17
 # The usual length divided by this is the smallest target length of short windows. Windows of a few
 # tokens are useless for training, and a long document would give millions of them.
 _SHORTEST_SHARE = 8
-# Number of masked windows, with all their copies, that are made at once, to bound the memory.
-_BATCH_ROWS = 2048
+# Number of tokens of windows, with all their copies, that are masked at once, to bound the memory.
+_BATCH_TOKENS = 2**17
 # Number of characters of short texts that are tokenized and masked together.
 _GROUP_CHARS = 2**14
 SPILL_FOLDER = ".spill"
@@ -125,8 +126,10 @@ class DocumentMasker:
 
     def num_copies(self, key: bytes, weight: float) -> int:
         """Returns the number of masked copies of a document: `weight · copies` on average."""
-        uniform = seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64
-        return int(weight * self._config.copies + uniform)
+        wanted = weight * self._config.copies
+        if wanted == int(wanted):
+            return int(wanted)
+        return int(wanted + seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64)
 
     def examples(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, bytes, bytes]]:
         """Yields the masked copies of all windows of passages, or the unmasked windows.
@@ -142,9 +145,9 @@ class DocumentMasker:
             _add_counts(group, "tokens", num_tokens)
             _add_counts(group, "unknown_tokens", _sums(is_unknown, first_tokens, num_tokens))
             spans = self._window_spans(group, num_tokens)
-            batch_windows = max(1, _BATCH_ROWS // group[0].num_copies)
-            for begin in range(0, len(spans.documents), batch_windows):
-                part = spans.part(slice(begin, begin + batch_windows))
+            sizes = (spans.ends - spans.begins) * group[0].num_copies
+            for begin, end in itertools.pairwise(arrays.group_bounds(sizes, _BATCH_TOKENS)):
+                part = spans.part(slice(begin, end))
                 batch = self._build_windows(group, document, first_tokens, part)
                 yield from self._batch(group, part, batch)
 
@@ -235,9 +238,7 @@ class DocumentMasker:
         self, passages: Sequence[Passage], spans: Spans, batch: Windows
     ) -> tuple[dict[str, list[bytes]], np.ndarray]:
         """Returns the features of the copies of windows, and bool [C · W], see `_masked`."""
-        special = self._is_special[batch.input_ids[batch.positions]]
-        longest = np.repeat(self._policy.num_to_predict(batch.lengths), batch.counts)
-        words = masks.maskable_words(batch.word_starts, special, longest)
+        words = masks.maskable_words(batch, self._policy, self._is_special)
         rows = np.searchsorted(np.cumsum(batch.counts), words.starts, side="right")
         is_maskable = np.bincount(rows, minlength=len(batch.counts)) > 0
         _count_windows(passages, spans, is_maskable)
@@ -266,8 +267,7 @@ class DocumentMasker:
 def _add_counts(passages: Sequence[Passage], name: str, counts: np.ndarray) -> None:
     """Adds numbers, [passages], to the statistics of passages."""
     for passage, count in zip(passages, counts.astype(np.int64).tolist(), strict=True):
-        if count:
-            passage.statistics[name] += count
+        passage.statistics[name] += count
 
 
 def _count_windows(passages: Sequence[Passage], spans: Spans, is_maskable: np.ndarray) -> None:
@@ -469,8 +469,7 @@ def _mask_documents(
     return header, table, entries
 
 
-@dataclasses.dataclass(frozen=True)
-class _DocumentPlan:
+class _DocumentPlan(NamedTuple):
     """A document with text, with its passages and the values for its row in the table.
 
     Attributes:

@@ -13,7 +13,7 @@ earlier document of the corpus knows that the later one is not kept.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ _SLOT_BYTES = _KEY_BYTES + 1
 _ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MaskedDocument:
+class MaskedDocument(NamedTuple):
     """A document in the table of its block.
 
     Attributes:

@@ -287,6 +287,9 @@ def create_masked_examples(config: MaskedExamplesConfig) -> Manifest:
     config, tokenizer = tokenizer_choice.choose_tokenizer(config, tokenizer, corpus_files)
     run_config = config.run_config(tokenizer, corpora)
     is_new = manifests.reserve_output_dir(config.output_dir, run_config)
+    if is_new:
+        # Temporary files of a bucket may be left from a directory that was deleted since.
+        _remove_spill(config)
     if (config.output_dir / manifests.MANIFEST_FILE).is_file():
         manifest = manifests.load(config.output_dir)
         _expect_corpus_size(config, manifest, corpus_files)

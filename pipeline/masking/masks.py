@@ -17,14 +17,17 @@ from data_specs import records
 from pipeline.base import seeding
 from pipeline.base.seeding import KeyedStreams
 from pipeline.masking.windows import Windows, row_bytes, segment_bytes
+from pipeline.storage import arrays
 from pipeline.tokenizers.tokens import Tokenizer
 
 _MASK_PROBABILITY = 0.8
 _KEEP_PROBABILITY = 0.1
 # Streams of random numbers of a masked window.
 _WORD_ORDER, _REPLACEMENT, _RANDOM_TOKEN = range(3)
-# Number of rows whose words are sorted together, and the limit for the words of a row.
-_SORTED_ROWS = _MAX_WORDS = 2**16
+# Number of words that are sorted together, unless a single row has more. Small arrays are faster.
+_SORTED_WORDS = 2**12
+# Limit for the words of a row, and for the rows that are sorted together.
+_MAX_WORDS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ def masking_policy(
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """The words of a window, or of windows one after another, that may be masked.
+    """The words of windows, one window after another, that may be masked.
 
     Attributes:
         starts: int [n], index of each word's first token among the tokens of all windows.
@@ -71,27 +74,25 @@ class Words:
     lengths: np.ndarray
 
 
-def maskable_words(
-    word_starts: np.ndarray, special: np.ndarray, longest: int | np.ndarray
-) -> Words:
-    """Returns the words of a window, or of windows one after another, that may be masked.
+def maskable_words(windows: Windows, policy: MaskingPolicy, is_special: np.ndarray) -> Words:
+    """Returns the words of windows that may be masked.
 
     A word that contains a special token, such as `[UNK]`, is left out: a student learns nothing
     from predicting it. A word with more tokens than may be masked in the window is left out too.
+    The first token of a window begins a word, even if the word begins before the window.
 
     Args:
-        word_starts: bool [n], which of the tokens begin a word. The very first token always
-            begins one. With several windows, the first token of each must be marked.
-        special: bool [n], which are special.
-        longest: largest number of tokens of a word; for several windows int [n], the number for
-            the window of each token.
+        windows: B windows.
+        policy: settings of masking.
+        is_special: bool [V], which token ids are special.
     """
-    begins = word_starts.copy()
-    begins[0] = True
+    tokens = windows.input_ids[windows.positions]
+    begins = windows.word_starts.copy()
+    begins[np.cumsum(windows.counts) - windows.counts] = True
     starts = np.flatnonzero(begins)
-    lengths = np.concatenate([starts[1:], [len(begins)]]) - starts
-    most = longest[starts] if isinstance(longest, np.ndarray) else longest
-    allowed = (lengths <= most) & ~np.logical_or.reduceat(special, starts)
+    lengths = np.diff(starts, append=len(begins))
+    longest = np.repeat(policy.num_to_predict(windows.lengths), windows.counts)[starts]
+    allowed = (lengths <= longest) & ~np.logical_or.reduceat(is_special[tokens], starts)
     return Words(starts[allowed], lengths[allowed])
 
 
@@ -147,10 +148,10 @@ def word_order(
         drawn = exponentials.view(np.uint64) >> np.uint64(32)
     # Each key is a row, a random number and a word. As all keys differ, every method of sorting
     # has the same result. Sorting keys takes a fraction of the time of sorting indices.
-    keys = (row % _SORTED_ROWS).astype(np.uint64) << np.uint64(48)
+    keys = (row % _MAX_WORDS).astype(np.uint64) << np.uint64(48)
     keys |= drawn << np.uint64(16)
     keys |= (np.arange(len(row)) - firsts).astype(np.uint64)
-    for part in np.split(keys, ends[_SORTED_ROWS - 1 :: _SORTED_ROWS]):
+    for part in np.split(keys, ends[arrays.group_bounds(counts, _SORTED_WORDS)[1:-1] - 1]):
         part.sort()
     return firsts + (keys % np.uint64(_MAX_WORDS)).astype(np.int64)
 
@@ -248,18 +249,17 @@ def mask_windows(
     Returns:
         R = C · B masked windows.
     """
-    tokens = windows.input_ids[windows.positions]
-    rooms = policy.num_to_predict(windows.lengths)
-    longest = np.repeat(rooms, windows.counts)
-    words = maskable_words(windows.word_starts, is_special[tokens], longest)
+    words = maskable_words(windows, policy, is_special)
     weights = None
     if token_weights is not None:
-        weights = np.tile(word_weights(words, token_weights[tokens]), copies)
+        of_tokens = token_weights[windows.input_ids[windows.positions]]
+        weights = np.tile(word_weights(words, of_tokens), copies)
     ends = np.searchsorted(words.starts, np.cumsum(windows.counts))
     num_words = np.tile(np.diff(ends, prepend=0), copies)
     order = word_order(num_words, streams, weights)
     lengths = np.tile(words.lengths, copies)
-    chosen = choose_words(lengths[order], num_words, np.tile(rooms, copies))
+    rooms = np.tile(policy.num_to_predict(windows.lengths), copies)
+    chosen = choose_words(lengths[order], num_words, rooms)
     numbers = np.sort(order[chosen])
     row = np.repeat(np.arange(len(num_words)), num_words)[numbers]
     counts = np.bincount(row, lengths[numbers], len(num_words)).astype(np.int64)

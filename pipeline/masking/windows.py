@@ -24,7 +24,7 @@ class Windows:
         segment_lengths: int [B, 2], with `[CLS]` and `[SEP]`; 0 if there is no second segment.
         positions: int [m], indices in `input_ids` of the tokens of the document.
         counts: int [B], number of such tokens of each window.
-        word_starts: bool [m], which of them begin a word; the first of each window does.
+        word_starts: bool [m], which of them begin a word.
     """
 
     input_ids: np.ndarray
@@ -57,24 +57,22 @@ class Spans:
         return Spans(*(values[selected] for values in fields))
 
 
-def window_spans(num_tokens: np.ndarray | int, length: np.ndarray | int, stride: int) -> Spans:
+def window_spans(num_tokens: np.ndarray, length: np.ndarray, stride: int) -> Spans:
     """Returns the windows that cover documents, in the order of documents.
 
     Each window begins `stride` tokens after the previous one. The first window that reaches the
     end of the document is the last.
 
     Args:
-        num_tokens: int [documents], the number of tokens of each document; or of one document.
+        num_tokens: int [documents], the number of tokens of each document.
         length: int [documents], the maximum length of each document's windows in tokens, without
-            special tokens; or one for all documents.
+            special tokens.
         stride: tokens between the beginnings of windows; at most the length is used.
 
     Example:
         A document of 10 tokens, windows of 4 and a stride of 3 give the spans (0, 4), (3, 7) and
         (6, 10).
     """
-    num_tokens = np.atleast_1d(num_tokens)
-    length = np.broadcast_to(length, len(num_tokens))
     strides = np.minimum(stride, length)
     following = np.maximum(0, -((length - num_tokens) // strides))
     counts = np.where(num_tokens > 0, 1 + following, 0)
@@ -152,9 +150,7 @@ def build_windows(
     input_ids = np.full(lengths.sum(), special_ids["sep"], np.int32)
     input_ids[firsts] = special_ids["cls"]
     input_ids[positions] = ids[tokens]
-    begins_word = word_starts[tokens]
-    begins_word[window_firsts] = True
-    return Windows(input_ids, lengths, segment_lengths, positions, counts, begins_word)
+    return Windows(input_ids, lengths, segment_lengths, positions, counts, word_starts[tokens])
 
 
 def window_features(windows: Windows, vocab_size: int) -> dict[str, list[bytes]]:
@@ -227,9 +223,7 @@ def decode_windows(columns: Sequence[Sequence[bytes]], vocab_size: int) -> Windo
     )
     positions = np.flatnonzero(is_text)
     counts = lengths - num_segments - 1
-    begins_word = begins_word[positions]
-    begins_word[np.cumsum(counts) - counts] = True
-    return Windows(ids, lengths, segment_lengths, positions, counts, begins_word)
+    return Windows(ids, lengths, segment_lengths, positions, counts, begins_word[positions])
 
 
 def pad_rows(flat: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:

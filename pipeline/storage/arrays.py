@@ -74,6 +74,24 @@ class Column:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
+def group_bounds(sizes: np.ndarray, limit: int) -> np.ndarray:
+    """Divides rows into groups of consecutive rows whose sizes sum to about `limit`.
+
+    Args:
+        sizes: int [R].
+        limit: each group has less than this without its last row.
+
+    Returns:
+        int [groups + 1]: 0, the index after the last row of each group; only 0 without rows.
+
+    Example:
+        `group_bounds([3, 3, 3, 9, 1], 6) == [0, 2, 4, 5]`
+    """
+    group = (np.cumsum(sizes) - sizes) // limit
+    ends = np.flatnonzero(np.diff(group)) + 1
+    return np.unique(np.concatenate([[0], ends, [len(sizes)]]))
+
+
 def parse_tensors(tf: Any, serialized: Any, names: Iterable[str]) -> dict[str, Any]:
     """Returns the bytes of features, string [B] each, of serialized records, string [B]."""
     text = tf.io.FixedLenFeature([], tf.string)

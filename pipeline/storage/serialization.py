@@ -37,6 +37,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 
 # For comparison: a record of 512 masked tokens with k = 1,024 has less than 3 MB.
 MAX_RECORD_BYTES = 256 * 2**20
+# Number of records that are written at a time.
+_WRITTEN_RECORDS = 16
 # Records of this project have at most a dozen features.
 _MAX_FEATURES = 64
 # A function that returns fields of `ShardInfo`, after all records of the shard are written.
@@ -67,11 +69,12 @@ def _entry_prefix(name: str, length: int) -> bytes:
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """Serializes features, a single bytes value each, as a `tf.train.Example`.
+    """Serializes one or more features, a single bytes value each, as a `tf.train.Example`.
 
     The bytes equal those of TensorFlow's deterministic serialization.
     """
-    return next(encode_examples({name: [value] for name, value in features.items()}))
+    [record] = encode_examples({name: [value] for name, value in features.items()})
+    return record
 
 
 def encode_examples(columns: Mapping[str, Sequence[bytes]]) -> Iterator[bytes]:
@@ -80,18 +83,20 @@ def encode_examples(columns: Mapping[str, Sequence[bytes]]) -> Iterator[bytes]:
     `columns` has n values for each feature.
     """
     names = tuple(sorted(columns))
+    parts: list[bytes] = [b""] * (2 * len(names))
     for values in zip(*(columns[name] for name in names), strict=True):
-        prefixes = _prefixes(names, tuple(map(len, values)))
+        parts[::2] = _prefixes(names, tuple(map(len, values)))
+        parts[1::2] = values
         # A single join copies each value only once.
-        yield b"".join(itertools.chain.from_iterable(zip(prefixes, values, strict=True)))
+        yield b"".join(parts)
 
 
-@functools.lru_cache(maxsize=2**14)
+@functools.lru_cache(maxsize=2**12)
 def _prefixes(names: tuple[str, ...], lengths: tuple[int, ...]) -> tuple[bytes, ...]:
     """Returns the bytes before each value of an Example, from the names and lengths of all."""
     entries = [_entry_prefix(name, size) for name, size in zip(names, lengths, strict=True)]
     message = _BYTES_FIELD_1 + _varint(sum(map(len, entries)) + sum(lengths))
-    return (message + entries[0], *entries[1:]) if entries else ()
+    return (message + entries[0], *entries[1:])
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -266,12 +271,14 @@ def _write_records(
 ) -> ShardInfo:
     checksum = hashlib.sha256()
     num_examples = num_bytes = 0
+    records = iter(records)
     with open(path, "wb") as output:
-        for record in records:
-            framed = frame_record(record)
-            checksum.update(framed)
-            output.write(framed)
-            num_examples += 1
-            num_bytes += len(framed)
+        # Several records at a time take half the time of one.
+        while framed := [*map(frame_record, itertools.islice(records, _WRITTEN_RECORDS))]:
+            content = b"".join(framed)
+            checksum.update(content)
+            output.write(content)
+            num_examples += len(framed)
+            num_bytes += len(content)
     fields = {} if sums is None else sums()
     return ShardInfo(file, num_examples, num_bytes, checksum.hexdigest(), **fields)

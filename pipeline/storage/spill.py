@@ -95,7 +95,7 @@ def write_spill(
     with path.atomic_write(temporary=temporary), open(temporary, "wb") as file:
         file.write(json.dumps(header).encode("utf-8") + b"\n")
         np.save(file, index, allow_pickle=False)
-        file.writelines(contents)
+        file.write(b"".join(contents))
 
 
 def read_header(path: Location) -> dict[str, Any] | None:

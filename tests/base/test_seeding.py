@@ -79,6 +79,13 @@ def test_streams_differ_in_every_part_of_their_key() -> None:
     ]
     assert len({drawn(), *others}) == 7
     assert drawn() == drawn()
+    # Every byte of the key counts, and streams do not overlap.
+    for index in range(16):
+        key = bytearray(KEYS[0])
+        key[index] ^= 1
+        assert drawn(key=bytes(key)) != drawn()
+    numbers = [KeyedStreams.of(1, "mask", KEYS[:1]).bits(40, stream) for stream in range(3)]
+    assert len(set(np.concatenate(numbers).tolist())) == 120
 
 
 def test_a_longer_part_of_a_stream_begins_with_the_shorter_one() -> None:

@@ -21,7 +21,7 @@ class Window:
         input_ids: the input, with `[CLS]` and `[SEP]`.
         segment_lengths: one or two, with `[CLS]` and `[SEP]`.
         positions: the position in the input of each token of the document.
-        word_starts: which of these tokens begin a word; the first one always does.
+        word_starts: which of these tokens begin a word.
     """
 
     input_ids: list[int]
@@ -66,12 +66,12 @@ def build_window(
     if second:
         inputs += [*second, sep_id]
         lengths.append(len(second) + 1)
-    return Window(inputs, lengths, positions, [True, *word_starts[1:]])
+    return Window(inputs, lengths, positions, list(word_starts))
 
 
 def words(window: Window, policy: MaskingPolicy, is_special: Sequence[bool]) -> list[range]:
     """Returns the tokens of each word that may be masked."""
-    starts = [index for index, begins in enumerate(window.word_starts) if begins]
+    starts = [0, *(index for index, begins in enumerate(window.word_starts) if begins and index)]
     every = map(range, starts, [*starts[1:], len(window.positions)])
     room, tokens = num_to_predict(window, policy), window.token_ids
     return [

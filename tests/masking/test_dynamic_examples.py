@@ -9,8 +9,10 @@ import pytest
 
 from data_specs import records
 from data_specs.corpora import CorpusSource
+from pipeline.base import seeding
 from pipeline.base.errors import InputError
-from pipeline.masking import masked_examples
+from pipeline.masking import document_masker, duplicates, masked_examples
+from pipeline.masking.document_masker import Passage
 from pipeline.storage import manifest, serialization, token_counts
 from tests.conftest import read_folder
 from tests.masking.running import make, read, restored
@@ -54,6 +56,16 @@ def test_stored_word_starts_are_those_of_the_text(windows_dir, vocab) -> None:
                 assert position in starts and position + 1 not in starts
             if tokens[position] in "，。":
                 assert position in starts
+
+
+def test_windows_without_a_word_to_mask_are_not_stored(windows_config) -> None:
+    masker = document_masker.DocumentMasker(windows_config)
+    texts = ["\U0001f600 " * 30, "春天来了，院子里的桃树开满了花。"]
+    passages = [Passage(text, seeding.digest(text), "jieba", num_copies=1) for text in texts]
+    made = [passage.text for passage, _, _ in masker.examples(passages)]
+    assert made == texts[1:]
+    assert [passage.statistics["examples"] for passage in passages] == [0, 1]
+    assert [passage.statistics[duplicates.WINDOWS[0]] for passage in passages] == [1, 0]
 
 
 def test_manifest_and_token_counts_describe_the_windows(windows_dir) -> None:

@@ -1,7 +1,9 @@
 """Tests of prepare, from corpus files to shards."""
 
 import dataclasses
+import json
 import re
+import shutil
 from collections import defaultdict
 
 import msgspec
@@ -390,12 +392,45 @@ def test_masks_have_the_golden_values(examples_config, vocab) -> None:
     assert [vocab[label] for label in labels] == GOLDEN_LABELS
 
 
-@pytest.mark.parametrize("masking", ["static", "dynamic"])
-@pytest.mark.parametrize("batch_rows", [1, 7, 2048])
-def test_passages_together_have_the_examples_of_each_alone(
-    examples_config, monkeypatch, masking: str, batch_rows: int
+def test_a_tenth_of_the_documents_has_windows_of_one_random_length(examples_config) -> None:
+    masker = document_masker.DocumentMasker(
+        dataclasses.replace(examples_config, short_seq_prob=0.1, doc_stride=48)
+    )
+    keys = [seeding.digest(number) for number in range(4_000)]
+    passages = [Passage("", key, "jieba", num_copies=1) for key in keys]
+    spans = masker._window_spans(passages, np.full(len(keys), 450))
+    # The first window of a document has its length: 45 tokens, or a shorter one from 5.
+    lengths = (spans.ends - spans.begins)[spans.numbers == 0]
+    is_short = lengths < 45
+    # Of the short lengths, one in 41 is the usual one.
+    expected = 0.1 * 40 / 41
+    assert is_short.mean() == pytest.approx(expected, abs=4 * np.sqrt(0.1 * 0.9 / len(keys)))
+    assert set(lengths[is_short].tolist()) == set(range(5, 45))
+    inner = spans.ends < 450
+    of_document = lengths[spans.documents]
+    assert (spans.ends - spans.begins == of_document)[inner].all()
+
+
+def test_the_manifest_names_the_method_of_random_numbers(
+    examples_dir, examples_config, tmp_path
 ) -> None:
-    monkeypatch.setattr(document_masker, "_BATCH_ROWS", batch_rows)
+    assert manifest.load(examples_dir).flags["random_numbers"] == seeding.STREAMS
+    older = tmp_path / "older"
+    shutil.copytree(examples_dir, older)
+    path = older / manifest.RUN_CONFIG_FILE
+    config = json.loads(path.read_text())
+    del config["random_numbers"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="random_numbers"):
+        make(examples_config, older)
+
+
+@pytest.mark.parametrize("masking", ["static", "dynamic"])
+@pytest.mark.parametrize("batch_tokens", [1, 200, 2**17])
+def test_passages_together_have_the_examples_of_each_alone(
+    examples_config, monkeypatch, masking: str, batch_tokens: int
+) -> None:
+    monkeypatch.setattr(document_masker, "_BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr(document_masker, "_GROUP_CHARS", 300)
     copies = None if masking == "dynamic" else 2
     config = dataclasses.replace(examples_config, masking=masking, dupe_factor=copies)
@@ -423,9 +458,9 @@ def test_passages_together_have_the_examples_of_each_alone(
     assert statistics[0] == statistics[1]
 
 
-GOLDEN_IDS = ["b8aa180752558d492d267edecfcec85a", "34927f0a3e483e0764eed35a1852f4b4"]
-GOLDEN_POSITIONS = [[7, 8, 10], [4, 10, 15]]
-GOLDEN_LABELS = ["院", "子", "的"]
+GOLDEN_IDS = ["adab95f7b576d629e1e3d1451a11a284", "836d462d65fbfe0ccc3d3bb5287bc925"]
+GOLDEN_POSITIONS = [[4, 15, 16], [5, 15, 17]]
+GOLDEN_LABELS = ["了", "了", "花"]
 
 
 @pytest.mark.parametrize(

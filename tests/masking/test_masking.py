@@ -46,18 +46,6 @@ def test_words_are_chosen_as_they_are_tried_one_after_another(drawn) -> None:
             free -= length * is_chosen
 
 
-def test_words_of_a_special_token_or_of_too_many_tokens_are_left_out() -> None:
-    # Words of 3, 1, 2 and 1 tokens; the last one is special.
-    starts = np.array([False, False, False, True, True, False, True])
-    special = np.arange(7) == 6
-    words = masks.maskable_words(starts, special, 2)
-    assert (words.starts.tolist(), words.lengths.tolist()) == ([3, 4], [1, 2])
-    # The room of the first window has three tokens, that of the second one.
-    longest = np.array([3, 3, 3, 3, 1, 1, 1])
-    words = masks.maskable_words(starts, special, longest)
-    assert (words.starts.tolist(), words.lengths.tolist()) == ([0, 3], [3, 1])
-
-
 def test_token_weights_are_powers_of_counts() -> None:
     # 1, 1, 16 ** -0.5, 100 ** -0.5: a token that does not occur counts as occurring once.
     weights = masks.token_weights(np.array([0, 1, 16, 100]), 0.5)

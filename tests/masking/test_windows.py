@@ -87,7 +87,7 @@ def test_windows_without_splits_have_one_segment() -> None:
     assert built.input_ids.tolist() == [CLS, 7, 8, 9, SEP, CLS, 8, SEP]
     assert built.segment_lengths.tolist() == [[5, 0], [3, 0]]
     assert built.positions.tolist() == [1, 2, 3, 6]
-    assert built.word_starts.tolist() == [True, True, True, True]
+    assert built.word_starts.tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("token_weights", [None, WEIGHTS])
@@ -133,12 +133,27 @@ def test_many_rows_are_ordered_as_fewer_rows(monkeypatch) -> None:
     counts = np.random.default_rng(0).integers(0, 9, 50)
     streams = _streams(50)
     expected = masks.word_order(counts, streams)
-    monkeypatch.setattr(masks, "_SORTED_ROWS", 7)
+    monkeypatch.setattr(masks, "_SORTED_WORDS", 7)
     assert masks.word_order(counts, streams).tolist() == expected.tolist()
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     row = np.repeat(np.arange(50), counts)
     assert (row[expected] == row).all() and len(set(expected.tolist())) == counts.sum()
     assert (expected >= firsts).all()
+
+
+def test_words_of_a_special_token_or_of_too_many_tokens_are_left_out() -> None:
+    """Both windows begin inside a word; as many tokens may be masked as half of each input."""
+    starts = [False, False, True, True, False, True]
+    long = plain_masking.build_window([7, 8, 9, 1, 10, 11], starts, None, CLS, SEP)
+    short = plain_masking.build_window([7, 8, 9], [False, False, True], None, CLS, SEP)
+    policy = masks.MaskingPolicy(0.4, 20, 4, np.arange(5, 1000))
+    words = masks.maskable_words(plain_masking.join([long, short]), policy, IS_SPECIAL)
+    # Room for three and for two tokens. Token 1 is special.
+    assert words.starts.tolist() == [0, 2, 5, 6, 8]
+    assert words.lengths.tolist() == [2, 1, 1, 2, 1]
+    policy = masks.MaskingPolicy(0.2, 20, 4, np.arange(5, 1000))
+    words = masks.maskable_words(plain_masking.join([long, short]), policy, IS_SPECIAL)
+    assert words.starts.tolist() == [0, 2, 5, 8]
 
 
 def test_each_window_masks_the_word_that_has_room() -> None:
