@@ -120,13 +120,11 @@ class KeyedStreams:
         counts = np.broadcast_to(counts, len(self))
         blocks = -(-counts // _NUMBERS_PER_BLOCK)
         first_blocks = np.cumsum(blocks) - blocks
-        row = np.repeat(np.arange(len(self)), blocks)
-        block = np.arange(len(row)) - first_blocks[row] + (stream << _BLOCK_BITS)
-        keys, numbers = self.keys[row], self.numbers[row]
-        first = numbers[:, 0] ^ keys[:, 2]
-        second = numbers[:, 1] ^ keys[:, 3]
-        counters = (block.astype(np.uint32), first, second, np.zeros_like(first))
-        drawn = philox4x32(counters, (keys[:, 0], keys[:, 1])).ravel()
+        block = np.arange(blocks.sum()) - np.repeat(first_blocks, blocks) + (stream << _BLOCK_BITS)
+        words = (self.keys[:, :2], self.keys[:, 2:] ^ self.numbers)
+        key, numbers = ([np.repeat(word, blocks) for word in pair.T] for pair in words)
+        counters = (block.astype(np.uint32), *numbers, np.zeros(len(block), np.uint32))
+        drawn = philox4x32(counters, key).ravel()
         # The last block of a row may have more numbers than requested.
         surplus = _NUMBERS_PER_BLOCK * first_blocks - (np.cumsum(counts) - counts)
         return drawn[np.arange(counts.sum()) + np.repeat(surplus, counts)]
