@@ -31,7 +31,7 @@ make_environment() {
       "run apt install python3-venv first" >&2
     return 1
   fi
-  echo "installing into $VENV (TensorFlow and other packages, about 700 MB the first time)"
+  echo "installing into $VENV (TensorFlow and other packages: a download of about 700 MB, 2.6 GB on disk)"
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     -e ".[$extras]" 2>&1 | tee "$log" | show_last_line; then
     local package

@@ -21,6 +21,8 @@ from pipeline.runners.ray import RayConfig
 
 # This package reserves the TPU chips, so that no other framework of the process can use them.
 _TPU_TENSORFLOW = "tensorflow-tpu"
+# absl's message for an invalid boolean value, which it formats as a tuple.
+_NOT_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)$")
 _HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
 
@@ -99,7 +101,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
             # The field of the flag raised this error, and absl replaced it.
             raise error.__context__ from None
         # absl writes the validated flags before a validator's message. They are cut off.
-        text = str(error).removeprefix("flag ")
+        text = _NOT_BOOLEAN.sub("must be true or false", str(error).removeprefix("flag "))
         raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(

@@ -14,12 +14,16 @@ from pipeline.corpora.documents import CorpusFile
 START_BYTES = 4096
 _UNPACK = "unpack it first"
 _EXTRACT = "extract its text first, for example with trafilatura"
+_LEAVE_OUT = "leave it out, for example with a glob such as 'corpus/*.txt'"
 _SAVE = "save it as Parquet, JSON lines, CSV or text first"
 # Formats that no reader supports: first bytes, description, hint.
 _UNSUPPORTED = (
     (b"WARC/0.", "a WARC file of web pages", _EXTRACT),
     (b"WARC/1.", "a WARC file of web pages", _EXTRACT),
     (b"%PDF-", "a PDF file", _EXTRACT),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image", _LEAVE_OUT),
+    (b"\xff\xd8\xff", "a JPEG image", _LEAVE_OUT),
+    (b"GIF8", "a GIF image", _LEAVE_OUT),
     (b"PK\x03\x04", "a ZIP archive or an Office document", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),

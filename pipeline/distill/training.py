@@ -257,9 +257,12 @@ class _TrainingCallback(keras.callbacks.Callback):
     def _read_losses(self, step: int) -> dict[str, float]:
         report = self.model.training_report()
         if not math.isfinite(report["loss"]):
-            received = f"expected a finite loss, received {report['loss']}"
+            values = (
+                f"{name} {value}" for name, value in report.items() if not math.isfinite(value)
+            )
+            received = f"expected finite losses, received {', '.join(values)}"
             received = f"training diverged by step {step}: {received}"
-            hint = "the last checkpoint is from before the divergence"
+            hint = "checkpoints, if any, are from before the divergence"
             raise InputError(Setting("learning_rate"), received=received, hint=hint)
         return report
 

@@ -394,14 +394,14 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"documents  {counts['documents']:,} read, {sum(skipped.values()):,} of them skipped"
     for reason, count in sorted(skipped.items()):
         yield f"             {count:,} {reason}"
-    by_corpus = counts["examples_by_corpus"]
-    if len(by_corpus) > 1:
-        for label, count in sorted(by_corpus.items()):
-            yield f"             {count:,} examples of {label}"
     yield f"tokens     {tokens:,}, {rate:.3%} [UNK]"
     if rate > _MANY_UNKNOWN:
         yield "           high rate: check the text's language, case and Unicode form (NFC)"
     yield f"windows    {counts['windows']:,}"
+    by_corpus = counts["examples_by_corpus"]
+    if len(by_corpus) > 1:
+        for label, count in sorted(by_corpus.items()):
+            yield f"             {count:,} examples of {label}"
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
         yield (

@@ -69,7 +69,10 @@ class MaskedExamplesConfig(Settings):
         0.1, "Probability that a document gets windows of a shorter length.", low=0.0, high=1.0
     )
     doc_stride: int = setting(
-        256, "Distance in tokens between the starts of consecutive windows.", low=1
+        256,
+        "Distance in tokens between the starts of consecutive windows; at most the windows' length "
+        "is used.",
+        low=1,
     )
     masking: str = setting(
         STATIC,

@@ -98,7 +98,8 @@ def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:
     length = cache.manifest.max_seq_length
     if length > max_position_embeddings:
         expected = f"a model of at least {length} positions (max_seq_length of {cache.directory})"
-        raise InputError(None, expected, max_position_embeddings)
+        hint = f"prepare the masked examples with `max_seq_length`={max_position_embeddings}"
+        raise InputError(None, expected, max_position_embeddings, hint)
 
 
 def open_codec(directory: Location, manifest: Manifest) -> TargetCodec:

@@ -42,6 +42,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CHECKSUM_FILE = ".manifest.json.sha256"
 RUN_CONFIG_FILE = "request.json"
+# Number of differences between two run configurations that a message lists.
+_MAX_DIFFERENCES = 3
 # The file of token counts; see `pipeline.storage.token_counts`.
 TOKEN_COUNTS_FILE = "token_counts.npy"
 # The file of the output table of a cache of head states; see `pipeline.storage.output_table`.
@@ -461,18 +463,24 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
 
 
 def describe_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Returns, in one line, the first setting in which two run configurations differ.
+    """Returns, in one line, the first settings in which two run configurations differ.
 
-    The kind is compared first, as other settings depend on it. `HUB` may differ. A nested setting
-    is named by its path, for example `teacher.config.hidden_size` or `corpora[0].input_dir`. The
-    line is empty if there is no difference.
+    If the kinds differ, only they are named, as other settings depend on them. `HUB` may differ. A
+    nested setting is named by its path, for example `teacher.config.hidden_size` or
+    `corpora[0].input_dir`. The line is empty if there is no difference.
     """
+    differences = []
     for key in sorted((set(recorded) | set(current)) - {HUB}, key=_kind_first):
         old, new = recorded.get(key), current.get(key)
         if old != new:
             setting, old, new = _innermost_difference(_setting_name(key), old, new)
-            return f"{setting} is {format_value(old)} there and {format_value(new)} here"
-    return ""
+            text = f"{setting} is {format_value(old)} there and {format_value(new)} here"
+            if key == "kind":
+                return text
+            differences.append(text)
+    more = len(differences) - _MAX_DIFFERENCES
+    listed = ", ".join(differences[:_MAX_DIFFERENCES])
+    return f"{listed}, and {more} more differ" if more > 0 else listed
 
 
 def _kind_first(key: str) -> tuple[bool, str]:
@@ -574,6 +582,9 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         elif (directory / RUN_CONFIG_FILE).is_file():
             received = "an unfinished directory"
             hint = "re-run the command that writes it to resume"
+            if (directory / RUN_CONFIG_FILE).read_json().get("kind") == "student":
+                received = "the directory of a student"
+                hint = "give the directory of masked examples or of a teacher cache instead"
         contents = "masked examples of create_pretraining_data, or a teacher cache"
         expected = f"a complete shard directory with {MANIFEST_FILE} ({contents})"
         raise InputError(directory, expected, received, hint)

@@ -83,12 +83,12 @@ def encode_examples(columns: Mapping[str, Sequence[bytes]]) -> Iterator[bytes]:
     `columns` has n values for each feature.
     """
     names = tuple(sorted(columns))
-    parts: list[bytes] = [b""] * (2 * len(names))
+    contents: list[bytes] = [b""] * (2 * len(names))
     for values in zip(*(columns[name] for name in names), strict=True):
-        parts[::2] = _prefixes(names, tuple(map(len, values)))
-        parts[1::2] = values
+        contents[::2] = _prefixes(names, tuple(map(len, values)))
+        contents[1::2] = values
         # A single join copies each value only once.
-        yield b"".join(parts)
+        yield b"".join(contents)
 
 
 @functools.lru_cache(maxsize=2**12)

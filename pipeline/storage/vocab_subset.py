@@ -112,7 +112,8 @@ def id_table(
             continue
         if token not in cache_ids:
             received = f"{token!r} (id {index}), which is not in it"
-            raise InputError(where, "only tokens of the cache's vocabulary", received)
+            hint = "use a student with the teacher's vocabulary, or with a part of it"
+            raise InputError(where, "only tokens of the cache's vocabulary", received, hint)
         table[cache_ids[token]] = index
     for name, special in special_ids.items():
         if table[special] == NO_ID:

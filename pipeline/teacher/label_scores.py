@@ -139,9 +139,12 @@ class LabelScores:
             yield show_settings(_TRAIN_HEAD, str)
             yield show_settings(_RANDOM_ENCODER, str)
         elif self.is_weak:
-            yield "the teacher predicts the labels hardly better than their frequencies"
-            yield "do. Add masked_lm to the student's losses, or adapt the teacher to"
-            yield "this text first:"
+            gain = 1.0 - self.label_log_prob / self.unigram_log_prob
+            yield f"the teacher's loss is only {gain:.1%} below that of label frequencies; with"
+            yield f"less than {_WEAK_GAIN:.0%}, a student learns little from it. First check that"
+            yield "do_whole_word_mask and segments of create_pretraining_data are those of the"
+            yield "teacher's own training. Otherwise add masked_lm to the student's losses, or"
+            yield "adapt the teacher to this text first:"
             yield show_settings(_ADAPT, str)
 
     def expect_useful(self, setting: str) -> None:

@@ -96,6 +96,28 @@ def test_padding_contributes_nothing(tail: str | None, temperature: float) -> No
     assert not gradient[:, 3:].any()
 
 
+@pytest.mark.parametrize("tail", [None, *TAIL_POLICIES])
+def test_positions_may_have_fewer_tokens(tail: str | None) -> None:
+    """The reader pads ids with -1; their logits are the lowest, without mass."""
+    objective = _objective(dict.fromkeys(ALL, 1.0), tail=tail)
+    targets = _targets()
+    topk = (records.TOPK_IDS, records.TOPK_LOGITS)
+    fewer = targets | {name: targets[name][..., :3] for name in topk}
+    padded = {name: values.copy() for name, values in targets.items()}
+    padded[records.TOPK_IDS][..., 3:] = -1
+    padded[records.TOPK_LOGITS][..., 3:] = -np.inf
+    logits = np.random.default_rng(1).normal(0.0, 2.0, (2, 3, 30)).astype("float32")
+    expected = _mean(objective, logits, fewer)
+    variable = tf.Variable(logits)
+    with tf.GradientTape() as tape:
+        values = loss_values(objective.comparison, variable.value(), padded, ALL)
+        weights = padded[records.MASKED_LM_WEIGHTS]
+        means = {name: mean_over_weights(value, weights) for name, value in values.items()}
+        total = objective.total(means)
+    assert {name: float(mean) for name, mean in means.items()} == pytest.approx(expected, rel=1e-5)
+    assert np.isfinite(tape.gradient(total, variable).numpy()).all()
+
+
 def test_total_is_the_weighted_sum() -> None:
     objective = _objective({"masked_lm": 2.0, "probability_cosine": 0.5})
     means = _mean(objective, np.zeros((2, 3, 30), "float32"), _targets())

@@ -208,7 +208,8 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
         if "/." not in "/" + (name := os.path.relpath(str(path), root or "."))
     ]
     if not files:
-        raise InputError(pattern, "a file, a directory or a glob of files", "no files")
+        received = "an empty directory" if pattern.is_dir() else "no such file"
+        raise InputError(pattern, "a file, a directory or a glob of files", received)
     if pattern.is_dir():
         files = [file for file in files if is_declared(file)]
         if not files:
