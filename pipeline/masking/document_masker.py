@@ -77,6 +77,23 @@ class Passage:
     statistics: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExampleBatch:
+    """Masked copies of windows of passages, or unmasked windows.
+
+    Attributes:
+        passages: the passages.
+        owners: int [n], the index in `passages` of each example's passage.
+        example_ids: 16 bytes for each example, concatenated.
+        contents: the serialized examples.
+    """
+
+    passages: Sequence[Passage]
+    owners: np.ndarray
+    example_ids: bytes
+    contents: list[bytes]
+
+
 class DocumentMasker:
     """Turns documents into masked examples or, for dynamic masks, windows; one per process."""
 
@@ -131,12 +148,8 @@ class DocumentMasker:
             return int(wanted)
         return int(wanted + seeding.hash64(self._config.random_seed, "copies", key) / 2.0**64)
 
-    def examples(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, bytes, bytes]]:
-        """Yields the masked copies of all windows of passages, or the unmasked windows.
-
-        Yields:
-            the passage, an example id, and the serialized example.
-        """
+    def examples(self, passages: Iterable[Passage]) -> Iterator[ExampleBatch]:
+        """Yields the masked copies of all windows of passages, or the unmasked windows."""
         for group in self._groups(passages):
             document, num_tokens = self._tokenize_together(group)
             # A byte-level vocabulary may have no unknown token.
@@ -149,7 +162,7 @@ class DocumentMasker:
             for begin, end in itertools.pairwise(arrays.group_bounds(sizes, _BATCH_TOKENS)):
                 part = spans.part(slice(begin, end))
                 batch = self._build_windows(group, document, first_tokens, part)
-                yield from self._batch(group, part, batch)
+                yield self._batch(group, part, batch)
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         """Yields groups of consecutive short passages with the same settings."""
@@ -212,27 +225,25 @@ class DocumentMasker:
             document.ids, document.word_starts, (begins, ends), splits, self.tokenizer.special_ids
         )
 
-    def _batch(
-        self, passages: Sequence[Passage], spans: Spans, batch: Windows
-    ) -> Iterator[tuple[Passage, bytes, bytes]]:
-        """Yields what `examples` yields, for some windows of passages."""
+    def _batch(self, passages: Sequence[Passage], spans: Spans, batch: Windows) -> ExampleBatch:
         copies = passages[0].num_copies
         if self._config.is_dynamic:
             features, is_made = self._unmasked(passages, spans, batch)
         else:
             features, is_made = self._masked(passages, spans, batch)
-        ids = self._streams("example", passages, spans, copies).bits(4).astype("<u4").tobytes()
-        example_ids = [ids[begin : begin + 16] for begin in range(0, len(ids), 16)]
-        columns = {records.EXAMPLE_ID: example_ids, **features}
+        ids = self._streams("example", passages, spans, copies).bits(4).astype("<u4")
         made = np.flatnonzero(is_made)
         owners = spans.documents[made % len(spans.documents)]
         _add_counts(passages, "examples", np.bincount(owners, minlength=len(passages)))
-        rows = made.tolist()
-        encoded = serialization.encode_examples(
-            {name: [values[row] for row in rows] for name, values in columns.items()}
-        )
-        for owner, row, record in zip(owners.tolist(), rows, encoded, strict=True):
-            yield passages[owner], example_ids[row], record
+        example_ids = ids.reshape(-1, 4)[made].tobytes()
+        if len(made) < len(is_made):
+            rows = made.tolist()
+            features = {name: [values[row] for row in rows] for name, values in features.items()}
+        features[records.EXAMPLE_ID] = [
+            example_ids[begin : begin + 16] for begin in range(0, len(example_ids), 16)
+        ]
+        contents = list(serialization.encode_examples(features))
+        return ExampleBatch(passages, owners, example_ids, contents)
 
     def _unmasked(
         self, passages: Sequence[Passage], spans: Spans, batch: Windows
@@ -430,7 +441,7 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 def _mask_documents(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
-) -> tuple[dict[str, Any], list[MaskedDocument], list[spill.Entry]]:
+) -> tuple[dict[str, Any], list[MaskedDocument], spill.Entries]:
     """Returns the header of a block's spill file, its table of documents and its examples."""
     skipped: Counter[str] = Counter()
     plans: list[_DocumentPlan] = []
@@ -445,13 +456,11 @@ def _mask_documents(
             plans.append(_plan_document(config, document, number, text, groups))
             yield from plans[-1].passages
 
-    entries = [
-        spill.Entry(name, passage.group, record, passage.document)
-        for passage, name, record in _masker(config).examples(passages())
-    ]
-    sizes = [len(entry.record) for entry in entries]
-    numbers = [entry.document for entry in entries]
-    document_bytes = np.bincount(numbers, sizes, len(block.documents)).astype(np.int64).tolist()
+    batches = list(_masker(config).examples(passages()))
+    entries = _join_batches(batches)
+    sizes = np.fromiter(map(len, entries.contents), np.int64, len(entries.contents))
+    document_bytes = np.bincount(entries.documents, sizes, len(block.documents))
+    document_bytes = document_bytes.astype(np.int64).tolist()
     statistics: Counter[str] = Counter(documents=len(block.documents))
     by_corpus = Counter({document.file.corpus.label: 0 for document in block.documents})
     table = [plan.finished(document_bytes[plan.number]) for plan in plans]
@@ -464,9 +473,25 @@ def _mask_documents(
         "statistics": dict(statistics),
         "skipped": dict(skipped),
         "examples": dict(by_corpus),
-        "bytes": sum(sizes),
+        "bytes": int(sizes.sum()),
     }
     return header, table, entries
+
+
+def _join_batches(batches: Sequence[ExampleBatch]) -> spill.Entries:
+    groups, documents = (
+        [
+            np.array([getattr(passage, name) for passage in batch.passages], dtype)[batch.owners]
+            for batch in batches
+        ]
+        for name, dtype in (("group", np.uint64), ("document", np.int64))
+    )
+    return spill.Entries(
+        b"".join(batch.example_ids for batch in batches),
+        np.concatenate([np.zeros(0, np.uint64), *groups]),
+        [content for batch in batches for content in batch.contents],
+        np.concatenate([np.zeros(0, np.int64), *documents]),
+    )
 
 
 class _DocumentPlan(NamedTuple):

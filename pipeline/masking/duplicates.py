@@ -153,10 +153,13 @@ def write_table(
         rows[name] = [document.statistics.get(name, 0) for document in documents]
     for name in _SKIPPED:
         rows[name] = [document.skipped == name for document in documents]
-    entries = [
-        spill.Entry(document.key, document.groups[0], row.tobytes(), document.number)
-        for document, row in zip(documents, rows, strict=True)
-    ]
+    content, size = rows.tobytes(), _ROW.itemsize
+    entries = spill.Entries(
+        b"".join(document.key for document in documents),
+        rows["lowest"],
+        [content[begin : begin + size] for begin in range(0, len(content), size)],
+        [document.number for document in documents],
+    )
     spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
 
 

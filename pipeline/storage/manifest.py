@@ -582,7 +582,7 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         elif (directory / RUN_CONFIG_FILE).is_file():
             received = "an unfinished directory"
             hint = "re-run the command that writes it to resume"
-            if (directory / RUN_CONFIG_FILE).read_json().get("kind") == "student":
+            if _is_student(directory):
                 received = "the directory of a student"
                 hint = "give the directory of masked examples or of a teacher cache instead"
         contents = "masked examples of create_pretraining_data, or a teacher cache"
@@ -597,6 +597,13 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         # JSON escapes can encode unpaired surrogates, which UTF-8 cannot.
         raise InputError(path, "text", f"an unpaired surrogate ({error.reason})") from error
     return _parse(value, path)
+
+
+def _is_student(directory: Location) -> bool:
+    try:
+        return (directory / RUN_CONFIG_FILE).read_json().get("kind") == "student"
+    except InputError:
+        return False
 
 
 def _parse(value: Mapping[str, Any], path: Location) -> Manifest:

@@ -10,10 +10,9 @@ blocks. A spill file is
 import dataclasses
 import itertools
 import json
-import operator
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -38,20 +37,21 @@ _MAX_HEADER_BYTES = 2**20
 DAMAGED = "a damaged temporary file; delete it and re-run the command"
 
 
-class Entry(NamedTuple):
-    """A record to sort into a shard.
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """n records to sort into shards.
 
     Attributes:
-        example_id: 16 bytes; the sort key.
-        group: 64 bits by which a reader selects records, for example a document's hash.
-        record: the serialized example.
-        document: the index of its document within the document block.
+        example_ids: 16 bytes each, concatenated; the sort keys.
+        groups: uint64 [n], by which a reader selects records, for example hashes of documents.
+        contents: the serialized examples.
+        documents: int [n], the index of each record's document within the document block.
     """
 
-    example_id: bytes
-    group: int
-    record: bytes
-    document: int = 0
+    example_ids: bytes
+    groups: Sequence[int] | np.ndarray
+    contents: Sequence[bytes]
+    documents: Sequence[int] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +64,14 @@ class KeyRange:
     max_group: int
 
 
-def keys_and_ties(example_ids: Sequence[bytes]) -> np.ndarray:
-    """Returns the halves of example ids, uint64 [2, n]: the keys and the tie-breakers."""
-    return np.frombuffer(b"".join(example_ids), ">u8").reshape(-1, 2).T
+def keys_and_ties(example_ids: bytes) -> np.ndarray:
+    """Returns the halves of concatenated ids, uint64 [2, n]: the keys and the tie-breakers."""
+    return np.frombuffer(example_ids, ">u8").reshape(-1, 2).T
 
 
 def write_spill(
     path: Location,
-    entries: Sequence[Entry],
+    entries: Entries,
     header: Mapping[str, Any],
     *,
     is_only_writer: bool = True,
@@ -84,11 +84,13 @@ def write_spill(
         header: small JSON values for `read_header`.
         is_only_writer: false if another process may write the same file at the same time.
     """
-    ordered = sorted(entries, key=operator.itemgetter(0))
-    example_ids, groups, contents, documents = list(zip(*ordered, strict=True)) or [()] * 4
-    index = np.zeros(len(ordered), _INDEX)
-    index["key"], index["tie"] = keys_and_ties(example_ids)
-    index["group"], index["document"] = groups, documents
+    keys, ties = keys_and_ties(entries.example_ids)
+    order = np.lexsort((ties, keys))
+    index = np.zeros(len(order), _INDEX)
+    index["key"], index["tie"] = keys[order], ties[order]
+    index["group"] = np.asarray(entries.groups, np.uint64)[order]
+    index["document"] = np.asarray(entries.documents, np.uint32)[order]
+    contents = [entries.contents[row] for row in order.tolist()]
     index["size"] = [*map(len, contents)]
     index["start"][1:] = np.cumsum(index["size"][:-1], dtype=np.uint64)
     temporary = path.temporary() if is_only_writer else path.unique_temporary()

@@ -253,7 +253,7 @@ def test_corpus_without_files_or_text_is_refused(tmp_path: pathlib.Path) -> None
     for pattern in (tmp_path, tmp_path / "none", f"{tmp_path}/*.txt"):
         with pytest.raises(InputError) as error:
             find_files(Location.parse(str(pattern), "input_dir"))
-        assert (error.value.setting, error.value.received) == ("input_dir", "no files")
+        assert (error.value.setting, error.value.received) == ("input_dir", "an empty directory")
     _write(tmp_path / "empty.txt", "")
     with pytest.raises(InputError, match="received only empty files"):
         find_files(tmp_path)

@@ -342,10 +342,13 @@ def read_table(folder: pathlib.Path) -> object:
 
 
 def _write_spill(folder: pathlib.Path) -> None:
-    entries = [
-        spill.Entry(bytes([number]) * 16, 2**63 + number, serialization.encode_example(features))
-        for number, features in ((n, _masked_example(n)) for n in (1, 90, 200))
-    ]
+    numbers = (1, 90, 200)
+    entries = spill.Entries(
+        b"".join(bytes([number]) * 16 for number in numbers),
+        [2**63 + number for number in numbers],
+        [serialization.encode_example(_masked_example(number)) for number in numbers],
+        [0] * len(numbers),
+    )
     header = {"fingerprint": "f", "statistics": {"documents": 1}, "bytes": 9, "groups": [1, 2]}
     spill.write_spill(folder / "chunk.spill", entries, header)
 

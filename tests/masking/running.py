@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from data_specs import records
+from pipeline.masking.document_masker import DocumentMasker, Passage
 from pipeline.masking.masked_examples import create_masked_examples
 from pipeline.storage import manifest, serialization
 
@@ -14,6 +16,16 @@ def make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
     """Makes a directory with some changes of a configuration, and returns it."""
     create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
     return folder
+
+
+def examples(
+    masker: DocumentMasker, passages: Iterable[Passage]
+) -> Iterator[tuple[Passage, bytes, bytes]]:
+    """Yields the passage, the id and the record of each example of passages."""
+    for batch in masker.examples(passages):
+        rows = zip(batch.owners.tolist(), batch.contents, strict=True)
+        for row, (owner, record) in enumerate(rows):
+            yield batch.passages[owner], batch.example_ids[16 * row : 16 * row + 16], record
 
 
 def read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:

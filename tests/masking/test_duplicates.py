@@ -215,7 +215,7 @@ def test_a_damaged_table_is_named_in_the_error(
         if damage == "corpus":
             labels = []
         if damage == "size":
-            entries = [spill.Entry(bytes(16), 0, b"of another size")]
+            entries = spill.Entries(bytes(16), [0], [b"of another size"], [0])
             spill.write_spill(paths[0], entries, {})
         return find(paths, left_out, labels)
 

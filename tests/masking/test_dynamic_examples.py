@@ -15,7 +15,7 @@ from pipeline.masking import document_masker, duplicates, masked_examples
 from pipeline.masking.document_masker import Passage
 from pipeline.storage import manifest, serialization, token_counts
 from tests.conftest import read_folder
-from tests.masking.running import make, read, restored
+from tests.masking.running import examples, make, read, restored
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -62,7 +62,7 @@ def test_windows_without_a_word_to_mask_are_not_stored(windows_config) -> None:
     masker = document_masker.DocumentMasker(windows_config)
     texts = ["\U0001f600 " * 30, "春天来了，院子里的桃树开满了花。"]
     passages = [Passage(text, seeding.digest(text), "jieba", num_copies=1) for text in texts]
-    made = [passage.text for passage, _, _ in masker.examples(passages)]
+    made = [passage.text for passage, _, _ in examples(masker, passages)]
     assert made == texts[1:]
     assert [passage.statistics["examples"] for passage in passages] == [0, 1]
     assert [passage.statistics[duplicates.WINDOWS[0]] for passage in passages] == [1, 0]

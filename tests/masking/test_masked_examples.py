@@ -22,7 +22,7 @@ from pipeline.masking.document_masker import Passage, divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import make_text, read_folder
 from tests.corpora import written
-from tests.masking.running import make, read, restored
+from tests.masking.running import examples, make, read, restored
 
 
 def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) -> None:
@@ -354,7 +354,8 @@ def test_a_spill_file_of_another_text_is_not_read(examples_config, tmp_path, mon
     real = masked_examples.make_plan
 
     def spoil(config, headers, *arguments):
-        spill.write_spill(document_masker.spill_path(config, 0), [], {"fingerprint": "other"})
+        nothing = spill.Entries(b"", [], [], [])
+        spill.write_spill(document_masker.spill_path(config, 0), nothing, {"fingerprint": "other"})
         return real(config, headers, *arguments)
 
     monkeypatch.setattr(masked_examples, "make_plan", spoil)
@@ -383,7 +384,7 @@ def test_masks_have_the_golden_values(examples_config, vocab) -> None:
     key = seeding.digest("golden")
     text = "春天来了，院子里的桃树开满了花。"
     passage = Passage(text, key, segmenter="jieba", num_copies=2)
-    made = list(masker.examples([passage]))
+    made = list(examples(masker, [passage]))
     assert [example_id.hex() for _, example_id, _ in made] == GOLDEN_IDS
     features = [serialization.decode_example(record) for _, _, record in made]
     positions = [np.frombuffer(f[records.MASKED_LM_POSITIONS], "<u2").tolist() for f in features]
@@ -446,12 +447,12 @@ def test_passages_together_have_the_examples_of_each_alone(
     together, alone = passages(), passages()
     received = {
         example_id: (passage.group, record)
-        for passage, example_id, record in masker.examples(together)
+        for passage, example_id, record in examples(masker, together)
     }
     expected = {
         example_id: (passage.group, record)
         for single in alone
-        for passage, example_id, record in masker.examples([single])
+        for passage, example_id, record in examples(masker, [single])
     }
     assert received == expected and len(received) > len(texts)
     statistics = [[passage.statistics for passage in passages] for passages in (together, alone)]

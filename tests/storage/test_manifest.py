@@ -168,11 +168,14 @@ def test_missing_manifest_error_tells_missing_from_existing_directories(tmp_path
     (tmp_path / "other").mkdir()
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "request.json").touch()
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "request.json").write_text('{"kind": "student"}')
     for name, received in (
         ("nothing", "no such directory"),
         ("file", "a file"),
         ("other", "a directory without it"),
         ("unfinished", "an unfinished directory"),
+        ("student", "the directory of a student"),
     ):
         with pytest.raises(InputError) as caught:
             manifest.load(tmp_path / name)

@@ -3,24 +3,41 @@
 import hashlib
 import itertools
 import pathlib
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
+from pipeline.base.location import Location
 from pipeline.storage import spill
 
 
-def _entries(count: int) -> list[spill.Entry]:
+class Entry(NamedTuple):
+    """A record with its sort key and its group."""
+
+    example_id: bytes
+    group: int
+    record: bytes
+
+
+def _entries(count: int) -> list[Entry]:
     return [
-        spill.Entry(
+        Entry(
             hashlib.blake2b(bytes([number]), digest_size=16).digest(),
             number % 3,
             b"r%d" % number * (number % 5),
         )
         for number in range(count)
     ]
+
+
+def _write(path: Location, entries: list[Entry], header: dict[str, Any]) -> None:
+    example_ids = b"".join(entry.example_id for entry in entries)
+    groups, contents = ([entry[i] for entry in entries] for i in (1, 2))
+    columns = spill.Entries(example_ids, groups, contents, [0] * len(entries))
+    spill.write_spill(path, columns, header)
 
 
 @given(
@@ -42,7 +59,7 @@ def test_shards_hold_the_selected_records_in_order_of_keys(
     paths = []
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         paths.append(folder / f"{number}.spill")
-        spill.write_spill(paths[-1], entries[begin:end], {"number": number})
+        _write(paths[-1], entries[begin:end], {"number": number})
         assert spill.read_header(paths[-1]) == {"number": number}
     expected = [
         entry.record
@@ -71,7 +88,7 @@ def _damaged(path: pathlib.Path, content: bytes) -> str:
 
 def test_error_about_a_damaged_spill_file_names_it(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "chunk.spill"
-    spill.write_spill(path, _entries(9), {"fingerprint": "f"})
+    _write(path, _entries(9), {"fingerprint": "f"})
     valid = path.read_bytes()
     index = valid.index(b"\x93NUMPY")
     first = valid.index(b"\n", index) + 1
@@ -93,7 +110,7 @@ def test_error_about_a_damaged_spill_file_names_it(tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize("header", [b"{", b"[1]", b"[" * 5000, b'{"a": ' + b"9" * 5000 + b"}"])
 def test_damaged_header_of_a_spill_file_is_none(tmp_path: pathlib.Path, header: bytes) -> None:
     path = tmp_path / "chunk.spill"
-    spill.write_spill(path, _entries(3), {"fingerprint": "f"})
+    _write(path, _entries(3), {"fingerprint": "f"})
     assert spill.read_header(path) == {"fingerprint": "f"}
     path.write_bytes(header + b"\n" + path.read_bytes().partition(b"\n")[2])
     assert spill.read_header(path) is None

@@ -66,7 +66,8 @@ def test_id_table_maps_tokens_and_ignores_unused_ids() -> None:
         (
             "[PAD] [UNK] a z",
             "--student: v.txt: expected only tokens of the cache's vocabulary, "
-            "received 'z' (id 3), which is not in it",
+            "received 'z' (id 3), which is not in it; use a student with the teacher's vocabulary, "
+            "or with a part of it",
         ),
         (
             "[PAD] a b",

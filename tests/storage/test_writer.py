@@ -89,7 +89,8 @@ def test_only_temporaries_of_the_named_files_are_removed(tmp_path: pathlib.Path)
 
 def test_concurrent_writers_of_a_spill_file_do_not_mix(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "0.spill"
-    entries = [spill.Entry(bytes([number] * 16), number, b"record") for number in range(3)]
+    example_ids = b"".join(bytes([number] * 16) for number in range(3))
+    entries = spill.Entries(example_ids, range(3), [b"record"] * 3, [0] * 3)
     with path.atomic_write() as temporary:
         # The lock of a killed process on another machine may remain for a while.
         with pytest.raises(InputError, match="another process is writing this file"):

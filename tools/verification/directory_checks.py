@@ -243,7 +243,7 @@ class _Reading:
         self.last_id = ids[-1]
         index, count = manifests.parse_shard_file(self.shard.file)
         low, high = (spill.KEY_SPACE * number // count for number in (index, index + 1))
-        keys, _ = spill.keys_and_ties(ids)
+        keys, _ = spill.keys_and_ties(b"".join(ids))
         outside = np.flatnonzero((keys < low) | (keys > high - 1))
         if len(outside):
             problem = f"{records.EXAMPLE_ID}: expected ids of shard {index} of {count}"

@@ -213,6 +213,6 @@ def test_ids_below_the_truncation_mass_are_reported() -> None:
     rows = _rows()
     rows.ids[1, 2], rows.logits[1, 2] = NO_ID, NO_ID_LOGIT
     rows.log_tail_masses[1] = np.log([0.25, 0.45])
-    problem = "topk_counts: expected ids of 0.8 of the mass if there are fewer than 3"
+    problem = "topk_counts: expected a mass of 0.8 or more where there are fewer than 3 ids"
     assert _problems(rows, truncation_mass=0.8) == {problem: [1]}
     assert _problems(rows, truncation_mass=0.75) == {}
