@@ -250,10 +250,14 @@ def test_row_that_is_too_long_is_refused(tmp_path, monkeypatch) -> None:
 
 
 def test_corpus_without_files_or_text_is_refused(tmp_path: pathlib.Path) -> None:
-    for pattern in (tmp_path, tmp_path / "none", f"{tmp_path}/*.txt"):
+    for pattern, received in (
+        (tmp_path, "an empty directory"),
+        (tmp_path / "none", "no such file or directory"),
+        (f"{tmp_path}/*.txt", "no files"),
+    ):
         with pytest.raises(InputError) as error:
             find_files(Location.parse(str(pattern), "input_dir"))
-        assert (error.value.setting, error.value.received) == ("input_dir", "an empty directory")
+        assert (error.value.setting, error.value.received) == ("input_dir", received)
     _write(tmp_path / "empty.txt", "")
     with pytest.raises(InputError, match="received only empty files"):
         find_files(tmp_path)

@@ -2,6 +2,7 @@
 
 import codecs
 import fnmatch
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,7 +209,9 @@ def find_files(pattern: Location, *, corpus: Corpus = _ANY_CORPUS) -> tuple[Corp
         if "/." not in "/" + (name := os.path.relpath(str(path), root or "."))
     ]
     if not files:
-        received = "an empty directory" if pattern.is_dir() else "no such file"
+        received = "an empty directory" if pattern.is_dir() else "no such file or directory"
+        if glob.has_magic(str(pattern)):
+            received = "no files"
         raise InputError(pattern, "a file, a directory or a glob of files", received)
     if pattern.is_dir():
         files = [file for file in files if is_declared(file)]
