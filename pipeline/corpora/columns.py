@@ -3,28 +3,40 @@
 The columns are read as bytes. A value that is not UTF-8 then makes only its own row invalid.
 """
 
+import functools
 from collections.abc import Iterator
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from pipeline.base.errors import InputError
 from pipeline.corpora import fields
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 
-# Exceptions that pyarrow raises for damaged files.
-ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
-_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+if TYPE_CHECKING:
+    # Functions import this package, so that processes that read other formats start sooner.
+    import pyarrow as pa
+
+_TEXT_TYPES = ("string", "large_string", "string_view")
 # Some writers store text as bytes.
-_BYTES_TYPES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_BYTES_TYPES = ("binary", "large_binary", "binary_view")
 
 
-def _is_one_of(kind: pa.DataType, tests: tuple) -> bool:
+@functools.cache
+def errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that pyarrow raises for damaged files."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
+
+
+def _is_one_of(kind: "pa.DataType", names: tuple[str, ...]) -> bool:
+    import pyarrow as pa
+
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(test(kind) for test in tests)
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
-def expect_text(file: CorpusFile, schema: pa.Schema) -> None:
+def expect_text(file: CorpusFile, schema: "pa.Schema") -> None:
     """Checks that a table has the text fields of the file's corpus.
 
     Raises:
@@ -41,7 +53,7 @@ def expect_text(file: CorpusFile, schema: pa.Schema) -> None:
 
 
 def batch_documents(
-    file: CorpusFile, batch: pa.RecordBatch, cursor: Cursor, position_prefix: str = ""
+    file: CorpusFile, batch: "pa.RecordBatch", cursor: Cursor, position_prefix: str = ""
 ) -> Iterator[RawDocument]:
     """Yields a document for each row of a batch: its text fields, joined by newlines.
 
@@ -59,22 +71,24 @@ def batch_documents(
         cursor.documents += 1
 
 
-def first_row(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> dict[str, object]:
+def first_row(schema: "pa.Schema", batches: "Iterator[pa.RecordBatch]") -> dict[str, object]:
     """Returns the values of a table's first row, keyed by field. Without rows, they are None."""
     rows = (batch.slice(0, 1).to_pylist()[0] for batch in batches if batch.num_rows)
     return dict.fromkeys(schema.names) | next(rows, {})
 
 
-def _values(column: pa.Array) -> list[bytes | None]:
+def _values(column: "pa.Array") -> list[bytes | None]:
+    import pyarrow as pa
+
     if pa.types.is_dictionary(column.type):
         # A damaged file may have indices beyond the dictionary.
         column.indices.validate(full=True)
         column = column.dictionary_decode()
-    if _is_one_of(column.type, (pa.types.is_string,)):
+    if _is_one_of(column.type, ("string",)):
         column = column.view(pa.binary())
-    elif _is_one_of(column.type, (pa.types.is_large_string,)):
+    elif _is_one_of(column.type, ("large_string",)):
         column = column.view(pa.large_binary())
-    elif _is_one_of(column.type, (pa.types.is_string_view,)):
+    elif _is_one_of(column.type, ("string_view",)):
         column = column.cast(pa.binary_view())
     column.validate(full=True)
     return column.to_pylist()

@@ -62,11 +62,11 @@ class DocumentBlock:
 
     def fingerprint(self) -> str:
         """Returns a digest of everything that the block's examples depend on."""
-        keys = (
-            (document.file.key, document.ordinal, document.content, document.split_key or b"")
-            for document in self.documents
-        )
-        return seeding.digest(*itertools.chain.from_iterable(keys)).hex()
+        files = "\n".join(document.file.key for document in self.documents)
+        numbers = [(document.ordinal, len(document.content)) for document in self.documents]
+        contents = b"".join(document.content for document in self.documents)
+        split_keys = b"".join(document.split_key or bytes(16) for document in self.documents)
+        return seeding.digest(files.encode(), repr(numbers).encode(), contents, split_keys).hex()
 
 
 def resolve(sources: Sequence[CorpusSource]) -> tuple[Corpus, ...]:

@@ -1,7 +1,7 @@
 """Data classes for corpora, their files, and their documents before decoding."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_specs.corpora import CorpusSpec
 from pipeline.base.errors import InputError
@@ -89,8 +89,7 @@ class FilePart:
     documents: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RawDocument:
+class RawDocument(NamedTuple):
     """A document as it is stored in its file.
 
     Attributes:

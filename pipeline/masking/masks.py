@@ -26,8 +26,7 @@ _KEEP_PROBABILITY = 0.1
 _WORD_ORDER, _REPLACEMENT, _RANDOM_TOKEN = range(3)
 # Number of words that are sorted together, unless a single row has more. Small arrays are faster.
 _SORTED_WORDS = 2**12
-# Limit for the words of a row, and for the rows that are sorted together.
-_MAX_WORDS = 2**16
+_WORD_MASK = 2**16 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,21 +138,21 @@ def word_order(
         int64 [n], the index of each word among the words of all rows; the rows keep their places.
     """
     ends = np.cumsum(counts)
-    row = np.repeat(np.arange(len(counts)), counts)
-    firsts = (ends - counts)[row]
+    firsts = np.repeat(ends - counts, counts)
     drawn = streams.bits(counts, _WORD_ORDER).astype(np.uint64)
     if weights is not None:
         # The upper bits of positive floating-point numbers have the order of the numbers.
         exponentials = -np.log((drawn + 0.5) / 2.0**32) / weights
         drawn = exponentials.view(np.uint64) >> np.uint64(32)
-    # Each key is a row, a random number and a word. As all keys differ, every method of sorting
-    # has the same result. Sorting keys takes a fraction of the time of sorting indices.
-    keys = (row % _MAX_WORDS).astype(np.uint64) << np.uint64(48)
+    # Each key is a row, a random number and a word, of 16, 32 and 16 bits. As all keys differ,
+    # every method of sorting has the same result. Sorting keys takes a fraction of the time of
+    # sorting indices. The upper bits of a row's number are lost, but rows keep their places.
+    keys = np.repeat(np.arange(len(counts), dtype=np.uint64) << np.uint64(48), counts)
     keys |= drawn << np.uint64(16)
-    keys |= (np.arange(len(row)) - firsts).astype(np.uint64)
+    keys |= (np.arange(len(firsts)) - firsts).astype(np.uint64)
     for part in np.split(keys, ends[arrays.group_bounds(counts, _SORTED_WORDS)[1:-1] - 1]):
         part.sort()
-    return firsts + (keys % np.uint64(_MAX_WORDS)).astype(np.int64)
+    return firsts + (keys & np.uint64(_WORD_MASK)).astype(np.int64)
 
 
 def choose_words(lengths: np.ndarray, counts: np.ndarray, rooms: np.ndarray) -> np.ndarray:

@@ -8,9 +8,7 @@ with `dataset_dict.json`.
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.base import streams
 from pipeline.base.errors import InputError
@@ -18,6 +16,9 @@ from pipeline.base.location import Location
 from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, RawDocument
 from pipeline.corpora.readers.base import Reader
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _FILE_MAGIC, _STREAM_MAGIC = b"ARROW1\0\0", b"\xff\xff\xff\xff"
 # The end marker of a stream, which also ends the batches of a file.
@@ -57,10 +58,12 @@ class ArrowReader(Reader):
 
     def first_row(self, file: CorpusFile, stream: BinaryIO) -> Mapping[str, object]:
         """See `Reader`."""
+        import pyarrow as pa
+
         try:
             with pa.ipc.open_stream(_as_stream(stream)) as reader:
                 return columns.first_row(reader.schema, iter(reader))
-        except columns.ERRORS as error:
+        except columns.errors() as error:
             raise columns.damaged_file_error(file, "Arrow", "", error) from error
 
     def documents(
@@ -70,7 +73,7 @@ class ArrowReader(Reader):
         try:
             for batch in _batches(file, stream):
                 yield from columns.batch_documents(file, batch, cursor)
-        except columns.ERRORS as error:
+        except columns.errors() as error:
             position = f", row {cursor.documents}" if cursor.documents else ""
             raise columns.damaged_file_error(file, "Arrow", position, error) from error
 
@@ -133,13 +136,15 @@ def _as_stream(stream: BinaryIO) -> BinaryIO:
     return stream
 
 
-def _batches(file: CorpusFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+def _batches(file: CorpusFile, stream: BinaryIO) -> "Iterator[pa.RecordBatch]":
     """Yields the batches of a table.
 
     Raises:
         InputError: a text field is missing.
         pa.ArrowInvalid: the table is truncated.
     """
+    import pyarrow as pa
+
     recorder = _TailRecorder(_as_stream(stream))
     with pa.ipc.open_stream(recorder) as reader:
         columns.expect_text(file, reader.schema)

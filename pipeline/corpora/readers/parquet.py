@@ -7,16 +7,17 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.base import streams
 from pipeline.base.errors import InputError
 from pipeline.corpora import columns
 from pipeline.corpora.documents import CorpusFile, Cursor, FilePart, RawDocument
 from pipeline.corpora.readers.base import Reader
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 # Number of bytes that are read of a column at a time.
@@ -38,7 +39,7 @@ class _Table:
     """
 
     file: CorpusFile
-    content: pq.ParquetFile
+    content: "pq.ParquetFile"
     rows: Sequence[int]
     sizes: Sequence[int]
 
@@ -70,7 +71,7 @@ class ParquetReader(Reader):
             table, schema = _open_content(file, whole)
             try:
                 return columns.first_row(schema, table.iter_batches(1))
-            except columns.ERRORS as error:
+            except columns.errors() as error:
                 raise columns.damaged_file_error(file, "Parquet", "", error) from error
 
     def parts(self, file: CorpusFile, stream: BinaryIO, part_bytes: int) -> list[FilePart]:
@@ -128,14 +129,16 @@ def _open(file: CorpusFile, stream: BinaryIO) -> _Table:
     return _Table(file, table, [group.num_rows for group in groups], sizes)
 
 
-def _open_content(file: CorpusFile, stream: BinaryIO) -> tuple[pq.ParquetFile, pa.Schema]:
+def _open_content(file: CorpusFile, stream: BinaryIO) -> "tuple[pq.ParquetFile, pa.Schema]":
+    import pyarrow.parquet as pq
+
     start, _ = streams.peek(stream, len(_ENCRYPTED_MAGIC))
     if start.startswith(_ENCRYPTED_MAGIC):
         raise InputError(file.path, "a Parquet file", "an encrypted one", "decrypt it first")
     try:
         table = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         return table, table.schema_arrow
-    except columns.ERRORS as error:
+    except columns.errors() as error:
         raise columns.damaged_file_error(file, "Parquet", "", error) from error
 
 
@@ -154,10 +157,10 @@ class _Rows:
         try:
             for batch in self._take(first, last):
                 yield from columns.batch_documents(file, batch, cursor, f"{position}, ")
-        except columns.ERRORS as error:
+        except columns.errors() as error:
             raise columns.damaged_file_error(file, "Parquet", f", {position}", error) from error
 
-    def _open_batches(self) -> Iterator[pa.RecordBatch]:
+    def _open_batches(self) -> "Iterator[pa.RecordBatch]":
         row_bytes = self._table.sizes[self._group] // self._table.rows[self._group]
         size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
         names = list(self._table.file.corpus.spec.text_fields)
@@ -165,12 +168,14 @@ class _Rows:
             size, row_groups=[self._group], columns=names, use_threads=False
         )
 
-    def _take(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
+    def _take(self, first: int, last: int) -> "Iterator[pa.RecordBatch]":
         if first < self._position:
             self._position, self._batches, self._rest = 0, self._open_batches(), None
         while self._position < last:
             batch = next(self._batches, None) if self._rest is None else self._rest
             if batch is None:
+                import pyarrow as pa
+
                 raise pa.ArrowInvalid(f"it has {self._position} rows instead of {last}")
             begin, end = max(first - self._position, 0), min(last - self._position, batch.num_rows)
             self._rest = batch.slice(end) if end < batch.num_rows else None
