@@ -9,10 +9,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import Unigram
@@ -32,6 +31,11 @@ from pipeline.tokenizers.tokens import (
     visible_spans,
 )
 from pipeline.tokenizers.vocabulary import read_tokenizer_file
+
+if TYPE_CHECKING:
+    # Functions import this package, so that processes with other tokenizers start sooner.
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 MODEL_FILE = "spiece.model"
 XLM_ROBERTA_FILE = "sentencepiece.bpe.model"
@@ -93,8 +97,8 @@ class SentencePieceTokenizer(Tokenizer):
     numbering: Numbering | None = None
 
     @functools.cached_property
-    def _processor(self) -> SentencePieceProcessor:
-        return SentencePieceProcessor(model_proto=self.model)
+    def _processor(self) -> "SentencePieceProcessor":
+        return _open_processor(self.model)
 
     @functools.cached_property
     def _token_ids(self) -> np.ndarray:
@@ -157,7 +161,7 @@ class SentencePieceTokenizer(Tokenizer):
         return {name: content for name, content in files.items() if content is not None}
 
     def _tokenizer_json(self) -> bytes:
-        proto = ModelProto.FromString(self.model)
+        proto = _parse(self.model)
         scores = dict(zip(self._token_ids.tolist(), self._scores(proto), strict=True))
         pieces = [(token, scores.get(index, 0.0)) for index, token in enumerate(self.vocab)]
         byte_fallback = proto.trainer_spec.byte_fallback
@@ -177,8 +181,8 @@ class SentencePieceTokenizer(Tokenizer):
         )
         return tokenizer.to_str(pretty=False).encode("utf-8")
 
-    def _scores(self, proto: ModelProto) -> list[float]:
-        kinds, special = ModelProto.SentencePiece, set(self.special_ids.values())
+    def _scores(self, proto: "ModelProto") -> list[float]:
+        kinds, special = type(proto).SentencePiece, set(self.special_ids.values())
         normal = (piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
         best = max(normal, default=0.0)
         return [
@@ -230,10 +234,10 @@ def read_pieces(path: Location) -> tuple[tuple[str, ...], bytes]:
     """
     model = read_tokenizer_file(path, what="a SentencePiece model")
     with as_input_error(path, "a SentencePiece model", "a file that cannot be read as one"):
-        processor = SentencePieceProcessor(model_proto=model)
+        processor = _open_processor(model)
         pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
         # Other programs must be able to read the model's normalizer and its tables, too.
-        proto = ModelProto.FromString(model)
+        proto = _parse(model)
         _normalizer(proto, do_lower_case=False)
         if not all(math.isfinite(piece.score) for piece in proto.pieces):
             raise ValueError("expected finite scores, received NaN or infinity")
@@ -270,7 +274,7 @@ def load_sentencepiece(
     special_ids = find_special_ids(vocab, path, settings)
     if numbering is None:
         # A model always has an unknown piece, whatever its name.
-        special_ids["unk"] = SentencePieceProcessor(model_proto=model).unk_id()
+        special_ids["unk"] = _open_processor(model).unk_id()
     notes = tuple(_describe_ignored(settings))
     return SentencePieceTokenizer(vocab, special_ids, do_lower_case, model, numbering, notes=notes)
 
@@ -284,12 +288,24 @@ def _describe_ignored(settings: TokenizerSettings) -> Iterator[str]:
             yield f"{settings.path}: {key}: {value} has no effect on a SentencePiece model; {hint}"
 
 
+def _open_processor(model: bytes) -> "SentencePieceProcessor":
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=model)
+
+
+def _parse(model: bytes) -> "ModelProto":
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    return ModelProto.FromString(model)
+
+
 def _is_unigram(model: bytes) -> bool:
-    trainer = ModelProto.FromString(model).trainer_spec
+    trainer = _parse(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
 
 
-def _normalizer(proto: ModelProto, *, do_lower_case: bool) -> normalizers.Normalizer:
+def _normalizer(proto: "ModelProto", *, do_lower_case: bool) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if do_lower_case else []
     charsmap = proto.normalizer_spec.precompiled_charsmap
     if charsmap:
