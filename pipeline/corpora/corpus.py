@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -210,6 +211,9 @@ def read_blocks(
     """
     total = sum(file.bytes for file in files)
     block_bytes = min(_MAX_BLOCK_BYTES, max(_MIN_BLOCK_BYTES, total // 256))
+    if total > block_bytes:
+        # Blocks of equal size keep all workers busy until the end.
+        block_bytes = math.ceil(total / math.ceil(total / block_bytes))
     index = size = bytes_done = 0
     documents: list[RawDocument] = []
     for file in files:
