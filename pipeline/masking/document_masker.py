@@ -54,8 +54,7 @@ class _TokenizedDocument(NamedTuple):
     line_starts: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Passage:
+class Passage(NamedTuple):
     """A text to mask: a document, or a part of one.
 
     Attributes:
@@ -72,9 +71,9 @@ class Passage:
     key: bytes
     segmenter: str
     num_copies: int
-    group: int = 0
-    document: int = 0
-    statistics: Counter[str] = dataclasses.field(default_factory=Counter)
+    group: int
+    document: int
+    statistics: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
@@ -33,6 +34,8 @@ def _initialize_worker() -> None:
     Otherwise a worker whose parent was killed would wait for jobs forever.
     """
     memory.retain_freed_memory(os.environ.get("KERAS_BACKEND"))
+    # The objects of imported modules live as long as the worker: the garbage collector skips them.
+    gc.freeze()
     parent = multiprocessing.parent_process()
 
     def exit_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,6 +17,11 @@ def make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
     """Makes a directory with some changes of a configuration, and returns it."""
     create_masked_examples(dataclasses.replace(config, output_dir=str(folder), **changes))
     return folder
+
+
+def passage(text: str, key: bytes, *, copies: int = 1, group: int = 0) -> Passage:
+    """Returns a passage of Chinese text without a document."""
+    return Passage(text, key, "jieba", copies, group, document=0, statistics=Counter())
 
 
 def examples(

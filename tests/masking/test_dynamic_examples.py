@@ -12,10 +12,9 @@ from data_specs.corpora import CorpusSource
 from pipeline.base import seeding
 from pipeline.base.errors import InputError
 from pipeline.masking import document_masker, duplicates, masked_examples
-from pipeline.masking.document_masker import Passage
 from pipeline.storage import manifest, serialization, token_counts
 from tests.conftest import read_folder
-from tests.masking.running import examples, make, read, restored
+from tests.masking.running import examples, make, passage, read, restored
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -61,11 +60,11 @@ def test_stored_word_starts_are_those_of_the_text(windows_dir, vocab) -> None:
 def test_windows_without_a_word_to_mask_are_not_stored(windows_config) -> None:
     masker = document_masker.DocumentMasker(windows_config)
     texts = ["\U0001f600 " * 30, "春天来了，院子里的桃树开满了花。"]
-    passages = [Passage(text, seeding.digest(text), "jieba", num_copies=1) for text in texts]
-    made = [passage.text for passage, _, _ in examples(masker, passages)]
+    passages = [passage(text, seeding.digest(text)) for text in texts]
+    made = [origin.text for origin, _, _ in examples(masker, passages)]
     assert made == texts[1:]
-    assert [passage.statistics["examples"] for passage in passages] == [0, 1]
-    assert [passage.statistics[duplicates.WINDOWS[0]] for passage in passages] == [1, 0]
+    assert [made_from.statistics["examples"] for made_from in passages] == [0, 1]
+    assert [made_from.statistics[duplicates.WINDOWS[0]] for made_from in passages] == [1, 0]
 
 
 def test_manifest_and_token_counts_describe_the_windows(windows_dir) -> None:

@@ -22,7 +22,7 @@ from pipeline.masking.document_masker import Passage, divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import make_text, read_folder
 from tests.corpora import written
-from tests.masking.running import examples, make, read, restored
+from tests.masking.running import examples, make, passage, read, restored
 
 
 def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) -> None:
@@ -383,8 +383,7 @@ def test_masks_have_the_golden_values(examples_config, vocab) -> None:
     masker = document_masker.DocumentMasker(examples_config)
     key = seeding.digest("golden")
     text = "春天来了，院子里的桃树开满了花。"
-    passage = Passage(text, key, segmenter="jieba", num_copies=2)
-    made = list(examples(masker, [passage]))
+    made = list(examples(masker, [passage(text, key, copies=2)]))
     assert [example_id.hex() for _, example_id, _ in made] == GOLDEN_IDS
     features = [serialization.decode_example(record) for _, _, record in made]
     positions = [np.frombuffer(f[records.MASKED_LM_POSITIONS], "<u2").tolist() for f in features]
@@ -398,7 +397,7 @@ def test_a_tenth_of_the_documents_has_windows_of_one_random_length(examples_conf
         dataclasses.replace(examples_config, short_seq_prob=0.1, doc_stride=48)
     )
     keys = [seeding.digest(number) for number in range(4_000)]
-    passages = [Passage("", key, "jieba", num_copies=1) for key in keys]
+    passages = [passage("", key) for key in keys]
     spans = masker._window_spans(passages, np.full(len(keys), 450))
     # The first window of a document has its length: 45 tokens, or a shorter one from 5.
     lengths = (spans.ends - spans.begins)[spans.numbers == 0]
@@ -440,22 +439,22 @@ def test_passages_together_have_the_examples_of_each_alone(
 
     def passages() -> list[Passage]:
         return [
-            Passage(text, seeding.digest(number), "jieba", num_copies=1 + number // 9, group=number)
+            passage(text, seeding.digest(number), copies=1 + number // 9, group=number)
             for number, text in enumerate(texts)
         ]
 
     together, alone = passages(), passages()
     received = {
-        example_id: (passage.group, record)
-        for passage, example_id, record in examples(masker, together)
+        example_id: (origin.group, record)
+        for origin, example_id, record in examples(masker, together)
     }
     expected = {
-        example_id: (passage.group, record)
+        example_id: (origin.group, record)
         for single in alone
-        for passage, example_id, record in examples(masker, [single])
+        for origin, example_id, record in examples(masker, [single])
     }
     assert received == expected and len(received) > len(texts)
-    statistics = [[passage.statistics for passage in passages] for passages in (together, alone)]
+    statistics = [[origin.statistics for origin in passages] for passages in (together, alone)]
     assert statistics[0] == statistics[1]
 
 
