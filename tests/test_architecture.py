@@ -162,7 +162,7 @@ def test_invalid_flags_are_reported_before_heavy_imports(command: str, flags: st
     )
     result = run_python("-c", code)
     # The settings of a task are checked together with the tokenizer.
-    readers = ["sentencepiece", "tokenizers"] if command == "tools.finetune" else []
+    readers = ["tokenizers"] if command == "tools.finetune" else []
     assert result.stdout.strip() == f"1 {readers}"
     assert result.stderr.startswith("error: ")
 
