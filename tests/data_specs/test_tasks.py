@@ -99,7 +99,7 @@ def test_an_unknown_task_is_refused() -> None:
         (
             "language: en",
             "language: en\nheader: false\ncolumns: [text]",
-            "columns: expected label among them, found none",
+            "columns: expected a column label, received none",
         ),
         ("language: en", "language: en\nheader: 1", "header: Expected 'bool', got 'int'"),
         (
@@ -142,7 +142,7 @@ def test_spans_are_read_from_squads_json_only(tmp_path) -> None:
     changed = MINE.replace("label_field: label\n", "").replace("labels: [bad, good]\n", "")
     changed = changed.replace("classification", "span").replace("accuracy", "squad")
     path.write_text(changed, encoding="utf-8")
-    with pytest.raises(ValueError, match="reader: expected squad with kind: span and only there"):
+    with pytest.raises(ValueError, match="reader: expected squad with kind: span, and no value"):
         tasks.load_task(str(path))
 
 

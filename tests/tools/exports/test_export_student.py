@@ -236,7 +236,8 @@ def test_a_missing_package_is_named_before_anything_else(monkeypatch) -> None:
     with pytest.raises(InputError) as caught:
         formats.check(("onnx", "litert", "litert_int8"))
     assert caught.value.subject == Setting("formats")
-    assert caught.value.expected.startswith("onnx, onnxruntime, tf2onnx, ai-edge-litert to be")
+    packages = "onnx, onnxruntime, tf2onnx, ai-edge-litert"
+    assert caught.value.received.startswith(f"onnx,litert,litert_int8 requires {packages}")
     assert caught.value.hint == "pip install '.[export]'"
 
 

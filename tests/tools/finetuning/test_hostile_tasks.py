@@ -63,7 +63,7 @@ def test_quoted_row_has_a_maximum_length(tmp_path, monkeypatch) -> None:
     valid_rows = f'{"a" * 99}\n{"b" * 99}\n"{"c" * 50}\n{"d" * 46}"\n'
     assert [len(cells[0]) for _, cells in rows(valid_rows)] == [99, 99, 97]
     for wrong in ("a" * 101, '"\n",' * 40, "b\n" + "a" * 101):
-        with pytest.raises(InputError, match=f"^{path}, line .*a row of more than 100 letters"):
+        with pytest.raises(InputError, match=f"^{path}, line .*a row of more than 100 characters"):
             rows(wrong)
 
 
