@@ -159,7 +159,7 @@ def headline(runs: Sequence[Run]) -> str | None:
     """Returns the best accuracy as a sentence; None if no run measured its accuracy.
 
     Example: `distilled predicts 21.1% of the held-out masked tokens correctly, 96% of the
-    teacher's 22.1%.`
+    teacher's 22.1%; next is baseline with 20.8%.`
     """
     # The run that trained the teacher is left out.
     students = [run for run in runs if _has(run)] or runs
@@ -172,6 +172,11 @@ def headline(runs: Sequence[Run]) -> str | None:
     teacher = run.final.get("teacher_accuracy", 0.0)
     if teacher > 0.0:
         text += f", {best / teacher:.0%} of the teacher's {percents(teacher)}"
+    others = [(score, other.name) for score, other in scores if other is not run]
+    if others:
+        second = ACCURACY.best([score for score, _ in others])
+        name = next(name for score, name in others if score == second)
+        text += f"; next is {name} with {percents(second)}"
     return f"{text}."
 
 

@@ -101,7 +101,10 @@ def test_results_and_settings_are_in_tables(two_runs) -> None:
     assert [" ".join(row) for row in settings] == rows
     assert ["cache", "aaaaaaaa…"] in shared and ["num_hidden_layers", "2"] in shared
     assert not [row for row in shared if row[0] in ("learning_rate", "kind")]
-    headline = "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%."
+    headline = (
+        "31.0% of the held-out masked tokens correctly, 69% of the teacher's 45.0%; "
+        "next is plain with 25.0%."
+    )
     assert f"distilled predicts {headline} From 2 runs." in parsed.text
     best = [a["class"] for tag, a in parsed.tags if tag == "td" and "best" in a.get("class", "")]
     # The first run is best in six columns, of which perplexity is a tie; the second in one.
