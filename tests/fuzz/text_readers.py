@@ -163,10 +163,12 @@ def _byte_level() -> bytes:
 
 def _converted() -> bytes:
     """Returns a unigram `tokenizer.json` with the table of a normalizer."""
+    import sentencepiece
+
     from pipeline.tokenizers import sentencepiece_model
 
     model = _unigram()
-    pieces = sentencepiece_model.SentencePieceProcessor(model_proto=model)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = tuple(pieces.id_to_piece(i) for i in range(pieces.get_piece_size()))
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     special = {name: vocab.index(f"[{name.upper()}]") for name in special}

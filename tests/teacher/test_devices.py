@@ -55,16 +55,24 @@ class _Captures:
         return [stderr for _, stderr in outputs]
 
     def expect_equal(self, name: str, other: str) -> None:
-        """Checks that two caches have the same ids, and values within float error."""
+        """Checks that two caches have the same ids outside near-ties, and values within float error.
+
+        The last stored token may have the same logit as one that is not stored, up to rounding.
+        """
         pairs = list(zip(self.read(name), self.read(other), strict=True))
         assert len(pairs) > 100
+        num_ties = num_positions = 0
         for first, second in pairs:
             assert first.example_id == second.example_id
-            np.testing.assert_array_equal(first.targets.ids, second.targets.ids)
+            ids = [example.targets.ids for example in (first, second)]
+            np.testing.assert_array_equal(*(values[:, :-1] for values in ids))
+            num_ties += np.count_nonzero(ids[0] != ids[1])
+            num_positions += len(ids[0])
             for field in ("logits", "log_tail_masses", "label_log_probs", "hidden_states"):
                 values = [getattr(example.targets, field) for example in (first, second)]
                 # The tolerance is a step of float16.
                 np.testing.assert_allclose(*values, rtol=2e-3, atol=2e-3, err_msg=field)
+        assert num_ties <= num_positions / 200
 
     def read(self, name: str) -> list[CachedExample]:
         """Returns all examples of a cache."""

@@ -164,7 +164,7 @@ def test_student_with_split_words_trains(cut_student_dir, cache_dir, tmp_path, c
     inputs = {"input_dir": cache_dir, "student": cut_student_dir, "output_dir": tmp_path / "made"}
     sizes = {"num_train_steps": 20, "train_batch_size": 8, "learning_rate": 3e-3, "log_steps": 5}
     assert _main(run_distill, losses="kl_divergence=1,masked_lm=1", **inputs, **sizes) == 0
-    line = "others are split into these, the rest become [UNK], their mass"
+    line = "others are split into these, the rest become [UNK]; the mass"
     assert line in capsys.readouterr().err
     text = (tmp_path / "made" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -198,7 +198,7 @@ def test_student_trains_from_the_teachers_cache(student_dir, cache_dir, tmp_path
     size = len(_tokens(student_dir))
     assert (
         f"vocabulary: {size:,} of the cache's {len(_tokens(cache_dir)):,} tokens; others are read "
-        "as [UNK], their mass joins the tail\n"
+        "as [UNK]; the mass of missing tokens joins the tail\n"
     ) in result.stderr
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
