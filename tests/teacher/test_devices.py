@@ -55,9 +55,10 @@ class _Captures:
         return [stderr for _, stderr in outputs]
 
     def expect_equal(self, name: str, other: str) -> None:
-        """Checks that two caches have the same ids outside near-ties, and values within float error.
+        """Checks that two caches have the same ids outside near-ties, and equal values.
 
-        The last stored token may have the same logit as one that is not stored, up to rounding.
+        Values are equal within float error. The last stored token may have the
+        same logit as one that is not stored, up to rounding.
         """
         pairs = list(zip(self.read(name), self.read(other), strict=True))
         assert len(pairs) > 100
