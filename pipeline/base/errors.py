@@ -101,7 +101,7 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
     """Returns a hint with the known names that are similar to an unknown one; None without any."""
     known = tuple(known)
     similar = difflib.get_close_matches(name, known)
-    similar = similar or [other for other in known if name and other.startswith(name)]
+    similar = similar or [other for other in known if name and other.startswith(name)][:3]
     return f"did you mean {' or '.join(similar)}?" if similar else None
 
 

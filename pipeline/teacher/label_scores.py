@@ -139,8 +139,9 @@ class LabelScores:
             yield show_settings(_TRAIN_HEAD, str)
             yield show_settings(_RANDOM_ENCODER, str)
         elif self.is_weak:
-            gain = 1.0 - self.label_log_prob / self.unigram_log_prob
-            yield f"the teacher's loss is only {gain:.1%} below that of label frequencies; with"
+            difference = self.label_log_prob - self.unigram_log_prob
+            gain = "not" if difference <= 0.0 else f"only {difference / -self.unigram_log_prob:.1%}"
+            yield f"the teacher's loss is {gain} below that of label frequencies; with"
             yield f"less than {_WEAK_GAIN:.0%}, a student learns little from it. First check that"
             yield "do_whole_word_mask and segments of create_pretraining_data are those of the"
             yield "teacher's own training. Otherwise add masked_lm to the student's losses, or"
