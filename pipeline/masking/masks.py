@@ -26,6 +26,7 @@ _KEEP_PROBABILITY = 0.1
 _WORD_ORDER, _REPLACEMENT, _RANDOM_TOKEN = range(3)
 # Number of words that are sorted together, unless a single row has more. Small arrays are faster.
 _SORTED_WORDS = 2**12
+# The bits of a sort key that hold the index of a word in its row.
 _WORD_MASK = 2**16 - 1
 
 

@@ -118,6 +118,20 @@ def test_useless_and_weak_teachers_are_recognized(
     assert ("warning" in lines) == (no_better or weak)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "unigram", "gain"),
+    [(-5.4, -6.0, "only 10.0% below"), (-6.0, -6.0, "not below"), (-0.1, 0.0, "not below")],
+)
+def test_warning_names_how_much_lower_the_loss_of_a_weak_teacher_is(
+    teacher: float, unigram: float, gain: str
+) -> None:
+    scores = dataclasses.replace(
+        SOUND, label_log_prob=teacher, label_log_prob_error=1.0, unigram_log_prob=unigram
+    )
+    assert scores.is_weak and not scores.is_worse_than_unigram
+    assert gain in next(scores.warning())
+
+
 def test_few_labels_refuse_no_teacher() -> None:
     noise = dataclasses.replace(SOUND, accuracy=0.0, label_log_prob=-10.0)
     with pytest.raises(InputError) as refused:
