@@ -288,7 +288,8 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     report = quickstart_report.measure(run.work, run.teacher, students, config.command_line())
     print(f"\n{quickstart_report.table(report)}\n")
     page = quickstart_report.write(report, students, run.work)
-    print(f"student: {students[0].directory}, which transformers loads; your own data: README.md")
+    student = run.work / quickstart_report.STUDENTS[0]
+    print(f"student: {student}, which transformers loads; for your own data, see README.md")
     print(f"page: {page}")
     print(f"{(time.monotonic() - run.begun) / 60:.1f} minutes; everything is in {run.work}")
 

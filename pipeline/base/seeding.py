@@ -99,7 +99,8 @@ class KeyedStreams:
             first: int [R], or one number for all rows.
             second: int [R], or one number for all rows.
         """
-        # Keys of other sizes occur only in files of other programs. They are cut, or padded with zeros.
+        # Keys of other sizes occur only in files of other programs: they are cut, or padded with
+        # zeros.
         words = np.array(keys, "S16").view("<u4").reshape(-1, 4)
         salted = words ^ np.frombuffer(digest(seed, purpose), "<u4")
         numbers = np.empty((len(salted), 2), np.uint32)
