@@ -86,7 +86,7 @@ class KeyedStreams:
         cls,
         seed: int,
         purpose: str,
-        keys: Sequence[bytes],
+        keys: np.ndarray,
         first: np.ndarray | int = 0,
         second: np.ndarray | int = 0,
     ) -> "KeyedStreams":
@@ -95,14 +95,11 @@ class KeyedStreams:
         Args:
             seed: see `keyed_rng`.
             purpose: see `keyed_rng`.
-            keys: R keys of 16 bytes, with uniformly distributed bits.
+            keys: uint32 [R, 4], the result of `key_words`.
             first: int [R], or one number for all rows.
             second: int [R], or one number for all rows.
         """
-        # Keys of other sizes occur only in files of other programs: they are cut, or padded with
-        # zeros.
-        words = np.array(keys, "S16").view("<u4").reshape(-1, 4)
-        salted = words ^ np.frombuffer(digest(seed, purpose), "<u4")
+        salted = keys ^ np.frombuffer(digest(seed, purpose), "<u4")
         numbers = np.empty((len(salted), 2), np.uint32)
         numbers[:, 0], numbers[:, 1] = first, second
         return cls(salted, numbers)
@@ -129,6 +126,13 @@ class KeyedStreams:
         # The last block of a row may have more numbers than requested.
         surplus = _NUMBERS_PER_BLOCK * first_blocks - (np.cumsum(counts) - counts)
         return drawn[np.arange(counts.sum()) + np.repeat(surplus, counts)]
+
+
+def key_words(keys: Sequence[bytes]) -> np.ndarray:
+    """Returns keys of 16 bytes with uniformly distributed bits as numbers, uint32 [R, 4]."""
+    # Keys of other sizes occur only in files of other programs: they are cut, or padded with
+    # zeros.
+    return np.array(keys, "S16").view("<u4").reshape(-1, 4)
 
 
 def philox4x32(counters: Sequence[np.ndarray], key: Sequence[np.ndarray]) -> np.ndarray:

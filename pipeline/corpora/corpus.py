@@ -179,16 +179,24 @@ def sample_texts(files: Sequence[CorpusFile], num_files: int, num_documents: int
                 yield document_text(document)
 
 
+def read_documents(files: Sequence[CorpusFile]) -> Iterator[RawDocument]:
+    """Yields the documents of files; reads only as far as they are taken.
+
+    Raises:
+        InputError: a file cannot be read, or has another format than its name says.
+    """
+    for file in files:
+        for document, _ in READERS[file.corpus.reader].read(file):
+            yield document
+
+
 def ends_at_blank_lines(files: Sequence[CorpusFile]) -> bool:
     """Returns whether the first document is plain text that a blank line ends.
 
     Raises:
         InputError: a file cannot be read, or has another format than its name says.
     """
-    documents = (
-        document for file in files for document, _ in READERS[file.corpus.reader].read(file)
-    )
-    file = next(documents).file
+    file = next(read_documents(files)).file
     return file.format == TEXT and file.corpus.spec.documents == "blank_lines"
 
 

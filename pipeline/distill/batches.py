@@ -115,7 +115,8 @@ class WindowReader:
         """
         columns = [values.tolist() for values in features]
         batch = windows.decode_windows(columns, self._vocab_size)
-        streams = seeding.KeyedStreams.of(self._seed, self._purpose, columns[0], epochs)
+        keys = seeding.key_words(columns[0])
+        streams = seeding.KeyedStreams.of(self._seed, self._purpose, keys, epochs)
         masked = masks.mask_windows(
             batch, self._policy, self._is_special, streams, token_weights=self._token_weights
         )

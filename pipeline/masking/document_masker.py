@@ -22,7 +22,7 @@ from pipeline.corpora import corpus
 from pipeline.corpora.documents import CorpusFile, RawDocument
 from pipeline.hub import models
 from pipeline.masking import duplicates, masks, windows
-from pipeline.masking.duplicates import LeftOutDocuments, MaskedDocument, MaskedTexts
+from pipeline.masking.duplicates import DocumentTable, LeftOutDocuments, MaskedTexts
 from pipeline.masking.settings import MaskedExamplesConfig
 from pipeline.masking.windows import Spans, Windows
 from pipeline.storage import arrays, serialization, spill, token_counts
@@ -64,7 +64,6 @@ class Passage(NamedTuple):
         num_copies: number of masked copies of each of its windows.
         group: number that decides the split of its examples.
         document: index of its document within the block.
-        statistics: counts of its document; masking adds to them.
     """
 
     text: str
@@ -73,7 +72,6 @@ class Passage(NamedTuple):
     num_copies: int
     group: int
     document: int
-    statistics: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,12 +83,15 @@ class ExampleBatch:
         owners: int [n], the index in `passages` of each example's passage.
         example_ids: 16 bytes for each example, concatenated.
         contents: the serialized examples.
+        counts: int [passages] each, keyed by names of `duplicates.STATISTICS`: what this batch adds
+            to the counts of each passage.
     """
 
     passages: Sequence[Passage]
     owners: np.ndarray
     example_ids: bytes
     contents: list[bytes]
+    counts: Mapping[str, np.ndarray]
 
 
 class DocumentMasker:
@@ -154,50 +155,49 @@ class DocumentMasker:
             # A byte-level vocabulary may have no unknown token.
             is_unknown = document.ids == self.tokenizer.special_ids.get("unk", -1)
             first_tokens = np.cumsum(num_tokens) - num_tokens
-            _add_counts(group, "tokens", num_tokens)
-            _add_counts(group, "unknown_tokens", _sums(is_unknown, first_tokens, num_tokens))
-            spans = self._window_spans(group, num_tokens)
+            unknown_tokens = _sums(is_unknown, first_tokens, num_tokens)
+            counts = {"tokens": num_tokens, "unknown_tokens": unknown_tokens}
+            keys = seeding.key_words([passage.key for passage in group])
+            spans = self._window_spans(keys, num_tokens)
             sizes = (spans.ends - spans.begins) * group[0].num_copies
             for begin, end in itertools.pairwise(arrays.group_bounds(sizes, _BATCH_TOKENS)):
                 part = spans.part(slice(begin, end))
-                batch = self._build_windows(group, document, first_tokens, part)
-                yield self._batch(group, part, batch)
+                batch = self._build_windows(keys, document, first_tokens, part)
+                yield self._batch(group, keys, part, batch, counts)
+                # The tokens of a passage with several batches are counted once.
+                counts = {}
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         """Yields groups of consecutive short passages with the same settings."""
+        # Even two empty texts are apart if the tokenizer does not split at lines.
+        max_chars = _GROUP_CHARS if self.tokenizer.splits_at_lines else -1
         group: list[Passage] = []
-        size = 0
+        size, settings = 0, None
         for passage in passages:
-            is_full = size + len(passage.text) > _GROUP_CHARS
-            if group and (is_full or not self._may_join(group[0], passage)):
-                yield group
-                group, size = [], 0
-            group.append(passage)
             size += len(passage.text)
+            if group and (size > max_chars or settings != (passage.segmenter, passage.num_copies)):
+                yield group
+                group, size = [], len(passage.text)
+            group.append(passage)
+            settings = passage.segmenter, passage.num_copies
         if group:
             yield group
 
-    def _may_join(self, first: Passage, second: Passage) -> bool:
-        settings = [(passage.segmenter, passage.num_copies) for passage in (first, second)]
-        return self.tokenizer.splits_at_lines and settings[0] == settings[1]
-
     def _streams(
-        self, purpose: str, passages: Sequence[Passage], spans: Spans, copies: int = 1
+        self, purpose: str, keys: np.ndarray, spans: Spans, copies: int = 1
     ) -> seeding.KeyedStreams:
         """Returns the random numbers of the copies of windows."""
-        keys = [passage.key for passage in passages]
         return seeding.KeyedStreams.of(
             self._config.random_seed,
             purpose,
-            [keys[index] for index in spans.documents.tolist()] * copies,
+            keys[np.tile(spans.documents, copies)],
             np.tile(spans.numbers, copies),
             np.repeat(np.arange(copies), len(spans.documents)),
         )
 
-    def _window_spans(self, passages: Sequence[Passage], num_tokens: np.ndarray) -> Spans:
+    def _window_spans(self, keys: np.ndarray, num_tokens: np.ndarray) -> Spans:
         """Returns the windows of passages; some passages have short windows."""
         config = self._config
-        keys = [passage.key for passage in passages]
         streams = seeding.KeyedStreams.of(config.random_seed, "window length", keys)
         is_short, length_bits = streams.bits(2).reshape(-1, 2).T
         longest = config.window_length
@@ -208,7 +208,7 @@ class DocumentMasker:
 
     def _build_windows(
         self,
-        passages: Sequence[Passage],
+        keys: np.ndarray,
         document: _TokenizedDocument,
         first_tokens: np.ndarray,
         spans: Spans,
@@ -217,73 +217,79 @@ class DocumentMasker:
         begins, ends = spans.begins + firsts, spans.ends + firsts
         splits = None
         if self._config.segments == "pair":
-            bits = self._streams("segments", passages, spans).bits(1)
+            bits = self._streams("segments", keys, spans).bits(1)
             boundaries = (document.line_starts, document.word_starts)
             splits = windows.split_points(begins, ends, boundaries, bits)
         return windows.build_windows(
             document.ids, document.word_starts, (begins, ends), splits, self.tokenizer.special_ids
         )
 
-    def _batch(self, passages: Sequence[Passage], spans: Spans, batch: Windows) -> ExampleBatch:
+    def _batch(
+        self,
+        passages: Sequence[Passage],
+        keys: np.ndarray,
+        spans: Spans,
+        batch: Windows,
+        counts: Mapping[str, np.ndarray],
+    ) -> ExampleBatch:
+        """Returns the examples of windows; `counts` are further counts of the passages."""
         copies = passages[0].num_copies
         if self._config.is_dynamic:
-            features, is_made = self._unmasked(passages, spans, batch)
+            features, num_masked = self._unmasked(batch, copies)
         else:
-            features, is_made = self._masked(passages, spans, batch)
-        ids = self._streams("example", passages, spans, copies).bits(4).astype("<u4")
-        made = np.flatnonzero(is_made)
-        owners = spans.documents[made % len(spans.documents)]
-        _add_counts(passages, "examples", np.bincount(owners, minlength=len(passages)))
+            streams = self._streams("mask", keys, spans, copies)
+            features, num_masked = self._masked(batch, copies, streams)
+        owners = np.tile(spans.documents, copies)
+
+        def by_passage(numbers: np.ndarray) -> np.ndarray:
+            totals = np.bincount(owners[: len(numbers)], numbers, len(passages))
+            return totals.astype(np.int64)
+
+        # The counts of the first copy: every copy of a window has masked tokens, or none has.
+        is_maskable = num_masked[: len(spans.documents)] > 0
+        without_words, with_words = duplicates.WINDOWS
+        counts = {
+            **counts,
+            without_words: by_passage(~is_maskable),
+            with_words: by_passage(is_maskable),
+            "examples": by_passage(num_masked > 0),
+        }
+        if not self._config.is_dynamic:
+            counts["masked_positions"] = by_passage(num_masked)
+        made = np.flatnonzero(num_masked)
+        ids = self._streams("example", keys, spans, copies).bits(4).astype("<u4")
         example_ids = ids.reshape(-1, 4)[made].tobytes()
-        if len(made) < len(is_made):
+        if len(made) < len(num_masked):
             rows = made.tolist()
             features = {name: [values[row] for row in rows] for name, values in features.items()}
         features[records.EXAMPLE_ID] = [
             example_ids[begin : begin + 16] for begin in range(0, len(example_ids), 16)
         ]
         contents = list(serialization.encode_examples(features))
-        return ExampleBatch(passages, owners, example_ids, contents)
+        return ExampleBatch(passages, owners[made], example_ids, contents, counts)
 
-    def _unmasked(
-        self, passages: Sequence[Passage], spans: Spans, batch: Windows
-    ) -> tuple[dict[str, list[bytes]], np.ndarray]:
-        """Returns the features of the copies of windows, and bool [C · W], see `_masked`."""
+    def _unmasked(self, batch: Windows, copies: int) -> tuple[dict[str, list[bytes]], np.ndarray]:
+        """Returns the features of the copies of windows.
+
+        Also returns int [C · W]: 0 for a window without a word to mask, which is no example, and
+        1 for the others.
+        """
         words = masks.maskable_words(batch, self._policy, self._is_special)
         rows = np.searchsorted(np.cumsum(batch.counts), words.starts, side="right")
         is_maskable = np.bincount(rows, minlength=len(batch.counts)) > 0
-        _count_windows(passages, spans, is_maskable)
-        copies, features = passages[0].num_copies, windows.window_features(batch, self.vocab_size)
+        features = windows.window_features(batch, self.vocab_size)
         repeated = {name: values * copies for name, values in features.items()}
-        return repeated, np.tile(is_maskable, copies)
+        return repeated, np.tile(is_maskable, copies).astype(np.int64)
 
     def _masked(
-        self, passages: Sequence[Passage], spans: Spans, batch: Windows
+        self, batch: Windows, copies: int, streams: seeding.KeyedStreams
     ) -> tuple[dict[str, list[bytes]], np.ndarray]:
-        """Returns the features of the copies of windows, and bool [C · W], which are examples.
+        """Returns the features of the copies of windows, and their masked tokens, int [C · W].
 
-        A window without a word to mask is none.
+        A window without masked tokens is no example.
         """
-        copies = passages[0].num_copies
-        streams = self._streams("mask", passages, spans, copies)
         masked = masks.mask_windows(batch, self._policy, self._is_special, streams, copies=copies)
-        # The counts of the first copy: every copy of a window has masked tokens, or none has.
-        _count_windows(passages, spans, masked.counts[: len(spans.documents)] > 0)
-        owners = np.tile(spans.documents, copies)
-        counts = np.bincount(owners, masked.counts, len(passages))
-        _add_counts(passages, "masked_positions", counts)
-        return masks.masked_features(batch, masked, self.vocab_size), masked.counts > 0
-
-
-def _add_counts(passages: Sequence[Passage], name: str, counts: np.ndarray) -> None:
-    """Adds numbers, [passages], to the statistics of passages."""
-    for passage, count in zip(passages, counts.astype(np.int64).tolist(), strict=True):
-        passage.statistics[name] += count
-
-
-def _count_windows(passages: Sequence[Passage], spans: Spans, is_maskable: np.ndarray) -> None:
-    for value, name in enumerate(duplicates.WINDOWS):
-        counted = spans.documents[is_maskable == bool(value)]
-        _add_counts(passages, name, np.bincount(counted, minlength=len(passages)))
+        return masks.masked_features(batch, masked, self.vocab_size), masked.counts
 
 
 def _sums(values: np.ndarray, firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -348,8 +354,7 @@ def has_two_documents(config: MaskedExamplesConfig, files: Sequence[CorpusFile])
         InputError: a file or document cannot be read.
     """
     groups: set[int] = set()
-    documents = (document for block in corpus.read_blocks(files) for document in block.documents)
-    for document in documents:
+    for document in corpus.read_documents(files):
         # This is another piece of a document that has been counted.
         if document.split_key is not None and _group(config, document, "") in groups:
             continue
@@ -392,10 +397,8 @@ def mask_block(
         _masker(config).masked_texts.begin_block(block.index, forget=not is_only_writer)
         header, documents, entries = _mask_documents(config, block, divides_text=divides_text)
         header["fingerprint"] = fingerprint
-        labels = [source.label for source in config.corpora]
         # The table comes before the spill file, because a spill file means that a block is done.
-        table = table_path(config, block.index)
-        duplicates.write_table(table, documents, labels, is_only_writer=is_only_writer)
+        documents.write(table_path(config, block.index), is_only_writer=is_only_writer)
         spill.write_spill(path, entries, header, is_only_writer=is_only_writer)
     return header, block.bytes_read
 
@@ -440,7 +443,7 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
 
 def _mask_documents(
     config: MaskedExamplesConfig, block: corpus.DocumentBlock, *, divides_text: bool
-) -> tuple[dict[str, Any], list[MaskedDocument], spill.Entries]:
+) -> tuple[dict[str, Any], DocumentTable, spill.Entries]:
     """Returns the header of a block's spill file, its table of documents and its examples."""
     skipped: Counter[str] = Counter()
     plans: list[_DocumentPlan] = []
@@ -452,29 +455,61 @@ def _mask_documents(
                 skipped[reason] += 1
                 continue
             groups = _groups(config, document, text, divides_text=divides_text)
-            plans.append(_plan_document(config, document, number, text, groups))
-            yield from plans[-1].passages
+            plan, texts = _plan_document(config, document, number, text, groups)
+            plans.append(plan)
+            yield from texts
 
     batches = list(_masker(config).examples(passages()))
     entries = _join_batches(batches)
-    sizes = np.fromiter(map(len, entries.contents), np.int64, len(entries.contents))
-    document_bytes = np.bincount(entries.documents, sizes, len(block.documents))
-    document_bytes = document_bytes.astype(np.int64).tolist()
-    statistics: Counter[str] = Counter(documents=len(block.documents))
-    by_corpus = Counter({document.file.corpus.label: 0 for document in block.documents})
-    table = [plan.finished(document_bytes[plan.number]) for plan in plans]
-    for document in table:
-        statistics.update(document.statistics)
-        by_corpus[document.corpus] += document.statistics["examples"]
-        if document.skipped is not None:
-            skipped[document.skipped] += 1
+    labels = [source.label for source in config.corpora]
+    table = _document_table(plans, batches, entries, labels)
+    rows = table.rows
+    names = {name for batch in batches for name in batch.counts}
+    statistics = {name: int(rows[name].sum()) for name in duplicates.STATISTICS if name in names}
+    skipped.update({name: int(rows[name].sum()) for name in duplicates.SKIPPED})
+    examples = np.bincount(rows["corpus"], rows["examples"], len(labels)).astype(int)
+    present = {document.file.corpus.label for document in block.documents}
     header = {
-        "statistics": dict(statistics),
-        "skipped": dict(skipped),
-        "examples": dict(by_corpus),
-        "bytes": int(sizes.sum()),
+        "statistics": {"documents": len(block.documents), **statistics},
+        "skipped": dict(+skipped),
+        "examples": {
+            label: number
+            for label, number in zip(labels, examples.tolist(), strict=True)
+            if label in present
+        },
+        "bytes": int(rows["bytes"].sum()),
     }
     return header, table, entries
+
+
+def _document_table(
+    plans: Sequence["_DocumentPlan"],
+    batches: Sequence[ExampleBatch],
+    entries: spill.Entries,
+    labels: Sequence[str],
+) -> DocumentTable:
+    """Returns the table of a block's documents, from their plans and their examples."""
+    index = {label: number for number, label in enumerate(labels)}
+    rows = np.zeros(len(plans), duplicates.ROW)
+    numbers = np.array([plan.number for plan in plans], np.int64)
+    groups = np.array([plan.groups for plan in plans], np.uint64).reshape(-1, 2)
+    rows["lowest"], rows["highest"] = groups.T
+    rows["corpus"] = [index[plan.corpus] for plan in plans]
+    rows["copies"] = [plan.copies for plan in plans]
+    # The row of each document in the table.
+    row = np.zeros(numbers.max(initial=-1) + 1, np.int64)
+    row[numbers] = np.arange(len(numbers))
+    sizes = np.fromiter(map(len, entries.contents), np.int64, len(entries.contents))
+    np.add.at(rows["bytes"], row[entries.documents], sizes)
+    for batch in batches:
+        documents = row[[passage.document for passage in batch.passages]]
+        for name, counts in batch.counts.items():
+            np.add.at(rows[name], documents, counts)
+    is_duplicate = np.array([plan.is_duplicate for plan in plans], bool)
+    is_empty = (rows["examples"] == 0) & ~is_duplicate
+    rows[duplicates.LEFT_OUT] = is_empty & (rows["copies"] == 0)
+    rows[duplicates.UNMASKABLE] = is_empty & (rows["copies"] > 0)
+    return DocumentTable(b"".join(plan.key for plan in plans), numbers, rows)
 
 
 def _join_batches(batches: Sequence[ExampleBatch]) -> spill.Entries:
@@ -494,16 +529,14 @@ def _join_batches(batches: Sequence[ExampleBatch]) -> spill.Entries:
 
 
 class _DocumentPlan(NamedTuple):
-    """A document with text, with its passages and the values for its row in the table.
+    """A document with text, for its row in the table.
 
     Attributes:
         number: index of the document within the block.
-        key: see `MaskedDocument`.
-        groups: see `MaskedDocument`.
-        corpus: see `MaskedDocument`.
+        key: see `DocumentTable`.
+        groups: the smallest and the largest group of its examples.
+        corpus: label of its corpus.
         copies: number of masked copies of each window.
-        passages: texts to mask; none for a duplicate.
-        statistics: counts of the passages.
         is_duplicate: whether this process has masked the same text before.
     """
 
@@ -512,23 +545,7 @@ class _DocumentPlan(NamedTuple):
     groups: tuple[int, int]
     corpus: str
     copies: int
-    passages: tuple[Passage, ...]
-    statistics: Counter[str]
     is_duplicate: bool
-
-    def finished(self, num_bytes: int) -> MaskedDocument:
-        """Returns the row after masking; `num_bytes` is the size of the examples."""
-        skipped = duplicates.UNMASKABLE if self.copies else duplicates.LEFT_OUT
-        return MaskedDocument(
-            key=self.key,
-            number=self.number,
-            groups=self.groups,
-            corpus=self.corpus,
-            copies=self.copies,
-            bytes=num_bytes,
-            statistics=self.statistics,
-            skipped=None if self.statistics["examples"] or self.is_duplicate else skipped,
-        )
 
 
 def _groups(
@@ -547,8 +564,8 @@ def _plan_document(
     number: int,
     text: str,
     groups: Mapping[str, int],
-) -> _DocumentPlan:
-    """Returns the plan of a document.
+) -> tuple[_DocumentPlan, list[Passage]]:
+    """Returns the plan of a document, and its texts to mask; none for a duplicate.
 
     Args:
         config: the settings of the run.
@@ -557,33 +574,22 @@ def _plan_document(
         text: its text.
         groups: see `_groups`.
     """
-    document_key = _document_key(config, document, text)
+    key = _document_key(config, document, text)
     masker, settings = _masker(config), document.file.corpus
-    num_copies = masker.num_copies(document_key, settings.weight)
-    is_duplicate = masker.masked_texts.add(document_key, num_copies)
-    statistics: Counter[str] = Counter()
-    passages = (
+    copies, segmenter = masker.num_copies(key, settings.weight), settings.spec.segmenter
+    is_duplicate = masker.masked_texts.add(key, copies)
+    bounds = min(groups.values()), max(groups.values())
+    plan = _DocumentPlan(number, key, bounds, settings.label, copies, is_duplicate)
+    if not copies or is_duplicate:
+        return plan, []
+    if len(groups) == 1:
+        return plan, [Passage(text, key, segmenter, copies, bounds[0], number)]
+    return plan, [
         Passage(
-            text=part,
-            key=document_key if part == text else _document_key(config, document, part),
-            segmenter=settings.spec.segmenter,
-            num_copies=num_copies,
-            group=group,
-            document=number,
-            statistics=statistics,
+            part, _document_key(config, document, part), segmenter, copies, groups[part], number
         )
-        for part, group in groups.items()
-    )
-    return _DocumentPlan(
-        number=number,
-        key=document_key,
-        groups=(min(groups.values()), max(groups.values())),
-        corpus=settings.label,
-        copies=num_copies,
-        passages=tuple(passages) if num_copies and not is_duplicate else (),
-        statistics=statistics,
-        is_duplicate=is_duplicate,
-    )
+        for part in groups
+    ]
 
 
 def _read_text(

@@ -13,7 +13,7 @@ earlier document of the corpus knows that the later one is not kept.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,41 +27,47 @@ UNMASKABLE = "without a word to mask"
 DUPLICATES = "duplicates of another document"
 # Names under which windows are counted: without and with a word to mask.
 WINDOWS = (f"windows {UNMASKABLE}", "windows")
-_STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
-_SKIPPED = (LEFT_OUT, UNMASKABLE)
-_NUMBERS = ("copies", "corpus", "bytes", *_STATISTICS, *_SKIPPED)
+STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
+SKIPPED = (LEFT_OUT, UNMASKABLE)
+_NUMBERS = ("copies", "corpus", "bytes", *STATISTICS, *SKIPPED)
 _GROUPS = ("lowest", "highest")
 # Number of texts that a process remembers. Each takes the bytes of its key and one byte for its
 # number of masked copies, up to 255.
 _MEMORY_SLOTS = 2**20
 _KEY_BYTES = 16
 _SLOT_BYTES = _KEY_BYTES + 1
-_ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
+ROW = np.dtype([*((name, "<u8") for name in _GROUPS), *((name, "<i8") for name in _NUMBERS)])
 
 
-class MaskedDocument(NamedTuple):
-    """A document in the table of its block.
+@dataclasses.dataclass(frozen=True, eq=False)
+class DocumentTable:
+    """The documents of a block.
 
     Attributes:
-        key: 16 bytes; equal for two documents if one is a duplicate of the other.
-        number: index of the document within the block.
-        groups: the smallest and the largest group of its examples; groups decide the split.
-        corpus: label of its corpus.
-        copies: number of masked copies of each of its windows.
-        bytes: size of its examples.
-        statistics: counts of its tokens, windows and so on.
-        skipped: why it has no examples. None if it has some, or if it is a duplicate that was
-            not masked.
+        keys: 16 bytes for each document, concatenated; equal for two documents if one is a
+            duplicate of the other.
+        numbers: int [n], the index of each document within the block.
+        rows: `ROW` [n]: the smallest and the largest group of each document's examples, which
+            decide the split; the number of masked copies of each of its windows; the index of its
+            corpus; the size of its examples in bytes; `STATISTICS`; and for each of `SKIPPED` 1
+            if it has no examples for this reason. A duplicate that was not masked has none of
+            these reasons.
     """
 
-    key: bytes
-    number: int
-    groups: tuple[int, int]
-    corpus: str
-    copies: int
-    bytes: int
-    statistics: Mapping[str, int]
-    skipped: str | None
+    keys: bytes
+    numbers: np.ndarray
+    rows: np.ndarray
+
+    def write(self, path: Location, *, is_only_writer: bool = True) -> None:
+        """Writes the table, see `write_spill`."""
+        content, size = self.rows.tobytes(), ROW.itemsize
+        entries = spill.Entries(
+            self.keys,
+            self.rows["lowest"],
+            [content[begin : begin + size] for begin in range(0, len(content), size)],
+            self.numbers,
+        )
+        spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,36 +139,6 @@ class MaskedTexts:
         return False
 
 
-def write_table(
-    path: Location,
-    documents: Sequence[MaskedDocument],
-    labels: Sequence[str],
-    *,
-    is_only_writer: bool = True,
-) -> None:
-    """Writes the table of a block, see `write_spill`; `labels` are the labels of all corpora."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    rows = np.zeros(len(documents), _ROW)
-    rows["lowest"], rows["highest"] = (
-        np.array([d.groups for d in documents], np.uint64).reshape(-1, 2).T
-    )
-    rows["corpus"] = [numbers[document.corpus] for document in documents]
-    rows["copies"] = [document.copies for document in documents]
-    rows["bytes"] = [document.bytes for document in documents]
-    for name in _STATISTICS:
-        rows[name] = [document.statistics.get(name, 0) for document in documents]
-    for name in _SKIPPED:
-        rows[name] = [document.skipped == name for document in documents]
-    content, size = rows.tobytes(), _ROW.itemsize
-    entries = spill.Entries(
-        b"".join(document.key for document in documents),
-        rows["lowest"],
-        [content[begin : begin + size] for begin in range(0, len(content), size)],
-        [document.number for document in documents],
-    )
-    spill.write_spill(path, entries, {}, is_only_writer=is_only_writer)
-
-
 def find_duplicates(
     paths: Sequence[Location], left_out: LeftOutDocuments, labels: Sequence[str]
 ) -> DuplicateSurvey:
@@ -188,9 +164,9 @@ def find_duplicates(
         ids = index[["key", "tie"]][order]
         repeated = order[1:][ids[1:] == ids[:-1]]
         is_duplicate[documents[repeated]] = True
-        numbers = rows.view("<i8").reshape(-1, _ROW.itemsize // 8)[:, len(_GROUPS) :]
+        numbers = rows.view("<i8").reshape(-1, ROW.itemsize // 8)[:, len(_GROUPS) :]
         np.add.at(removed, rows["corpus"][repeated], numbers[repeated])
-        unmasked = ~np.any([rows[name] for name in ("examples", *_SKIPPED)], axis=0)
+        unmasked = ~np.any([rows[name] for name in ("examples", *SKIPPED)], axis=0)
         incomplete.update(step.files[unmasked & ~is_duplicate[documents]].tolist())
         present = rows[(rows["examples"] > 0) & ~is_duplicate[documents]]
         if len(present):
@@ -211,11 +187,11 @@ def _steps(
     size = sum(path.stat().st_size for path in paths)
     for step in spill.read_key_ranges(paths, 0, spill.KEY_SPACE, expected_bytes=size):
         index = step.index
-        is_invalid = (index["size"] != _ROW.itemsize) | (
+        is_invalid = (index["size"] != ROW.itemsize) | (
             index["document"] >= num_documents[step.files]
         )
         if not is_invalid.any():
-            rows = np.frombuffer(b"".join(step.contents), _ROW)
+            rows = np.frombuffer(b"".join(step.contents), ROW)
             is_invalid = (rows["corpus"] < 0) | (rows["corpus"] >= num_corpora)
         if is_invalid.any():
             raise InputError(paths[step.files[is_invalid.argmax()]], received=spill.DAMAGED)
@@ -230,8 +206,8 @@ def _correction(removed: np.ndarray, labels: Sequence[str], count: int) -> dict[
     total = dict(zip(_NUMBERS, (-removed.sum(axis=0)).tolist(), strict=True))
     examples = -removed[:, _NUMBERS.index("examples")]
     return {
-        "statistics": {name: total[name] for name in _STATISTICS if total[name]},
-        "skipped": {name: total[name] for name in _SKIPPED} | {DUPLICATES: count},
+        "statistics": {name: total[name] for name in STATISTICS if total[name]},
+        "skipped": {name: total[name] for name in SKIPPED} | {DUPLICATES: count},
         "examples": {
             label: number for label, number in zip(labels, examples.tolist(), strict=True) if number
         },

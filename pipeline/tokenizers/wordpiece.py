@@ -335,10 +335,10 @@ def _has_capitals(tokens: Sequence[str]) -> bool:
 
 def _has_accents(tokens: Sequence[str]) -> bool:
     ordinary = _ordinary(tokens)
-    return sum(token != _stripped(token) for token in ordinary) > _MIN_SHARE * len(ordinary)
+    accented = set(filter(_has_accent, set("".join(ordinary))))
+    return sum(not accented.isdisjoint(token) for token in ordinary) > _MIN_SHARE * len(ordinary)
 
 
-def _stripped(token: str) -> str:
-    """Returns a token without accents, as BERT's tokenizer strips them: й becomes и."""
-    letters = unicodedata.normalize("NFD", token)
-    return "".join(char for char in letters if unicodedata.category(char) != "Mn")
+def _has_accent(char: str) -> bool:
+    """Returns whether BERT's tokenizer changes a character by stripping accents: й becomes и."""
+    return unicodedata.normalize("NFD", char) != char or unicodedata.category(char) == "Mn"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base import seeding
-from pipeline.base.seeding import KeyedStreams
+from pipeline.base.seeding import KeyedStreams, key_words
 
 KEYS = [seeding.digest(number) for number in range(4)]
 
@@ -54,11 +54,11 @@ def test_philox_equals_that_of_tensorflow(key: int, counter: int, size: int) -> 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 30))))
 def test_a_stream_depends_only_on_its_own_row(rows: list[tuple[int, int, int]]) -> None:
     index, numbers, counts = np.array(rows, int).reshape(-1, 3).T
-    keys = [KEYS[key] for key in index]
+    keys = key_words(KEYS)[index]
     drawn = KeyedStreams.of(7, "mask", keys, numbers, 2 * numbers).bits(counts, 3)
     alone = [
-        KeyedStreams.of(7, "mask", [KEYS[key]], number, 2 * number).bits(count, 3).tolist()
-        for key, number, count in rows
+        KeyedStreams.of(7, "mask", keys[[row]], number, 2 * number).bits(count, 3).tolist()
+        for row, (_, number, count) in enumerate(rows)
     ]
     assert drawn.tolist() == list(itertools.chain(*alone))
     assert drawn.dtype == np.uint32
@@ -66,7 +66,7 @@ def test_a_stream_depends_only_on_its_own_row(rows: list[tuple[int, int, int]]) 
 
 def test_streams_differ_in_every_part_of_their_key() -> None:
     def drawn(seed=1, purpose="mask", key=KEYS[0], first=0, second=0, stream=0) -> tuple[int, ...]:
-        streams = KeyedStreams.of(seed, purpose, [key], first, second)
+        streams = KeyedStreams.of(seed, purpose, key_words([key]), first, second)
         return tuple(streams.bits(4, stream).tolist())
 
     others = [
@@ -84,12 +84,13 @@ def test_streams_differ_in_every_part_of_their_key() -> None:
         key = bytearray(KEYS[0])
         key[index] ^= 1
         assert drawn(key=bytes(key)) != drawn()
-    numbers = [KeyedStreams.of(1, "mask", KEYS[:1]).bits(40, stream) for stream in range(3)]
+    streams = KeyedStreams.of(1, "mask", key_words(KEYS[:1]))
+    numbers = [streams.bits(40, stream) for stream in range(3)]
     assert len(set(np.concatenate(numbers).tolist())) == 120
 
 
 def test_a_longer_part_of_a_stream_begins_with_the_shorter_one() -> None:
-    streams = KeyedStreams.of(1, "mask", KEYS[:1])
+    streams = KeyedStreams.of(1, "mask", key_words(KEYS[:1]))
     numbers = streams.bits(11).tolist()
     assert [streams.bits(count).tolist() for count in range(12)] == [
         numbers[:count] for count in range(12)
@@ -97,7 +98,7 @@ def test_a_longer_part_of_a_stream_begins_with_the_shorter_one() -> None:
 
 
 def test_random_numbers_are_below_their_limits() -> None:
-    bits = KeyedStreams.of(1, "mask", KEYS).bits(10_000)
+    bits = KeyedStreams.of(1, "mask", key_words(KEYS)).bits(10_000)
     limits = np.resize([1, 2, 7, 1000, 2**31], len(bits))
     drawn = seeding.below(limits, bits)
     assert (drawn >= 0).all() and (drawn < limits).all()

@@ -2,8 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,7 +20,7 @@ def make(config, folder: pathlib.Path, **changes) -> pathlib.Path:
 
 def passage(text: str, key: bytes, *, copies: int = 1, group: int = 0) -> Passage:
     """Returns a passage of Chinese text without a document."""
-    return Passage(text, key, "jieba", copies, group, document=0, statistics=Counter())
+    return Passage(text, key, "jieba", copies, group, document=0)
 
 
 def examples(
@@ -32,6 +31,18 @@ def examples(
         rows = zip(batch.owners.tolist(), batch.contents, strict=True)
         for row, (owner, record) in enumerate(rows):
             yield batch.passages[owner], batch.example_ids[16 * row : 16 * row + 16], record
+
+
+def counts(masker: DocumentMasker, passages: Sequence[Passage]) -> dict[str, list[int]]:
+    """Returns the counts of passages by their names; the groups of the passages are distinct."""
+    rows = {passage.group: row for row, passage in enumerate(passages)}
+    totals: dict[str, list[int]] = {}
+    for batch in masker.examples(passages):
+        for name, numbers in batch.counts.items():
+            total = totals.setdefault(name, [0] * len(rows))
+            for passage, number in zip(batch.passages, numbers.tolist(), strict=True):
+                total[rows[passage.group]] += number
+    return totals
 
 
 def read(folder: pathlib.Path, split: str) -> list[dict[str, np.ndarray]]:

@@ -14,7 +14,7 @@ from pipeline.base.errors import InputError
 from pipeline.masking import document_masker, duplicates, masked_examples
 from pipeline.storage import manifest, serialization, token_counts
 from tests.conftest import read_folder
-from tests.masking.running import examples, make, passage, read, restored
+from tests.masking.running import counts, examples, make, passage, read, restored
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -60,11 +60,13 @@ def test_stored_word_starts_are_those_of_the_text(windows_dir, vocab) -> None:
 def test_windows_without_a_word_to_mask_are_not_stored(windows_config) -> None:
     masker = document_masker.DocumentMasker(windows_config)
     texts = ["\U0001f600 " * 30, "春天来了，院子里的桃树开满了花。"]
-    passages = [passage(text, seeding.digest(text)) for text in texts]
+    passages = [
+        passage(text, seeding.digest(text), group=number) for number, text in enumerate(texts)
+    ]
     made = [origin.text for origin, _, _ in examples(masker, passages)]
     assert made == texts[1:]
-    assert [made_from.statistics["examples"] for made_from in passages] == [0, 1]
-    assert [made_from.statistics[duplicates.WINDOWS[0]] for made_from in passages] == [1, 0]
+    by_name = counts(masker, passages)
+    assert by_name["examples"] == [0, 1] and by_name[duplicates.WINDOWS[0]] == [1, 0]
 
 
 def test_manifest_and_token_counts_describe_the_windows(windows_dir) -> None:

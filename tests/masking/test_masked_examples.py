@@ -18,11 +18,11 @@ from pipeline.base import seeding
 from pipeline.base.errors import InputError, InterruptedRunError, Setting
 from pipeline.corpora.readers import text as text_reader
 from pipeline.masking import document_masker, masked_examples
-from pipeline.masking.document_masker import Passage, divide_text
+from pipeline.masking.document_masker import divide_text
 from pipeline.storage import manifest, serialization, spill
 from tests.conftest import make_text, read_folder
 from tests.corpora import written
-from tests.masking.running import examples, make, passage, read, restored
+from tests.masking.running import counts, examples, make, passage, read, restored
 
 
 def test_examples_agree_with_the_manifest(examples_dir, examples_config, vocab) -> None:
@@ -396,9 +396,8 @@ def test_a_tenth_of_the_documents_has_windows_of_one_random_length(examples_conf
     masker = document_masker.DocumentMasker(
         dataclasses.replace(examples_config, short_seq_prob=0.1, doc_stride=48)
     )
-    keys = [seeding.digest(number) for number in range(4_000)]
-    passages = [passage("", key) for key in keys]
-    spans = masker._window_spans(passages, np.full(len(keys), 450))
+    keys = seeding.key_words([seeding.digest(number) for number in range(4_000)])
+    spans = masker._window_spans(keys, np.full(len(keys), 450))
     # The first window of a document has its length: 45 tokens, or a shorter one from 5.
     lengths = (spans.ends - spans.begins)[spans.numbers == 0]
     is_short = lengths < 45
@@ -437,25 +436,24 @@ def test_passages_together_have_the_examples_of_each_alone(
     masker = document_masker.DocumentMasker(config)
     texts = [*make_text(seed=5, num_documents=12), "\u0301é 2024", "，。", "step\nby\nstep"]
 
-    def passages() -> list[Passage]:
-        return [
-            passage(text, seeding.digest(number), copies=1 + number // 9, group=number)
-            for number, text in enumerate(texts)
-        ]
-
-    together, alone = passages(), passages()
+    passages = [
+        passage(text, seeding.digest(number), copies=1 + number // 9, group=number)
+        for number, text in enumerate(texts)
+    ]
     received = {
         example_id: (origin.group, record)
-        for origin, example_id, record in examples(masker, together)
+        for origin, example_id, record in examples(masker, passages)
     }
     expected = {
         example_id: (origin.group, record)
-        for single in alone
+        for single in passages
         for origin, example_id, record in examples(masker, [single])
     }
     assert received == expected and len(received) > len(texts)
-    statistics = [[origin.statistics for origin in passages] for passages in (together, alone)]
-    assert statistics[0] == statistics[1]
+    alone = [counts(masker, [single]) for single in passages]
+    assert counts(masker, passages) == {
+        name: [by_name[name][0] for by_name in alone] for name in alone[0]
+    }
 
 
 GOLDEN_IDS = ["adab95f7b576d629e1e3d1451a11a284", "836d462d65fbfe0ccc3d3bb5287bc925"]

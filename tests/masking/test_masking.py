@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.seeding import KeyedStreams
+from pipeline.base.seeding import KeyedStreams, key_words
 from pipeline.masking import masks, windows
 from pipeline.tokenizers import segmenters
 from pipeline.tokenizers.tokens import Tokens
@@ -31,8 +31,8 @@ def rows_of_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return lengths, np.array([*map(len, rows)]), np.array(rooms)
 
 
-def _keys(count: int) -> list[bytes]:
-    return [number.to_bytes(16, "little") for number in range(count)]
+def _keys(count: int) -> np.ndarray:
+    return key_words([number.to_bytes(16, "little") for number in range(count)])
 
 
 @given(rows_of_words())
@@ -59,7 +59,7 @@ def test_token_weights_are_powers_of_counts() -> None:
 
 def _shares(weights: list[float] | None, count: int, rooms: int, draws: int) -> np.ndarray:
     """Returns the fraction of draws in which each of several one-token words is chosen."""
-    streams = KeyedStreams.of(5, "mask", [bytes(16)] * draws, np.arange(draws))
+    streams = KeyedStreams.of(5, "mask", key_words([bytes(16)] * draws), np.arange(draws))
     counts = np.full(draws, count)
     tiled = None if weights is None else np.tile(np.array(weights), draws)
     order = masks.word_order(counts, streams, tiled)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs import records
-from pipeline.base.seeding import KeyedStreams
+from pipeline.base.seeding import KeyedStreams, key_words
 from pipeline.masking import masks, windows
 from tests.masking import plain_masking
 from tests.masking.plain_masking import Window
@@ -36,7 +36,7 @@ def batches(draw: st.DrawFn, max_size: int = 6) -> list[Window]:
 
 def _streams(size: int, seed: int = 0) -> KeyedStreams:
     keys = [number.to_bytes(16, "little") for number in range(size)]
-    return KeyedStreams.of(seed, "mask", keys)
+    return KeyedStreams.of(seed, "mask", key_words(keys))
 
 
 def _row(streams: KeyedStreams, row: int) -> KeyedStreams:
