@@ -14,8 +14,8 @@ import numpy as np
 
 KeyPart = bytes | str | int
 
-# Name of the method by which `KeyedStreams` are computed. A method with other numbers needs another
-# name: manifests contain it.
+# Name of the algorithm of `KeyedStreams`, recorded in manifests. An algorithm that gives other
+# numbers needs another name.
 STREAMS = "philox4x32-10"
 # Constants of Philox4x32 from Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3",
 # section 4.3: multipliers, and steps of the key.

@@ -31,8 +31,8 @@ from pipeline.tokenizers.loading import load_tokenizer
 
 # Number of characters that are tokenized at once, to bound the memory of a long document.
 _TEXT_SLICE_CHARS = 2**17
-# The usual length divided by this is the smallest target length of short windows. Windows of a few
-# tokens are useless for training, and a long document would give millions of them.
+# Short windows have at least the usual length divided by this number. Windows of a few tokens are
+# useless for training, and a long document would give millions of them.
 _SHORTEST_SHARE = 8
 # Number of tokens of windows, with all their copies, that are masked at once, to bound the memory.
 _BATCH_TOKENS = 2**17
@@ -269,10 +269,9 @@ class DocumentMasker:
         return ExampleBatch(passages, owners[made], example_ids, contents, counts)
 
     def _unmasked(self, batch: Windows, copies: int) -> tuple[dict[str, list[bytes]], np.ndarray]:
-        """Returns the features of the copies of windows.
+        """Returns the features of all copies, and int [C · W]: 1 for each copy with a word to mask.
 
-        Also returns int [C · W]: 0 for a window without a word to mask, which is no example, and
-        1 for the others.
+        The other copies, with 0, give no examples.
         """
         words = masks.maskable_words(batch, self._policy, self._is_special)
         rows = np.searchsorted(np.cumsum(batch.counts), words.starts, side="right")
@@ -284,9 +283,9 @@ class DocumentMasker:
     def _masked(
         self, batch: Windows, copies: int, streams: seeding.KeyedStreams
     ) -> tuple[dict[str, list[bytes]], np.ndarray]:
-        """Returns the features of the copies of windows, and their masked tokens, int [C · W].
+        """Returns the features of all copies, and their numbers of masked tokens, int [C · W].
 
-        A window without masked tokens is no example.
+        A copy without masked tokens gives no example.
         """
         masked = masks.mask_windows(batch, self._policy, self._is_special, streams, copies=copies)
         return masks.masked_features(batch, masked, self.vocab_size), masked.counts
@@ -436,9 +435,11 @@ def _expect_same_tokenizer(config: MaskedExamplesConfig) -> None:
     for name, content in _masker(config).tokenizer.files().items():
         path = config.output_dir / name
         if path.read_bytes() != content:
-            expected = f"the same {config.vocab_file} on each node"
-            received = f"another {name} on {socket.gethostname()}"
-            raise InterruptedRunError(Setting("vocab_file"), expected, received)
+            received = f"a different {name} on {socket.gethostname()}"
+            hint = f"copy {config.vocab_file} to every node"
+            raise InterruptedRunError(
+                Setting("vocab_file"), "identical on every node", received, hint=hint
+            )
 
 
 def _mask_documents(

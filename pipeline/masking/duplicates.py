@@ -25,7 +25,7 @@ from pipeline.storage import spill
 LEFT_OUT = "left out by the weight of their corpus"
 UNMASKABLE = "without a word to mask"
 DUPLICATES = "duplicates of another document"
-# Names under which windows are counted: without and with a word to mask.
+# Names of the counts of windows: first of those without a word to mask, then of those with one.
 WINDOWS = (f"windows {UNMASKABLE}", "windows")
 STATISTICS = ("tokens", "unknown_tokens", *WINDOWS, "masked_positions", "examples")
 SKIPPED = (LEFT_OUT, UNMASKABLE)
@@ -101,8 +101,8 @@ class DuplicateSurvey:
             None if there are no such documents.
         header: correction to add to the sum of the blocks' headers, so that duplicates do not
             count.
-        incomplete: blocks of an interrupted run that skipped a text as a duplicate although it
-            is no longer one, because the other document has changed since.
+        incomplete: blocks to mask again. They skipped a duplicate of a document that has changed
+            since the interrupted run.
     """
 
     left_out: LeftOutDocuments

@@ -156,30 +156,30 @@ def word_order(
     return firsts + (keys & np.uint64(_WORD_MASK)).astype(np.int64)
 
 
-def choose_words(lengths: np.ndarray, counts: np.ndarray, rooms: np.ndarray) -> np.ndarray:
-    """Returns the words of each row that a greedy choice, in order, fits into its token limit.
+def choose_words(lengths: np.ndarray, counts: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Greedily chooses words of each row, in order, whose tokens fit in the row's limit.
 
     Args:
         lengths: int [n], the number of tokens of each word, row by row.
         counts: int [R], the number of words of each row.
-        rooms: int [R], the number of tokens that fit into each row.
+        limits: int [R], the maximum number of tokens of each row.
 
     Returns:
         bool [n].
 
     Example:
-        Words of 2, 3 and 1 tokens, in this order, and a room of 4 tokens. The first and the last
+        Words of 2, 3 and 1 tokens, in this order, and a limit of 4 tokens. The first and the last
         word fit.
     """
     ends = np.cumsum(counts)
     firsts = ends - counts
     filled = np.concatenate([[0], np.cumsum(lengths)])
-    chosen = filled[1:] - np.repeat(filled[firsts], counts) <= np.repeat(rooms, counts)
+    chosen = filled[1:] - np.repeat(filled[firsts], counts) <= np.repeat(limits, counts)
     num_chosen = np.concatenate([[0], np.cumsum(chosen)])
     following = firsts + num_chosen[ends] - num_chosen[firsts]
-    free = rooms - (filled[following] - filled[firsts])
-    # The first words are chosen until one does not fit. Of the words after it, a row tries one
-    # at a time.
+    free = limits - (filled[following] - filled[firsts])
+    # The first words are chosen until one does not fit. The words after it are then tried one at a
+    # time, for all rows at once.
     rows = np.flatnonzero((free > 0) & (following < ends))
     while len(rows):
         words = following[rows]
@@ -258,8 +258,8 @@ def mask_windows(
     num_words = np.tile(np.diff(ends, prepend=0), copies)
     order = word_order(num_words, streams, weights)
     lengths = np.tile(words.lengths, copies)
-    rooms = np.tile(policy.num_to_predict(windows.lengths), copies)
-    chosen = choose_words(lengths[order], num_words, rooms)
+    limits = np.tile(policy.num_to_predict(windows.lengths), copies)
+    chosen = choose_words(lengths[order], num_words, limits)
     numbers = np.sort(order[chosen])
     row = np.repeat(np.arange(len(num_words)), num_words)[numbers]
     counts = np.bincount(row, lengths[numbers], len(num_words)).astype(np.int64)

@@ -141,7 +141,7 @@ def _read_range(path: pathlib.Path, low: int, high: int) -> tuple[np.ndarray, by
         return rows, b""
     begin, end = int(rows["start"][0]), int(rows["start"][-1]) + int(rows["size"][-1])
     size, starts = path.stat().st_size, rows["start"]
-    # A start that passes the check below is within the file, so that its sum does not overflow.
+    # A start that passes the check below is within the file, so its sum does not overflow.
     ends = starts + rows["size"]
     if starts.max() > size or base + end > size or (starts[1:] != ends[:-1]).any():
         raise InputError(path, received=f"{DAMAGED} (records that do not follow each other)")

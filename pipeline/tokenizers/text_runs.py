@@ -56,7 +56,7 @@ class TextRuns:
         counts[bounds[::2]] = run_counts
         starts = np.repeat(np.arange(len(kinds), dtype=np.int32), counts)
         ids, ends, begins = kinds[starts], starts + 1, np.ones(len(starts), np.int32)
-        # Until here, tokens of runs have only the beginning of their run.
+        # At this point, `starts` of a run's tokens holds only the start of the run.
         of_run = ids == _OF_A_RUN
         tokens = _ranges(_view(self._firsts)[numbers], run_counts)
         ids[of_run] = _view(self._ids)[tokens]
@@ -69,7 +69,8 @@ class TextRuns:
         """Fills the table for some characters: each is tokenized between two letters."""
         tokens = self._encode("a" + "".join(f"{chr(index)}a" for index in candidates.tolist()))
         positions = 2 * np.arange(len(candidates)) + 1
-        # The first token at each candidate or behind it; the last letter is behind the last one.
+        # Index of the first token at or after each candidate. It always exists, because a letter
+        # follows the last candidate.
         first = np.searchsorted(tokens.starts, positions)
         is_token = (tokens.starts[first] == positions) & (tokens.ends[first] == positions + 1)
         is_apart = tokens.word_ids[first] != tokens.word_ids[first - 1]

@@ -43,7 +43,8 @@ from pipeline.tokenizers.vocabulary import read_tokens
 
 VOCAB_FILE = "vocab.txt"
 _CLASS = "BertTokenizer"
-# Classes that do not decide the tokens: the tokenizer's file or the vocabulary does.
+# Tokenizer classes that do not determine the tokenization. The tokenizer's file or the vocabulary
+# determines it.
 _GENERAL_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 # In BERT's own tokenizer, a range of ideographs begins at U+2B820. In `BertNormalizer` it begins
 # at U+2B920, which misses these characters.
@@ -252,7 +253,7 @@ def _unsplit_tokens(
 
 
 def _unsplit(content: str) -> UnsplitToken:
-    """Returns a token that stays whole, but not within a longer word."""
+    """Returns an `UnsplitToken` that is matched only as a whole word."""
     is_word = any(char.isalnum() or char == "_" for char in (content[0], content[-1]))
     return UnsplitToken(content, single_word=is_word, normalized=False)
 
@@ -312,14 +313,14 @@ def _choose_case(
             note = f"{path} has tokens with capital letters, so text is not lower-cased"
             return _Case(lower, strip_accents, (f"{note}; set `do_lower_case` to change this",))
     if lower and has_capitals:
-        note = "is lower-cased, so that its tokens with capital letters are never used"
+        note = "is lower-cased; tokens of the vocabulary with capital letters are never used"
         return _Case(lower, strip_accents, (f"{path}: text {note}",))
     if not lower or strip_accents is not None or not has_accents:
         return _Case(lower, strip_accents)
     if configured is None:
         note = f"{path} has letters with accents: text is lower-cased but keeps accents"
         return _Case(lower, False, (note,))
-    note = "loses accents, so that its letters with accents are never used"
+    note = "loses accents; letters of the vocabulary with accents are never used"
     return _Case(lower, None, (f"{path}: text {note} ({TOKENIZER_CONFIG_FILE})",))
 
 

@@ -26,9 +26,9 @@ POLICY = masks.MaskingPolicy(
 def rows_of_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws the lengths of words, the number of words of each row, and the room of each row."""
     rows = draw(st.lists(st.lists(st.integers(1, 6), max_size=30), min_size=1, max_size=6))
-    rooms = draw(st.lists(st.integers(1, 25), min_size=len(rows), max_size=len(rows)))
+    limits = draw(st.lists(st.integers(1, 25), min_size=len(rows), max_size=len(rows)))
     lengths = np.array([*itertools.chain(*rows)], int)
-    return lengths, np.array([*map(len, rows)]), np.array(rooms)
+    return lengths, np.array([*map(len, rows)]), np.array(limits)
 
 
 def _keys(count: int) -> np.ndarray:
@@ -37,10 +37,10 @@ def _keys(count: int) -> np.ndarray:
 
 @given(rows_of_words())
 def test_words_are_chosen_as_they_are_tried_one_after_another(drawn) -> None:
-    lengths, counts, rooms = drawn
-    chosen = masks.choose_words(lengths, counts, rooms).tolist()
+    lengths, counts, limits = drawn
+    chosen = masks.choose_words(lengths, counts, limits).tolist()
     words = zip(chosen, lengths.tolist(), strict=True)
-    for count, free in zip(counts.tolist(), rooms.tolist(), strict=True):
+    for count, free in zip(counts.tolist(), limits.tolist(), strict=True):
         for is_chosen, length in itertools.islice(words, count):
             assert is_chosen == (length <= free)
             free -= length * is_chosen
@@ -57,14 +57,14 @@ def test_token_weights_are_powers_of_counts() -> None:
     assert masks.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
 
 
-def _shares(weights: list[float] | None, count: int, rooms: int, draws: int) -> np.ndarray:
+def _shares(weights: list[float] | None, count: int, limits: int, draws: int) -> np.ndarray:
     """Returns the fraction of draws in which each of several one-token words is chosen."""
     streams = KeyedStreams.of(5, "mask", key_words([bytes(16)] * draws), np.arange(draws))
     counts = np.full(draws, count)
     tiled = None if weights is None else np.tile(np.array(weights), draws)
     order = masks.word_order(counts, streams, tiled)
     lengths = np.ones(len(order), int)
-    chosen = order[masks.choose_words(lengths, counts, np.full(draws, rooms))]
+    chosen = order[masks.choose_words(lengths, counts, np.full(draws, limits))]
     return np.bincount(chosen % count, minlength=count) / draws
 
 

@@ -66,7 +66,7 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
             name="prepare, 2 workers, whole process",
             unit="s",
             against="one thread of jieba.cut over the text, once",
-            least_ratio=1.25,
+            least_ratio=2.5,
             note=size,
         )
     row = compare(
