@@ -68,15 +68,15 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         declarations.expect_one_of("documents", self.documents, DOCUMENTS)
-        for key, expected, documents in (
-            ("lines_per_document", "a number above 0 with documents: lines", "lines"),
-            ("document_start", "a regular expression with documents: starts", "starts"),
+        for key, requirement, documents in (
+            ("lines_per_document", "above 0", "lines"),
+            ("document_start", "a regular expression", "starts"),
         ):
             value = getattr(self, key)
             if bool(value) != (self.documents == documents):
-                received = format_value(value)
                 raise ValueError(
-                    f"{key}: expected {expected}, and no value otherwise, received {received}"
+                    f"{key}: must be {requirement} if documents is {documents}, and unset "
+                    f"otherwise; got {format_value(value)} with documents {self.documents}"
                 )
         try:
             # The reader matches the expression with lines of bytes.
@@ -96,7 +96,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         )
 
     def reading(self) -> dict[str, Any]:
-        """Returns the settings that decide the documents."""
+        """Returns the settings that determine how files are divided into documents."""
         values = msgspec.structs.asdict(self)
         return {name: value for name, value in values.items() if name not in _METADATA}
 
@@ -201,7 +201,12 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     content = declarations.load_mapping(path)
     entries = content.get(_MIXTURE_KEY)
     if set(content) != {_MIXTURE_KEY} or not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a single key {_MIXTURE_KEY} with a list of corpora")
+        received = f"the keys {format_value(list(content))}"
+        if set(content) == {_MIXTURE_KEY}:
+            received = "no corpora"
+        raise ValueError(
+            f"{path}: must have only the key {_MIXTURE_KEY} with a list of corpora; got {received}"
+        )
     sources = []
     for number, entry in enumerate(entries, 1):
         for key in ("input_dir", "corpus_spec") if isinstance(entry, dict) else ():
@@ -218,7 +223,7 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
 
 
 def _resolve(folder: Any, value: str) -> str:
-    """Returns a path in which a relative one starts at a folder. URLs are not changed."""
+    """Returns a path; a relative path is resolved against `folder`. URLs are not changed."""
     if "://" in value:
         return value
     # `~USER` is not changed if there is no such user.

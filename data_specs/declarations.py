@@ -39,14 +39,17 @@ def expect_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def expect_path(key: str, value: str) -> None:
-    """Checks that a text can name a file, a folder or a glob.
+    """Checks that a string is short enough to be the path of a file, folder or glob.
 
     Raises:
-        ValueError: the text is longer than any system allows. The message names the key.
+        ValueError: the string is longer than any system allows. The message names the key.
     """
     content = value.encode("utf-8", "surrogatepass")
     if len(content) > _MAX_PATH or max(map(len, content.split(b"/"))) > _MAX_NAME:
-        raise ValueError(f"{key}: expected a path, received {format_value(value)}")
+        raise ValueError(
+            f"{key}: path is too long: must be at most {_MAX_PATH:,} bytes, and {_MAX_NAME} bytes "
+            f"between slashes; got {format_value(value)}"
+        )
 
 
 def known_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ def find_declaration(folder: pathlib.Path, name: str) -> pathlib.Path:
         ValueError: there is no such file.
     """
     names = known_names(folder)
-    # `isfile` also accepts a text that is longer than a path may be.
+    # `isfile` also accepts a string longer than any path.
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return pathlib.Path(name)
     if name not in names:

@@ -100,11 +100,26 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
             ("P", "K"),
             "The teacher's most probable tokens, by descending probability.",
         ),
-        Feature(TOPK_LOGITS, "<f2", ("P", "K"), "Their logits, each minus the position's largest."),
+        Feature(
+            TOPK_LOGITS,
+            "<f2",
+            ("P", "K"),
+            "Logits of the ids in topk_ids, relative to the largest logit at the position.",
+        ),
     ),
     "compact": (
-        Feature(TOPK_IDS, "|u1", ("Z",), "Gaps between the tokens' ranks by frequency."),
-        Feature(TOPK_LOGITS, "|u1", ("Z",), "Their logits, in steps of the position's range."),
+        Feature(
+            TOPK_IDS,
+            "|u1",
+            ("Z",),
+            "Differences between consecutive frequency ranks of the top-k tokens, compressed.",
+        ),
+        Feature(
+            TOPK_LOGITS,
+            "|u1",
+            ("Z",),
+            "Quantized logits of the top-k; topk_ranges holds the scale of each position.",
+        ),
         Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest."),
     ),
 }
@@ -132,11 +147,21 @@ _HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest number of ea
 HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
     16: (Feature(HEAD_STATES, "<f2", ("P", "E"), "The rotated input of the output table."),),
     8: (
-        Feature(HEAD_STATES, "|i1", ("P", "E"), "The rotated input, in steps of its block."),
+        Feature(
+            HEAD_STATES,
+            "|i1",
+            ("P", "E"),
+            "Rotated input of the output table, quantized to int8 with one scale per block.",
+        ),
         _HEAD_SCALES,
     ),
     4: (
-        Feature(HEAD_STATES, "|u1", ("P", "Y"), "The rotated input, two steps in a byte."),
+        Feature(
+            HEAD_STATES,
+            "|u1",
+            ("P", "Y"),
+            "Rotated input of the output table, quantized to 4 bits, two values per byte.",
+        ),
         _HEAD_SCALES,
     ),
 }
@@ -153,9 +178,9 @@ HIDDEN_FEATURES: dict[str, tuple[Feature, ...]] = {
             HIDDEN_STATES,
             "|i1",
             ("P", "G", "D"),
-            "Mean hidden state of each layer group, in steps.",
+            "Mean hidden state of each layer group, quantized to int8.",
         ),
-        Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "Size of a step of each hidden state."),
+        Feature(HIDDEN_SCALES, "<f4", ("P", "G"), "Quantization scale of each hidden state."),
     ),
 }
 

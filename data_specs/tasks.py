@@ -4,6 +4,7 @@ A declaration describes the layout of a task's files, the kind of prediction, th
 and the submission format.
 """
 
+import collections
 import pathlib
 import re
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ _LATER = {"scheme": "bio", "word_pattern": ""}
 
 
 def _all_values(field: str) -> tuple[str, ...]:
-    """Returns the distinct values of a field over all kinds."""
+    """Returns the distinct values of a field of `KindRules`, from all kinds of tasks."""
     values = (value for rules in KINDS.values() for value in getattr(rules, field))
     return tuple(dict.fromkeys(values))
 
@@ -127,8 +128,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         files: for each split, the names or globs of its files. The first name or glob that
             matches is used; all files that it matches are read. Splits whose name begins with
             `test` need no labels.
-        metrics: names in `METRICS`, the main one first.
-        submission: the submission file.
+        metrics: one or more of the metrics of the kind, the main one first: `METRICS`.
+        submission: file name and format of the predictions, for example
+            `{file: places.tsv, format: glue}`.
         label_field: the field of a row that contains its label.
         labels: the labels as in the file, in the order of the classes. The second is the
             positive one of `f1` and `matthews`. For token classification, all tags; without
@@ -140,8 +142,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             tabs or spaces, one word in each line and a blank line after each sentence.
         header: whether the first row of a TSV or CSV file names its columns.
         columns: the names of columns for files without a header. A first row that contains
-            the names of all texts is nevertheless a header, as in CoLA's test file.
-        quoting: one of `QUOTING`.
+            all names of `text_fields` is nevertheless read as a header, as in CoLA's test file.
+        quoting: quotation marks in TSV and CSV, one of `QUOTING`: `none` reads them as text,
+            `double` as the limits of a cell.
         scheme: the prefixes of tags, one of `SCHEMES`.
         word_pattern: a regular expression that matches the whole cell of a word, and whose
             only group is the word; empty if the cell is the word.
@@ -187,29 +190,59 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         is_class, is_number, is_span, is_tags = (
             self.kind == kind for kind in (CLASSIFICATION, REGRESSION, SPAN, TOKEN_CLASSIFICATION)
         )
-        for key, expected, is_given, belongs in (
-            ("labels", "two or more with kind: classification", len(self.labels) > 1, is_class),
-            ("label_field", "a name except with kind: span", self.label_field != "", not is_span),
-            ("score_range", "two with kind: regression", len(self.score_range) == 2, is_number),
-            ("reader", "squad with kind: span", self.reader == "squad", is_span),
-            ("columns", "all with header: false", len(self.columns) > 0, not self.header),
+        for key, requirement, is_given, belongs in (
+            (
+                "labels",
+                "two or more labels if kind is classification, and unset if it is regression or "
+                "span",
+                len(self.labels) > 1,
+                is_class,
+            ),
+            (
+                "label_field",
+                "set unless kind is span, and unset if it is",
+                self.label_field != "",
+                not is_span,
+            ),
+            (
+                "score_range",
+                "two numbers if kind is regression, and unset otherwise",
+                len(self.score_range) == 2,
+                is_number,
+            ),
+            ("reader", "squad if and only if kind is span", self.reader == "squad", is_span),
+            (
+                "columns",
+                "the names of all columns if header is false, and unset otherwise",
+                len(self.columns) > 0,
+                not self.header,
+            ),
         ):
             if is_given != belongs and not (is_tags and key == "labels"):
                 received = declarations.format_value(getattr(self, key))
-                raise ValueError(
-                    f"{key}: expected {expected}, and no value otherwise, received {received}"
-                )
+                condition = f"kind {self.kind}"
+                if key == "columns":
+                    condition = "header true" if self.header else "header false"
+                raise ValueError(f"{key}: must be {requirement}; got {received} with {condition}")
 
     def _check_labels(self) -> None:
-        if len(set(self.labels) | set(self.skip_labels)) != len(self.labels + self.skip_labels):
-            raise ValueError("labels: expected each once, and none that skip_labels leaves out")
+        counts = collections.Counter(self.labels + self.skip_labels)
+        repeated = next((label for label, count in counts.items() if count > 1), None)
+        if repeated is not None:
+            received = declarations.format_value(repeated)
+            raise ValueError(
+                "labels: each label must occur once and must not be in skip_labels; got "
+                f"{received} more than once"
+            )
         binary = {"f1", "matthews"} & set(self.metrics)
         if self.kind == CLASSIFICATION and binary and len(self.labels) != 2:
             raise ValueError(
-                f"metrics: expected {min(binary)} with two labels, received {len(self.labels)}"
+                f"metrics: {min(binary)} requires exactly two labels; got {len(self.labels)}"
             )
         if self.kind == SPAN and len(self.metrics) != 1:
-            raise ValueError("metrics: expected one with kind: span, received several")
+            raise ValueError(
+                f"metrics: must be exactly one metric if kind is span; got {len(self.metrics)}"
+            )
         unknown = {*self.text_fields, self.label_field} - set(self.columns)
         if self.columns and unknown:
             raise ValueError(f"columns: expected a column {sorted(unknown)[0]}, received none")
@@ -223,7 +256,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len(self.text_fields) != 1:
             raise ValueError(f"text_fields: expected one, received {len(self.text_fields)}")
         if self.reader == "conll" and not self.columns:
-            raise ValueError("columns: expected all with reader: conll, received none")
+            raise ValueError("columns: must name every column if reader is conll; got none")
         wrong = [tag for tag in self.labels if not is_tag(tag, self.scheme)]
         if self.labels and (wrong or OUTSIDE_TAG not in self.labels):
             received = (
@@ -253,7 +286,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return SPAN_SCORES[0] if self.kind == SPAN else self.metrics[0]
 
     def reading(self) -> dict[str, Any]:
-        """Returns the fields that decide the examples and the scores."""
+        """Returns the fields that determine the examples and the scores."""
         values = msgspec.structs.asdict(self)
         left_out = [name for name, default in _LATER.items() if values[name] == default]
         return {name: values[name] for name in values if name not in (*_METADATA, *left_out)}

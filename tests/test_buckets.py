@@ -91,7 +91,7 @@ def test_masked_examples_in_a_bucket_equal_those_on_disk(
     with pytest.raises(InputError) as caught:
         create_masked_examples(dataclasses.replace(prepare_config, random_seed=7))
     assert caught.value.subject == str(prepare_config.output_dir)
-    assert "random_seed is 12345 there and 7 here" in caught.value.received
+    assert "random_seed (recorded 12345, now 7)" in caught.value.received
 
 
 def test_interrupted_prepare_resumes_on_another_machine(
@@ -306,7 +306,9 @@ def test_interrupted_student_in_a_bucket_resumes_to_equal_bytes(
     # Each of the two processes has written an event file, as on a disk.
     assert len(events) == 2 and all(objects[name] for name in events)
     assert not list(mirror_folder().rglob("step-*"))
-    with pytest.raises(InputError, match="another run configuration: learning_rate is 0.001 there"):
+    with pytest.raises(
+        InputError, match=r"another run configuration: learning_rate \(recorded 0.001"
+    ):
         training.distill(dataclasses.replace(config, learning_rate=2e-3))
 
 

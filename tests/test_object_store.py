@@ -221,7 +221,7 @@ def test_killed_prepare_resumes_to_equal_bytes(
     after = {path.name: path.stat() for path in (folder / "examples").glob("train-*")}
     assert {name: after[name] for name in before} == before
     different = _fails("create_pretraining_data", *flags, "--random_seed=7")
-    assert "random_seed is 12345 there and 7" in different
+    assert "random_seed (recorded 12345, now 7)" in different
 
 
 def test_capture_by_two_processes_gives_equal_bytes(

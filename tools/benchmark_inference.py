@@ -2,16 +2,16 @@
 
 offline_distill benchmark_inference --models=TEACHER,STUDENT --seq_length=512
 
-The table follows DistilRuBERT's: random sequences, one at a time (latency) and 16 at a time
-(throughput), and the size of the weights. The time includes the encoder up to its last hidden
+Random sequences are computed one at a time (latency) and 16 at a time (throughput). The table also
+has the size of the weights. The time includes the encoder up to its last hidden
 states, which every task needs, and excludes any head. Sequences have no padding. The time
 includes the transfer of inputs from NumPy and of results to NumPy.
 
 The computations are float32, mixed_bfloat16 if the device has instructions for it, and int8:
 weights of 8 bits through LiteRT, on the CPU and in a TensorFlow process. Without ai-edge-litert,
-int8 is left out with a note. A GPU is measured first, if present, then the CPU. Models run in
-turns. Ratios compare a model with the first model in the same turn; the table has their median,
-smallest and largest value. MB are 10⁶ bytes, of the weights file or the LiteRT file.
+int8 is left out with a note. A GPU is measured first, if present, then the CPU. Models are
+timed alternately. Ratios compare a model with the first model in the same round; the table has
+their median, smallest and largest value. MB are 10⁶ bytes, of the weights file or the LiteRT file.
 """
 
 import dataclasses
@@ -52,7 +52,9 @@ class BenchmarkConfig(Settings):
     )
     seq_length: int = setting(512, "Tokens per sequence.", low=1)
     batch_size: int = setting(16, "Sequences per batch for the throughput.", low=1)
-    repeats: int = setting(10, "Number of timed turns.", low=1)
+    repeats: int = setting(
+        10, "Number of times that each model is timed, alternating between models.", low=1
+    )
     computations: tuple[str, ...] = setting(
         COMPUTATIONS,
         "Computations to measure, separated by commas.",
@@ -214,7 +216,7 @@ def measure(
         device: Keras's name of the device.
         computation: one of `COMPUTATIONS`.
         batches: the inputs.
-        repeats: number of timed turns.
+        repeats: number of times that each model is timed, alternating between models.
     """
     forwards, sizes = zip(*(_build(model, device, computation) for model in models), strict=True)
     calls = [

@@ -96,7 +96,7 @@ def _find_source(config: ConvertConfig) -> "ModelSource":
 def google_config(config: "EncoderConfig") -> dict[str, Any]:
     """Returns the content of a `bert_config.json` from which Google's code makes the same model.
 
-    Google's code recognizes padding only by the mask, so that `pad_token_id` is left out.
+    Google's code recognizes padding only by the mask, so `pad_token_id` is left out.
 
     Raises:
         InputError: Google's layout cannot express a value, and its code would compute something

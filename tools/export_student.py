@@ -170,8 +170,8 @@ def describe(report: "Report") -> str:
     """Returns a line that explains the figures of the table."""
     compared = [row.comparison.num_guesses for row in report.rows if row.comparison is not None]
     return (
-        f"difference and guesses: {report.num_examples} examples, {max(compared, default=0):,} "
-        f"first guesses; latency: one example of {report.latency_tokens} tokens, the median"
+        f"difference and agreement: {report.num_examples} examples, {max(compared, default=0):,} "
+        f"top-1 predictions; latency: median for one example of {report.latency_tokens} tokens"
     )
 
 

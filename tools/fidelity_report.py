@@ -50,7 +50,7 @@ def report_fidelity(config: FidelityConfig) -> tuple["CacheReport", dict[str, An
         the report; a description of the comparison, with the teacher's checksum and fields of
         the manifest.
     """
-    # Importing Keras takes seconds, so that it is imported only when it is needed.
+    # Importing Keras takes seconds, so it is imported only when it is needed.
     from pipeline.models.formats import model_directory
     from pipeline.storage import cache_input
     from pipeline.storage import manifest as manifests

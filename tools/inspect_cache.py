@@ -27,7 +27,9 @@ class InspectConfig(Settings):
     input_dir: Location | None = setting(
         None, "Teacher cache, masked examples or unmasked windows."
     )
-    input_file: Location | None = setting(None, "In place of `input_dir`: a glob of its shards.")
+    input_file: Location | None = setting(
+        None, "In place of `input_dir`: a glob of shard files, for example 'DIR/*.tfrecord'."
+    )
     split: str | None = setting(
         None, "Split to show; eval by default if there is one.", choices=("train", "eval")
     )

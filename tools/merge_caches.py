@@ -152,7 +152,7 @@ def merge_caches(config: MergeConfig) -> Manifest:
         manifests.verify(cache.directory, cache.manifest, full=config.verify == "full")
     manifests.reserve_output_dir(config.output_dir, settings)
     source, inputs = caches[0].directory, [cache.manifest for cache in caches]
-    # The codec may need the token counts, so that they are written before the first shard.
+    # The codec may need the token counts, so they are written before the first shard.
     counts = cache_input.count_tokens(config.output_dir, info, source, inputs[0])
     splits = _merge_shards(config, caches, info)
     # To reproduce the bytes, a run needs the same environment and run configuration.

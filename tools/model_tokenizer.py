@@ -21,7 +21,8 @@ def load_model_tokenizer(source: "ModelSource") -> "Tokenizer":
     if len(tokenizer.vocab) > source.config.vocab_size:
         raise InputError(
             Setting("model"),
-            f"a tokenizer of at most {source.config.vocab_size} tokens, as the model has",
-            f"{len(tokenizer.vocab)} in {source.directory}",
+            f"a model with at least {len(tokenizer.vocab)} rows in its embedding table, one for "
+            f"each token of the tokenizer in {source.directory}",
+            f"{source.config.vocab_size} rows",
         )
     return tokenizer

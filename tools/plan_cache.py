@@ -47,12 +47,14 @@ class PlanConfig(Settings):
     )
     sample: int = setting(256, "Number of examples that the teacher runs over.", low=1)
     truncation_factors: tuple[int, ...] = setting(
-        (16, 32, 64, 128, 256), "Values of k.", parse=parse_counts
+        (16, 32, 64, 128, 256),
+        "Values of k, the number of tokens stored at a masked position, separated by commas.",
+        parse=parse_counts,
     )
     truncation_mass: float | None = setting(
         None,
-        "Stores the most probable tokens of a position until their probabilities sum to this "
-        "value, at most k; for example 0.999.",
+        "Plans caches that store a position's most probable tokens until their probabilities sum "
+        "to this value, at most k; for example 0.999.",
         low=0.0,
         high=1.0,
     )
@@ -72,7 +74,9 @@ class PlanConfig(Settings):
         (1, 5, 10), "Numbers of masked copies of the corpus.", parse=parse_counts
     )
     cache_hidden_states: str | None = setting(
-        None, "Groups of teacher layers whose hidden states the planned caches store."
+        None,
+        "Groups of teacher layers whose mean hidden states the planned caches store; for example "
+        "1-6,7-12.",
     )
     hidden_encoding: str = setting(
         "float16", "Codec of the hidden states.", choices=tuple(HIDDEN_CODECS)
@@ -187,7 +191,7 @@ def cache_costs(
 
 def plan_cache(config: PlanConfig) -> Plan:
     """Measures fidelity, size and time of caches."""
-    # Importing Keras takes seconds, so that it is imported only when it is needed.
+    # Importing Keras takes seconds, so it is imported only when it is needed.
     from pipeline.models.formats import model_directory
     from pipeline.storage import manifest as manifests
     from pipeline.teacher import capture

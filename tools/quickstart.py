@@ -34,13 +34,14 @@ SHIPPED_TEACHER = LocalLocation(__file__).parent / "quickstart_teacher"
 # The cache has about this number of training examples, in whole shards. The students read fewer
 # in all their steps, so that no example is repeated.
 _NUM_EXAMPLES = 5_000
-# Number of training shards. All can be captured, or a number of them that is a single digit.
+# Number of training shards. Either all are captured, or up to 10, whose numbers a glob selects by
+# one digit.
 _NUM_SHARDS = 12
 _DIGITS = "0123456789"
 _VOCAB_SIZE = 8_000
 # The steps that take about four minutes on two cores, by compute dtype.
 _TEACHER_STEPS = {compute_dtype.BFLOAT16: 1_000, compute_dtype.FLOAT32: 720}
-# Few steps: with many more, a student reaches its small teacher from labels alone.
+# Few steps: with many more, a student trained on labels only would match its small teacher.
 _STUDENT_STEPS = 60
 _STUDENT_LOSSES = {
     "distilled": "soft_cross_entropy=1,probability_cosine=1",
@@ -118,7 +119,7 @@ class QuickstartConfig(Settings):
 
 
 def chosen_shards(num_examples: int) -> str:
-    """Returns the digits of the training shards to capture; an empty text for all shards.
+    """Returns the digits of the training shards to capture; an empty string for all shards.
 
     Args:
         num_examples: number of training examples, which all shards share evenly.
@@ -289,7 +290,7 @@ def _quickstart(values: absl_flags.FlagValues) -> None:
     print(f"\n{quickstart_report.table(report)}\n")
     page = quickstart_report.write(report, students, run.work)
     student = run.work / quickstart_report.STUDENTS[0]
-    print(f"student: {student}, which transformers loads; for your own data, see README.md")
+    print(f"student: {student} (load it with transformers). To use your own data, see README.md")
     print(f"page: {page}")
     print(f"{(time.monotonic() - run.begun) / 60:.1f} minutes; everything is in {run.work}")
 

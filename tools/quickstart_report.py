@@ -195,7 +195,7 @@ def _warning(report: Report) -> str:
         return ""
     error = 100.0 * math.sqrt(accuracy * (1.0 - accuracy) / count)
     return (
-        f"warning: only {count:,} masked tokens decide this table, fewer than "
+        f"warning: this table is computed from only {count:,} masked tokens, fewer than "
         f"{_MIN_POSITIONS:,}. The standard error of the teacher's accuracy is {error:.1f} points. "
         "Use more text."
     )

@@ -18,8 +18,8 @@ from pipeline.models.weight_names import weight_table
 
 _NEIGHBOR_LAYERS = 2
 _WORD_DEVIATION = 0.05
-# The deviation of the value and output kernels. Twice BERT's usual deviation learned faster
-# than one and three times that deviation.
+# The deviation of the value and output kernels. Training was faster with twice BERT's usual
+# deviation than with one or three times that value.
 _VALUE_DEVIATION = 0.04
 # The longest wavelength of the positions, in tokens. Positions farther apart look alike.
 _LONGEST_WAVE = 512.0

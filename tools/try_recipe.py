@@ -189,7 +189,7 @@ def losses_over_steps(directory: Location) -> list[dict[str, float]]:
 
 
 def _describe(work: Location) -> str:
-    # Importing Keras takes seconds, so that it is imported only when it is needed.
+    # Importing Keras takes seconds, so it is imported only when it is needed.
     running.import_quietly("keras", "tensorflow")
     from pipeline.distill.step_times import CLOCK_FIELDS
 

@@ -1,7 +1,7 @@
 """Checks a directory to the last byte, and repairs a teacher cache.
 
-Of the tokenizer's files, it checks the vocabulary and the special tokens, which the manifest
-records. It does not notice changes of other settings, for example of lower-casing.
+Of the tokenizer, only the vocabulary and the special tokens are checked. Changes to other
+settings, for example lower-casing, are not detected.
 
 offline_distill verify_cache --input_dir=CACHE
 offline_distill verify_cache --input_dir=CACHE --repair --teacher=MODEL --examples=EXAMPLES
@@ -230,7 +230,7 @@ def _lines(manifest: Manifest, verification: Verification) -> Iterator[str]:
         f"({num_records / max(seconds, 1e-9):,.0f} a second); {_checked(manifest)}"
     )
     if verification.report.shared_texts is not None:
-        yield f"splits     no example is in both{_shared(manifest, verification.report)}"
+        yield f"splits     {_shared(manifest, verification.report)}"
     if (sample := verification.sample) is not None:
         largest = ", ".join(f"{name} {value:.1e}" for name, value in sample.largest.items())
         yield (
@@ -242,10 +242,10 @@ def _lines(manifest: Manifest, verification: Verification) -> Iterator[str]:
 def _shared(manifest: Manifest, report: DirectoryReport) -> str:
     """Returns text on the eval examples whose text is also in the train split."""
     if not report.shared_texts:
-        return ", and no text"
+        return "share no example and no text"
     share = f"{report.shared_texts:,} of {manifest.num_examples(manifests.EVAL):,} eval examples"
     reason = "short windows of different documents may be equal"
-    return f"; {share} have the text of a train example ({reason})"
+    return f"share no example; {share} have the text of a train example ({reason})"
 
 
 def _checked(manifest: Manifest) -> str:
@@ -266,8 +266,8 @@ def _checked(manifest: Manifest) -> str:
 
 def _publish_again(maker: str) -> str:
     return (
-        f"move {manifests.MANIFEST_FILE} away and re-run {maker} with the same settings: it "
-        "publishes the manifest from the complete shards"
+        f"move {manifests.MANIFEST_FILE} out of the directory, then re-run {maker} with the same "
+        "settings to write the manifest again"
     )
 
 

@@ -13,11 +13,12 @@ DATA_PARALLEL = "data_parallel"
 DISTRIBUTIONS = (NOT_DISTRIBUTED, DATA_PARALLEL)
 # Time after which JAX considers a process without heartbeats as lost.
 _HEARTBEAT_SECONDS = 100
-# Time in which a process that failed waits at its end for the others, which may be compiling.
+# Time that a failed process waits for the other processes before it exits. They may be compiling.
 _SHUTDOWN_SECONDS = 1800
 # The environment variable for `coordinator_address`, which JAX reads itself.
 _ADDRESS_VARIABLE = "JAX_COORDINATOR_ADDRESS"
-# Below it, in the key-value store that joined processes share, each that failed has an entry.
+# Prefix of the keys under which failed processes record themselves in the key-value store of the
+# run.
 _FAILURES = "offline_distill/failures"
 
 
@@ -81,8 +82,8 @@ def _key_value_store() -> Any:
 def reporting_failure() -> Iterator[None]:
     """Reports a failure of the block to the joined processes, which check for it.
 
-    JAX ends joined processes together: one that failed waits at its end for the others. Without
-    the report they would continue until JAX kills all of them.
+    JAX shuts down joined processes together: a failed process waits for the others before it
+    exits. Without the report they would continue until JAX kills all of them.
     """
     try:
         yield
@@ -110,4 +111,5 @@ def check_other_processes() -> None:
     store = _key_value_store()
     for key, _ in [] if store is None else store.key_value_dir_get(_FAILURES):
         received = f"process {key.rpartition('/')[2]} failed"
-        raise InterruptedRunError(None, received=received, hint="see its output")
+        hint = "see its output; fix the cause and re-run the commands of all processes to resume"
+        raise InterruptedRunError(None, received=received, hint=hint)

@@ -50,12 +50,12 @@ class HubModel:
 
 
 def is_commit(text: str) -> bool:
-    """Returns whether a text is the full hash of a commit."""
+    """Returns whether a string is a full commit hash."""
     return _COMMIT.fullmatch(text) is not None
 
 
 def parse(text: str, setting: str | None = None) -> HubModel | None:
-    """Returns the model of the hub that a user's text names; None for a path.
+    """Parses the name of a hub model; returns None for a path.
 
     `ORG/NAME` and `ORG/NAME@REVISION` are ids, unless that path exists on this machine.
     `hf://ORG/NAME` and the URL of a model's page always name a model of the hub.

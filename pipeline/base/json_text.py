@@ -10,12 +10,14 @@ import msgspec
 from pipeline.base.errors import InputError
 
 Kind = TypeVar("Kind")
-# Names for the texts that match a pattern, for messages. Keyed by msgspec's name for the type.
+# Phrases that describe strings of a pattern in error messages, keyed by msgspec's type name.
 _PHRASES: dict[str, str] = {}
 
 
 def matching(pattern: str, phrase: str) -> msgspec.Meta:
-    """Returns a constraint on a whole text. Messages call a matching text `phrase`.
+    """Returns a msgspec constraint: the whole string must match `pattern`.
+
+    Error messages describe such a string as `phrase`.
 
     Example:
         `Annotated[str, matching("[0-9]+", "digits")]`
@@ -27,7 +29,7 @@ def matching(pattern: str, phrase: str) -> msgspec.Meta:
 
 # Far below Python's recursion limit, which depends on the depth of the caller.
 MAX_DEPTH = 64
-# Every integer of so many digits can be converted to a float.
+# Every integer with this many digits can be converted to a float.
 MAX_DIGITS = 300
 _MAX_SHOWN_CHARACTERS = 200
 
@@ -35,7 +37,7 @@ _MAX_SHOWN_CHARACTERS = 200
 def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         expected = f"expected numbers of at most {MAX_DIGITS} digits"
-        raise ValueError(f"{expected}, received one of {len(digits)}")
+        raise ValueError(f"{expected}, received a number of {len(digits)} digits")
     return int(digits)
 
 

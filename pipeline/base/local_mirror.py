@@ -36,7 +36,7 @@ _ROOM_LOCK = ".room.tmp"
 _COPY = re.compile(r"[0-9a-f]{32}")
 _REMOVED = "removed-"
 _UPLOAD = "upload-"
-# Files that were not written for so long belong to a process that was killed.
+# A file that has not been written to for this long belongs to a killed process.
 _ABANDONED_SECONDS = 24 * 3600.0
 
 

@@ -1,8 +1,9 @@
 """Files and folders on this machine or in a bucket. Files are written atomically.
 
 `Location.parse` turns a user's text into a location. A path becomes a `LocalLocation`, which is
-a `pathlib` path. `gs://…` and `s3://…` become a `BucketLocation`, which implements the used part
-of the same interface with fsspec. `memory://…` is a store in this process, for tests.
+a `pathlib` path. `gs://…` and `s3://…` become a `BucketLocation`, which implements with
+fsspec the members of `pathlib.Path` that this project uses. `memory://…` is a store in this
+process, for tests.
 
 A store writes objects atomically, but has neither folders nor locks. If two processes write the
 same object, the last one wins. Jobs are deterministic, so both write the same bytes. fsspec and
@@ -75,7 +76,7 @@ class Location:
 
     @staticmethod
     def parse(path: "str | os.PathLike[str] | Location", setting: str | None = None) -> "Location":
-        """Returns the location that a user's text names.
+        """Parses a path or a URL to a location.
 
         Args:
             path: a path on this machine, or the URL of a bucket.
@@ -237,7 +238,8 @@ class Location:
         block raises, the hidden folder is removed with its contents.
 
         Args:
-            last: name of the file that moves last. The other files are ignored without it.
+            last: name of the file that moves last. Readers ignore the other files until
+                this file exists.
 
         Yields:
             the hidden folder, to be filled with files inside the block.
@@ -252,7 +254,12 @@ class Location:
                 _sync(file)
                 final = self / file.name
                 if final.exists():
-                    raise InputError(final, "no such file", "one")
+                    raise InputError(
+                        final,
+                        received="this file appeared while the command was running",
+                        hint="make sure that no other process writes to the folder, then re-run "
+                        "the command",
+                    )
                 final.take(file)
             self.sync_directory()
         finally:
@@ -273,8 +280,8 @@ class LocalLocation(Location, pathlib.PosixPath):
         if self.is_dir():
             walk = os.walk(self)
             paths = [os.path.join(folder, name) for folder, _, names in walk for name in names]
-            # Opening a pipe would block, so pipes are left out. A broken link is not: reading
-            # it raises an error that names it.
+            # Opening a pipe would block, so pipes are left out. A broken link is included,
+            # because reading it raises an error that names the link.
             paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
         else:
             # The name of an existing file is never a pattern, even if it contains `*`.
@@ -476,7 +483,7 @@ def _sync(path: pathlib.Path) -> None:
 def _removing_on_error(file: LocalLocation, *, named: LocalLocation) -> Iterator[None]:
     """Removes a file when the block that writes it raises.
 
-    An `OSError` without a file name, for example that of a full disk, gets the name of `named`.
+    Adds the path of `named` to an `OSError` without a file name, for example that of a full disk.
     """
     try:
         yield
@@ -502,11 +509,13 @@ class ObjectInfo:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BucketLocation(Location):
-    """An object or a folder of objects, with the used part of the interface of `pathlib.Path`.
+    """An object or a folder of objects in a bucket.
+
+    It has the members of `pathlib.Path` that this project uses.
 
     Errors of the store become an `OSError` that names the object. A missing object and a store
     that does not answer are distinct errors. fsspec's `isfile` and `exists` return False for
-    both, so that an existing directory could be taken for a new one.
+    both, so an existing directory could be taken for a new one.
 
     Attributes:
         scheme: `gs`, `s3`, or for a corpus `hf`.
@@ -800,7 +809,10 @@ def _store_errors(path: BucketLocation) -> Iterator[None]:
 
 
 def _is_local_error(error: Exception) -> bool:
-    """Returns whether an error is one of this machine's disk, to which an object is copied."""
+    """Returns whether an error comes from the local disk, and not from the store.
+
+    Objects are copied to the local disk.
+    """
     return isinstance(error, OSError) and (
         error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
     )

@@ -32,7 +32,7 @@ _HUGE_PAGE_MODES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def retain_freed_memory(backend: str | None) -> str | None:
     """Configures the allocator of this process. Call it before Keras's backend is imported.
 
-    On JAX several arenas stay allowed. A JAX step allocates its temporary values as one block
+    With JAX, several arenas remain enabled. A JAX step allocates its temporary values as one block
     of several hundred MiB, which fragments a single arena: peak memory grew by 17%.
 
     Args:
@@ -58,8 +58,8 @@ def restart_with_huge_pages() -> None:
     A JAX step on a CPU allocates its temporary values in a separate mapping, and returns it. With
     pages of 2 MiB in place of 4 KiB, the system clears it faster: a student's step took four
     fifths of the time on two cores. glibc reads the setting only when a program starts. Call this
-    function before anything is printed or imported that takes long, and only in a process that
-    runs a single command.
+    function before any output and before any slow import, and only in a process that runs a
+    single command.
     """
     if _user_variables() or _TUNABLES in os.environ or not sys.executable:
         return

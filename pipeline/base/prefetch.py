@@ -20,7 +20,8 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 
     Args:
         items: an iterable. The thread starts to iterate over it at the first `next`.
-        depth: maximum number of finished items that wait. One more may be in the making.
+        depth: maximum number of finished items that wait. One more item may be in
+            preparation.
 
     Raises:
         Exception: the exception that `items` raised, after the items before it.

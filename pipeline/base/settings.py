@@ -165,7 +165,7 @@ def _with_locations(field: dataclasses.Field, value: Any) -> Any:
 
 
 def parse_model(value: Any, setting: str | None = None) -> Location | HubModel:
-    """Returns the location or the model of the hub that a user's text names.
+    """Parses a path, a URL or the name of a hub model.
 
     Args:
         value: text, or a value that is already parsed, which is returned as it is.

@@ -150,7 +150,7 @@ class _FieldParser(flags.ArgumentParser):
         self.syntactic_help = _constraint(declaration_of(field))
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value of a text. A default is already a value and returned as it is."""
+        """Parses a flag's string. A default is already parsed and is returned unchanged."""
         if not isinstance(argument, str):
             return argument
         kind = value_type(self._field)

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = importlib.import_module(module)
     if argv is not None:
         return program.main([name, *arguments[1:]])
-    # Without arguments, the program knows that it is the only one of this process.
+    # `main()` without arguments tells the tool that it owns the process and may restart it.
     sys.argv = [name, *arguments[1:]]
     return program.main()
 

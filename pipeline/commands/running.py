@@ -40,8 +40,8 @@ def run(
         flag_values: the command's unparsed flags.
         command: a function that is called with the parsed flags.
         description: text that `--help` prints above the flags.
-        argv: program name and arguments; by default those of the process, `sys.argv`, which
-            may then be restarted.
+        argv: program name and arguments. By default `sys.argv`; the process may then be
+            restarted.
         with_recipes: whether `--recipe=NAME` stands for the flagfile of a recipe.
 
     Returns:
@@ -105,7 +105,9 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str], *, with_recipes: 
         raise InputError(None, received=text[max(0, text.find("missing: ")) :]) from error
     if rest:
         raise InputError(
-            None, received=f"unexpected argument {rest[0]!r}: the command accepts only flags"
+            None,
+            received=f"unexpected argument {rest[0]!r}",
+            hint="write it as the value of a flag: --NAME=VALUE",
         )
 
 
@@ -225,8 +227,8 @@ def join_processes(values: flags.FlagValues) -> None:
     if values.distribution != distribution.DATA_PARALLEL:
         for name, value in settings.items():
             if value is not None:
-                expected = f"used together with `distribution`={distribution.DATA_PARALLEL}"
-                raise InputError(Setting(name), expected, values.distribution)
+                expected = f"unset without `distribution`={distribution.DATA_PARALLEL}"
+                raise InputError(Setting(name), expected, value)
         return
     if values.backend != "jax":
         expected = f"jax with `distribution`={values.distribution}"
@@ -264,5 +266,5 @@ def choose_compute_dtype(values: flags.FlagValues, devices: Sequence[str]) -> st
     if values.compute_dtype != compute_dtype.AUTO:
         return values.compute_dtype
     policy, reason = compute_dtype.detect(devices)
-    print(f"--compute_dtype=auto: {policy}, as {reason}", file=sys.stderr)
+    print(f"--compute_dtype=auto: {policy}, because {reason}", file=sys.stderr)
     return policy

@@ -105,7 +105,8 @@ class CorpusSettings(Settings):
             except ValueError as error:
                 raise InputError(Setting("corpora"), received=error) from error
         if self.input_dir is None and self.tfds_name is None:
-            raise InputError("missing", received="`input_dir`, `tfds_name` or `corpora`")
+            received = "set `input_dir`, `tfds_name` or `corpora`; none is set"
+            raise InputError(None, received=received)
         if self.text_fields == ():
             raise InputError(Setting("text_fields"), "the names of fields", "none")
         try:
@@ -142,8 +143,8 @@ class RecipeSettings(Settings):
 
     recipe: str | None = setting(
         None,
-        f"Published recipe whose flags are read first: {', '.join(recipes.names())}. Later flags "
-        "replace those of the recipe.",
+        f"Published recipe, whose flags replace this flag: {', '.join(recipes.names())}. The "
+        "recipe overrides flags before it. Flags after it override the recipe.",
     )
     run_local: bool = setting(
         False,

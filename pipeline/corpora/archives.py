@@ -111,14 +111,14 @@ def _shown(info: tarfile.TarInfo) -> str:
 
 
 def _expect_plain_member(file: CorpusFile, info: tarfile.TarInfo) -> None:
-    """Checks that a member is a file or folder below the archive.
+    """Checks that a member is a file or folder with a relative path without `..`.
 
-    Other members could do no harm, because no member is written to disk. An archive that has
-    them was hardly made as a corpus, so it is refused.
+    Other members could do no harm, because no member is written to disk. An archive with
+    such members was probably not made to be a corpus, so it is refused.
     """
     name = f"{file.path}, member {_shown(info)}"
     if info.name.startswith("/") or ".." in info.name.split("/"):
-        raise InputError(name, "a path below the archive", "an absolute or parent path")
+        raise InputError(name, "a relative path without ..", "an absolute or parent path")
     if not (info.isreg() or info.isdir()) or info.issparse():
         kind = "a link" if info.issym() or info.islnk() else "a device or another special file"
         hint = "create the archive from plain files (tar --dereference)"

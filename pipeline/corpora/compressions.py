@@ -102,7 +102,7 @@ COMPRESSIONS = (
     Compression("gzip", (b"\x1f\x8b\x08",), {".gz": "", ".tgz": ".tar"}, _ZlibFrame),
     Compression(
         "bzip2",
-        # The header and the begin of a block, or the end of a file without blocks. The header
+        # The header and the beginning of a block, or the end of a file without blocks. The header
         # alone is not enough, because a text may begin with BZh.
         tuple(
             b"BZh%d%s" % (level, mark)
@@ -213,7 +213,7 @@ class DecompressedStream(io.RawIOBase):
         return True
 
     def _start_next_frame(self) -> None:
-        """Starts the next frame, after any zeros with which a tape's block was filled."""
+        """Skips zero padding between frames, as tape drives write it, and starts the next frame."""
         self._input = self._frame.unused_data
         self._bytes_in -= len(self._input)
         while not self._input.strip(b"\0"):

@@ -31,7 +31,7 @@ class Corpus:
     split: str | None = None
 
     def reading(self) -> dict[str, Any]:
-        """Returns the settings that decide the documents."""
+        """Returns the settings that determine how files are divided into documents."""
         values = {"name": self.label, "tfds_name": self.tfds_name, "weight": self.weight}
         if self.split is not None:
             values["split"] = self.split
@@ -97,8 +97,8 @@ class RawDocument(NamedTuple):
         ordinal: number of the document within the file, from 0.
         position: start of the document, for messages, for example `line 12` or `row 3`.
         content: encoded text, or an encoded JSON object.
-        split_key: decides the split instead of the content. All documents that were cut from one
-            long document have the same key.
+        split_key: key that determines the split. By default the content determines it. All
+            documents that were cut from one long document have the same key.
         fault: the error that makes the document invalid; None if the reader found none.
     """
 

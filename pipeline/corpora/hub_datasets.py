@@ -27,7 +27,7 @@ _README = "README.md"
 _MAX_README_BYTES = 2**22
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)\n---", re.DOTALL)
 _DEFAULT = "default"
-# Words in the names of files that stand for a split.
+# Words in file names that identify a split.
 _SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
     _TRAIN: (_TRAIN, "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -88,7 +88,7 @@ def _find_commit(name: str, revision: str | None) -> str:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         hint = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        raise InputError(name, f"an answer of {constants.ENDPOINT}", reason, hint) from error
+        raise InputError(name, f"a response from {constants.ENDPOINT}", reason, hint) from error
     return str(info.sha)
 
 
@@ -148,7 +148,7 @@ def _read_config(readme: BucketLocation) -> Mapping[str, Any]:
             return config
     names = ", ".join(str(config.get("config_name")) for config in configs)
     expected = f"the files of one of its configurations ({names})"
-    hint = f"name them: {readme.parent}/PATTERN"
+    hint = f"set `{_SETTING}` to the files of one configuration: {readme.parent}/PATTERN"
     raise InputError(Setting(_SETTING), expected, "a dataset with several configurations", hint)
 
 

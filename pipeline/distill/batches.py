@@ -4,8 +4,8 @@ Windows that are stored unmasked are masked while they are read, with new masks 
 epoch. A window's masks depend only on the run's seed, its example id and the epoch. They do
 not depend on its batch, nor on where a run was interrupted.
 
-Several processes that train together each read their own part of every group. All of them
-must compute in the same shapes. The weight of a microbatch in the loss depends on its rows in
+Several processes that train together each read their own part of every group. All processes
+must use the same array shapes. The weight of a microbatch in the loss depends on its rows in
 all processes. So each process sends its measures of a group to all others, while the
 previous group is computed.
 """
@@ -454,8 +454,8 @@ def synchronized_batches(
         lengths = length_buckets.bucket_lengths(lengths[0], num_lengths)
         widths = length_buckets.bucket_widths(widths[0])
     pending = None
-    # The exchange for the next group starts before a group is yielded. So the devices reach it
-    # while they still compute.
+    # The exchange for the next group is queued before the current group is yielded, so it overlaps
+    # with computation.
     for group in itertools.chain(groups, [None]):
         started = None if group is None else (*group[:2], gather(group[2]))
         if pending is not None:

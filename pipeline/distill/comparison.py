@@ -55,8 +55,8 @@ FIRST = "first"
 # Targets of a cache that describe the teacher's distribution.
 _TOPK_TARGETS = (records.TOPK_IDS, records.TOPK_LOGITS, records.LOG_TAIL_MASSES)
 _FROM_TEACHER = "a live teacher (`teacher`=DIR)"
-# Activations by the need of a loss. A model returns hidden states always, and the others only if
-# they are asked for by name.
+# Activations by the need of a loss. A model always returns hidden states. It returns the other
+# activations only on request.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     HIDDEN: (records.HIDDEN_STATES,),
     ATTENTION: (ATTENTIONS,),

@@ -274,7 +274,10 @@ class Distiller(keras.Model):
         return {**activations, TEACHER: {**activations.get(TEACHER, {}), **output}}
 
     def _progress(self, training: bool) -> Any:
-        """Returns the fraction of updates that are done; in training it also counts the call."""
+        """Returns min(1, u / (n − 1)) for u finished updates of n.
+
+        In training it also increments the call counter.
+        """
         if self._step is None:
             return 0.0
         updates = ops.floor_divide(self._step, self._steps_per_update)

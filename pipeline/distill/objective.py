@@ -218,7 +218,8 @@ def _expect_attention(
             raise InputError(Setting("layer_groups"), expected, group)
     own, heads = student.num_attention_heads, teacher.num_attention_heads
     if loss.needs != RELATIONS and config.teacher is not None and own != heads:
-        expected = (
-            f"losses other than {loss.name}, which needs the teacher's {heads} attention heads"
+        received = (
+            f"{loss.name} needs a student with {heads} attention heads like the teacher; it has "
+            f"{own}"
         )
-        raise InputError(Setting("losses"), expected, f"a student with {own} attention heads")
+        raise InputError(Setting("losses"), received=received, hint="choose another loss")

@@ -242,8 +242,9 @@ def _truncation_factor(
         return None if given is None else min(given, vocab_size)
     if info is None or config.loss_positions == "all":
         if requested is not None and config.teacher is None:
-            received = f"{cache.manifest.kind}, which hold no top-k"
-            raise InputError(setting, f"a teacher cache in {cache.directory}", received)
+            received = f"{cache.directory} holds {cache.manifest.kind}, which have no top-k"
+            hint = "unset `truncation_factor`, or train from a teacher cache"
+            raise InputError(setting, received=received, hint=hint)
         return requested
     cached = info.truncation_factor
     if requested is not None and requested > cached:

@@ -88,7 +88,7 @@ def scope(replicas: Replicas) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explain_lost_process(replicas: Replicas) -> Iterator[None]:
-    """Replaces JAX's errors about a process that does not answer by a readable error."""
+    """Replaces JAX's errors about an unresponsive process with a readable error."""
     try:
         yield
     except InputError:
@@ -179,7 +179,8 @@ def barrier(replicas: Replicas) -> Iterator[None]:
         raise failure
     for process in np.flatnonzero(failed):
         received = f"process {process} failed"
-        raise InterruptedRunError(None, received=received, hint="see its messages")
+        hint = "see its messages; fix the cause and re-run the commands of all processes to resume"
+        raise InterruptedRunError(None, received=received, hint=hint)
 
 
 def broadcast_from_primary(

@@ -43,8 +43,8 @@ class StudentConfig(Settings):
     )
     init_from: Location | None = setting(
         None,
-        "Replaces `student`: the teacher, a model directory or a model of the hub, whose layers "
-        "are copied.",
+        "Replaces `student`: the teacher whose layers are copied. It is a model directory or a "
+        "model of the hub.",
         hub_files=hub_id.MODEL,
     )
     student_layers: int | None = setting(
@@ -69,7 +69,9 @@ class StudentConfig(Settings):
         low=1,
     )
     drop_segments: bool = setting(
-        False, "Requires `init_from`. Whether to drop segments: a BERT becomes a DistilBERT."
+        False,
+        "Requires `init_from`. Whether to drop the segment embeddings, which turns a BERT "
+        "into a DistilBERT.",
     )
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class StepRange:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Returns the range that a text names.
+        """Parses a range of steps.
 
         Example: `10-15` is (10, 15), and `10` is (10, 10).
 
@@ -215,9 +217,16 @@ class DistillConfig(Settings):
         low=1,
     )
     # The run configuration holds the cache's checksum, which covers these two settings.
-    max_seq_length: int | None = unrecorded(None, "Must equal the value of the cache.", low=1)
+    max_seq_length: int | None = unrecorded(
+        None,
+        "Maximum length of an input in tokens. Must equal the value in the cache's manifest.",
+        low=1,
+    )
     max_predictions_per_seq: int | None = unrecorded(
-        None, "Must equal the value of the cache.", low=1
+        None,
+        "Maximum number of masked positions of an input. Must equal the value in the cache's "
+        "manifest.",
+        low=1,
     )
     train_batch_size: int = setting(32, "Examples in a training batch.", low=1)
     eval_batch_size: int = unrecorded(32, "Examples in an evaluation batch.", low=1)
@@ -290,9 +299,9 @@ class DistillConfig(Settings):
     )
     num_data_streams: int | None = setting(
         None,
-        "Number of data streams: groups of shards, each read by one process. Every step takes "
-        "the same number of examples from each stream. By default, one stream per process. A "
-        "resumed run keeps its number.",
+        "Number of shard groups (data streams), each read by one process. Every step takes the "
+        "same number of examples from each group. By default, one group per process. A resumed "
+        "run keeps its number.",
         low=1,
         omit_default=True,
     )

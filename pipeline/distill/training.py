@@ -45,7 +45,7 @@ from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
-_UNTRAINED = "do not train the masked-LM head, which stays unchanged; add masked_lm to train it"
+_UNTRAINED = "the masked-LM head stays unchanged, because no loss trains it"
 # Number of inputs whose lengths decide the sizes of microbatches.
 _SAMPLE_SIZE = 1024
 # The fixed cost of a microbatch, in tokens: adding up gradients and starting kernels. On two cores
@@ -262,7 +262,10 @@ class _TrainingCallback(keras.callbacks.Callback):
             )
             received = f"expected finite losses, received {', '.join(values)}"
             received = f"training diverged by step {step}: {received}"
-            hint = "checkpoints, if any, are from before the divergence"
+            hint = (
+                "lower `learning_rate` and choose another `output_dir`; checkpoints from before "
+                "the divergence are kept"
+            )
             raise InputError(Setting("learning_rate"), received=received, hint=hint)
         return report
 
@@ -393,7 +396,9 @@ def _explain_damaged_records(cache: CacheInput) -> Iterator[None]:
     except tf.errors.DataLossError as error:
         # A record's own checksum failed. The verification raises an error that names the shard.
         manifests.verify(cache.directory, cache.manifest, full=True)
-        raise InputError(cache.directory, received=error.message) from error
+        received = f"a record cannot be read ({error.message})"
+        hint = "run offline_distill verify_cache"
+        raise InputError(cache.directory, received=received, hint=hint) from error
     except tf.errors.InvalidArgumentError as error:
         # The checksum matches but the content is malformed, so the writer was at fault.
         expected = f"records as {manifests.MANIFEST_FILE} describes them"
@@ -446,7 +451,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
     if (line := run.start.describe_new_head()) is not None:
         print(line, file=sys.stderr)
     if config.do_train and not run.objective.trains_head:
-        print(f"losses: {', '.join(run.objective.weights)} {_UNTRAINED}", file=sys.stderr)
+        names = ", ".join(run.objective.weights)
+        print(f"note: {_UNTRAINED} ({names}); add masked_lm to train it", file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.run_config())
     with barrier(replicas):

@@ -124,7 +124,8 @@ def open_snapshot(model: HubModel) -> Snapshot:
     """Finds the commit and the files of a model, in the cache if the hub is unreachable.
 
     Raises:
-        InputError: the model or revision does not exist, or neither the hub nor the cache has it.
+        InputError: the model or revision does not exist, or the hub is unreachable and the model
+            is not cached.
     """
     try:
         with _explaining(model):
@@ -205,7 +206,9 @@ def _explaining(model: HubModel) -> Iterator[None]:
         expected, hint = f"a branch, tag or commit of {model.id}", f"see {page}/tree/main"
         raise InputError(model, expected, model.revision, hint) from error
     except errors.OfflineModeIsEnabled as error:
-        expected = f"all its files in the cache {cache_folder()}, as HF_HUB_OFFLINE is set"
+        expected = (
+            f"every file of the model in the cache {cache_folder()}, because HF_HUB_OFFLINE is set"
+        )
         hint = "unset HF_HUB_OFFLINE, or name a directory that contains the model"
         raise UnreachableHubError(model, expected, "missing files", hint) from error
     except errors.HfHubHTTPError as error:
@@ -213,13 +216,13 @@ def _explaining(model: HubModel) -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, errors.FileMetadataError) as error:
-        expected, hint = f"valid answers from {hub}", "check HF_ENDPOINT"
+        expected, hint = f"a valid response from {hub}", "check HF_ENDPOINT"
         raise InputError(model, expected, _one_line(error), hint) from error
     except Exception as error:
         if not _is_network_error(error):
             _name_cache(error)
             raise
-        expected = f"an answer from {hub}"
+        expected = f"a response from {hub}"
         hint = "check the network, the proxy and HF_ENDPOINT, then re-run the command to resume"
         raise UnreachableHubError(
             model, expected, _one_line(error.__cause__ or error), hint
@@ -236,7 +239,7 @@ def _refusal(model: HubModel, hub: str, status: int) -> InputError:
     if status in required:
         return InputError(model, f"{required[status]} {hub}", received, _LOG_IN)
     hint = "try again later, or check HF_ENDPOINT"
-    return UnreachableHubError(model, f"an answer from {hub}", received, hint)
+    return UnreachableHubError(model, f"a response from {hub}", received, hint)
 
 
 def _is_network_error(error: Exception) -> bool:

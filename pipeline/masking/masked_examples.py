@@ -87,8 +87,8 @@ class ShardPlan:
 def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
     """Returns the threshold of the split: documents with a smaller hash are eval documents.
 
-    If two documents differ, at least one is in the eval split, and never all of them. `lowest`
-    and `highest` are the smallest and the largest hash of any document.
+    If the corpus has at least two different documents, the eval split and the train split each
+    get at least one. `lowest` and `highest` are the smallest and the largest hash of any document.
     """
     threshold = int(fraction * spill.KEY_SPACE)
     if not threshold or lowest == highest:
@@ -123,7 +123,7 @@ def make_plan(
         hint = f"documents with fewer than `min_chars`={config.min_chars} characters are skipped"
         if list(skipped) == [document_masker.BAD_ROWS]:
             hint = "switch `skip_bad_lines` off to see the first of them"
-        raise InputError(Setting("input_dir"), "text to mask", received, hint)
+        raise InputError(Setting("input_dir"), "a corpus with text to mask", received, hint)
     eval_below = eval_threshold(config.eval_fraction, *survey.groups)
     record_bytes = sum(header["bytes"] for header in (*headers, survey.header))
     cached_bytes = _USUAL_TRUNCATION_FACTOR * (id_bytes + 2) * statistics["masked_positions"]
@@ -263,7 +263,8 @@ def _expect_same_corpus(config: MaskedExamplesConfig, plan: ShardPlan, *, is_beg
     if is_begun and started != plan.corpus_digest:
         changed = f"the text has changed since the first run into {config.output_dir}"
         digests = f"expected digest {started}, received {plan.corpus_digest}"
-        raise InputError(Setting("input_dir"), received=f"{changed}: {digests}")
+        hint = "restore the original text, or choose another `output_dir`"
+        raise InputError(Setting("input_dir"), received=f"{changed}: {digests}", hint=hint)
     path.write_json({"corpus": plan.corpus_digest})
 
 

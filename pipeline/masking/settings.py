@@ -70,8 +70,8 @@ class MaskedExamplesConfig(Settings):
     )
     doc_stride: int = setting(
         256,
-        "Distance in tokens between the starts of consecutive windows; at most the windows' length "
-        "is used.",
+        "Distance in tokens between the starts of consecutive windows. A larger value than the "
+        "window length has the effect of the window length.",
         low=1,
     )
     masking: str = setting(
@@ -83,8 +83,9 @@ class MaskedExamplesConfig(Settings):
     )
     mask_smoothing: float = setting(
         0.0,
-        "Requires `masking`=dynamic. Exponent s: a word is drawn in proportion to count ** -s of "
-        "its tokens, so that rare words are masked more often. DistilBERT uses 0.7.",
+        "Requires `masking`=dynamic. Exponent s. A word is drawn with probability proportional to "
+        "the mean of count ** -s over its tokens; count is a token's frequency in the corpus. "
+        "Rare words are masked more often. DistilBERT uses 0.7.",
         low=0.0,
         high=10.0,
     )

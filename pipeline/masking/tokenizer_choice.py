@@ -83,7 +83,10 @@ def _describe_model(vocab_file: Location, tokenizer: Tokenizer) -> Iterator[str]
     """Yields notes on the model in the tokenizer's directory: unused rows and padding."""
     unused = loading.count_unused_rows(vocab_file, tokenizer.info.size)
     if unused:
-        yield f"{unused} rows of the model's tables belong to no token; they are never predicted"
+        yield (
+            f"{unused} rows of the model's embedding and output tables have no token and are not "
+            "used"
+        )
     padding = loading.find_other_padding(vocab_file, tokenizer)
     if padding is not None:
         pad_id = tokenizer.special_ids["pad"]

@@ -5,7 +5,7 @@
         └──────────────────────────┘
 
 If a task is lost with its worker or node, Ray runs it again. Ray may lose contact with a node
-that still works, so that two copies of a task run at once. Tasks therefore stage their files. The
+that still works, so two copies of a task run at once. Tasks therefore stage their files. The
 command receives one of the results, and publishes its files.
 """
 

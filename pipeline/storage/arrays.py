@@ -79,7 +79,7 @@ def group_bounds(sizes: np.ndarray, limit: int) -> np.ndarray:
 
     Args:
         sizes: int [R].
-        limit: each group has less than this without its last row.
+        limit: the sizes of a group, except its last row, sum to less than this.
 
     Returns:
         int [groups + 1]: 0, the index after the last row of each group; only 0 without rows.
@@ -115,7 +115,7 @@ def padded_tensor(
     """
     dtype = feature.numpy_dtype(vocab_size)
     shape = [sizes[letter] for letter in feature.shape]
-    # TensorFlow's padded decoding does not support float16, so that the bits are read as uint16.
+    # TensorFlow's padded decoding does not support float16, so the bits are read as uint16.
     is_half = dtype == np.float16
     kind, size = tf.uint16 if is_half else tf.as_dtype(dtype), math.prod(shape) * dtype.itemsize
     values = tf.io.decode_raw(content, kind, fixed_length=size)

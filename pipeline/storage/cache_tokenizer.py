@@ -31,7 +31,7 @@ def expect_vocab(cache: CacheInput, vocab_size: int, vocab_files: Sequence[Locat
             hint = "if its tables have more rows than tokens, put the tokenizer's files next to it"
             hint = hint if vocab_size > expected.size else _prepare_again(vocab_files)
             size = f"{vocabulary}, which has {expected.size} tokens"
-            raise InputError(None, size, f"one of {vocab_size}", hint)
+            raise InputError(None, size, f"a model with {vocab_size} tokens", hint)
         return
     received_vocabs = []
     for path in vocab_files:
@@ -164,7 +164,7 @@ def find_subset(
     )
     tokenizer = loading.load_tokenizer(path, do_lower_case=None)
     if type(tokenizer) is type(reference):
-        # The student reads the cache's text, so that its own settings for case do not apply.
+        # The student reads the cache's text, so its own settings for case do not apply.
         tokenizer = tokenizer.with_options_of(reference)
     return VocabSubset(
         table=table,

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.base import seeding
 
 # Maximum number of examples that are sorted together, unless a batch has more. They are decoded
-# together, so that the limit bounds memory.
+# together, so the limit bounds memory.
 _MAX_GROUP = 512
 # Number of random groups from which the padded length of microbatches is estimated.
 _NUM_DRAWS = 64

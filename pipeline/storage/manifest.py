@@ -56,7 +56,7 @@ SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 HUB = "hub"
 # Key in the statistics: the share of each text in the eval split, if texts were divided.
 HELD_OUT_TEXT = "held_out_text"
-# Key in the statistics: true if each row was a document, so that `documents` had no effect.
+# Key in the statistics: true if each row was a document, so `documents` had no effect.
 ROWS = "documents_are_rows"
 _LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
 # The selection of the ids of a masked position: the most probable tokens, or random draws.
@@ -112,8 +112,8 @@ class LabelSums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         num_hits: number of labels that are the teacher's most probable token.
         log_prob: sum of the teacher's log-probabilities of the labels.
         log_prob_squares: sum of their squares.
-        entropy: sum of the entropies of the teacher's distributions. A position counts with
-            the entropy of the first position of its example in the same block of positions.
+        entropy: sum of the entropies of the teacher's distributions. Each position is assigned
+            the entropy of the first position of its example in the block.
         unigram_hits: number of labels that are the most frequent label.
         unigram_log_prob: sum of the unigram model's log-probabilities; each label is left out of
             the frequencies that predict it.
@@ -298,7 +298,7 @@ class Manifest:
     max_seq_length: Length
     max_predictions_per_seq: Length
     dupe_factor: Count
-    # The seed is only hashed, so that it needs no upper bound.
+    # The seed is only hashed, so it needs no upper bound.
     seed: Annotated[int, Meta(ge=0)]
     flags: Mapping[str, Any]
     splits: Mapping[Literal[SPLITS], Annotated[tuple[ShardInfo, ...], Meta(max_length=2**20)]]
@@ -372,8 +372,8 @@ class Manifest:
         if not self.num_examples(EVAL):
             yield "no eval split: eval_fraction was 0, or there was one short document"
         elif share is not None:
-            yield f"the eval split is the last {share:.1%} or more of the text, as the text has no"
-            yield "two different documents"
+            yield f"the eval split is at least the last {share:.1%} of the text, because the text"
+            yield "has fewer than two different documents"
         else:
             return
         if not self.statistics.get(ROWS):
@@ -426,7 +426,7 @@ def completed_shard(directory: Location, file: str) -> ShardInfo | None:
         shard = json_text.convert(sidecar.read_json(), ShardInfo, sidecar)
         _expect_shard(shard, sidecar)
     except InputError:
-        # The sidecar is damaged, so that the shard must be made again.
+        # The sidecar is damaged, so the shard must be made again.
         return None
     return shard if path.stat().st_size == shard.bytes else None
 
@@ -462,19 +462,31 @@ def measured_means(shards: Sequence[ShardInfo], names: Sequence[str]) -> dict[st
     return {name: sum(sums.get(name, 0) for sums in measured) / positions for name in names}
 
 
-def describe_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+def describe_difference(
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+    sides: tuple[str, str] = ("recorded", "now"),
+) -> str:
     """Returns, in one line, the first settings in which two run configurations differ.
 
-    If the kinds differ, only they are named, as other settings depend on them. `HUB` may differ. A
-    nested setting is named by its path, for example `teacher.config.hidden_size` or
+    If the kinds differ, only they are named, because other settings depend on them. `HUB` may
+    differ. A nested setting is named by its path, for example `teacher.config.hidden_size` or
     `corpora[0].input_dir`. The line is empty if there is no difference.
+
+    Args:
+        recorded: the first run configuration.
+        current: the second run configuration.
+        sides: the words before the values of the two run configurations.
+
+    Example: `seed (recorded 1, now 2), dupe_factor (recorded 5, now 3)`
     """
     differences = []
     for key in sorted((set(recorded) | set(current)) - {HUB}, key=_kind_first):
         old, new = recorded.get(key), current.get(key)
         if old != new:
             setting, old, new = _innermost_difference(_setting_name(key), old, new)
-            text = f"{setting} is {format_value(old)} there and {format_value(new)} here"
+            first, second = sides
+            text = f"{setting} ({first} {format_value(old)}, {second} {format_value(new)})"
             if key == "kind":
                 return text
             differences.append(text)

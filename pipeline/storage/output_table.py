@@ -47,7 +47,8 @@ def ensure_table(
         output = OutputTable.of(*read_layer())
         if not output.is_finite:
             expected = "a model whose output table has only numbers below 65,504"
-            raise InputError(Setting("teacher"), expected, "larger or non-finite numbers")
+            hint = "use `logit_encoding`=compact or float16, which store no output table"
+            raise InputError(Setting("teacher"), expected, "larger or non-finite numbers", hint)
         path.write_whole(save({_TABLE: output.table, _BIAS: output.bias}))
     return TableInfo(file=path.name, bytes=path.stat().st_size, sha256=path.sha256())
 

@@ -103,8 +103,8 @@ def training_records(
         cache: the shard directory.
         split: name of the split in the manifest.
         seed: decides the order.
-        start: number of records to skip at the beginning, over all epochs, which a resumed run
-            has used before.
+        start: number of records that a resumed run has already used, over all epochs. They are
+            skipped.
         buffer: number of records in the shuffle buffer.
         num_streams: number of data streams that share the shards of each epoch.
         stream: index of the stream.

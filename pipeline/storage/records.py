@@ -113,7 +113,10 @@ class _Input:
         if id_bytes != 16:
             raise ValueError(f"{records.EXAMPLE_ID}: expected 16 bytes, received {id_bytes}")
         if not len(self.segment_lengths) or self.segment_lengths.sum() != length:
-            raise ValueError(f"expected segments of {length} tokens, received others")
+            raise ValueError(
+                f"expected segment lengths that sum to {length}, received "
+                f"{len(self.segment_lengths)} with the sum {self.segment_lengths.sum()}"
+            )
         _expect_ids(self.input_ids, vocab_size)
 
 
@@ -141,7 +144,11 @@ class MaskedExample(_Input):
         super()._check(vocab_size)
         positions, length = self.masked_lm_positions, len(self.input_ids)
         if len(positions) != len(self.masked_lm_ids) or positions.max(initial=0) >= length:
-            raise ValueError(f"expected a label at each masked position below {length}")
+            raise ValueError(
+                f"expected one label per masked position and positions below {length}, received "
+                f"{len(self.masked_lm_ids)} labels and {len(positions)} positions up to "
+                f"{positions.max(initial=0)}"
+            )
         _expect_ids(self.masked_lm_ids, vocab_size)
 
 
@@ -160,12 +167,17 @@ class Window(_Input):
     def _check(self, vocab_size: int) -> None:
         super()._check(vocab_size)
         if self.word_starts.max(initial=0) >= max(1, len(self.input_ids)):
-            raise ValueError(f"expected words that begin below {len(self.input_ids)}")
+            raise ValueError(
+                f"{records.WORD_STARTS}: expected positions below {len(self.input_ids)}, received "
+                f"{self.word_starts.max()}"
+            )
 
 
 def _expect_ids(ids: np.ndarray, vocab_size: int) -> None:
     if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
-        raise ValueError(f"expected ids of {vocab_size} tokens, received others")
+        raise ValueError(
+            f"expected token ids from 0 to {vocab_size - 1}, received {ids.min()} to {ids.max()}"
+        )
 
 
 def read_examples(path: Location, manifest: Manifest) -> Iterator[MaskedExample]:
@@ -209,8 +221,8 @@ class TeacherTargets:
         logits: float32 [P, K], relative to the largest of their row; `NO_ID_LOGIT` at padding.
         log_tail_masses: float32 [P, T], the log of the mass outside the ids.
         label_log_probs: float32 [P], the log-probability of the label at temperature 1.
-        temperatures: T numbers, ascending from 1; empty if the ids are all tokens, so that the
-            tail is empty at any temperature.
+        temperatures: T numbers, ascending from 1; empty if the ids are all tokens, so the tail
+            is empty at any temperature.
         hidden_states: float32 [P, G, D]; None if none are cached.
         head_states: float32 [P, E], to encode instead of ids and logits; None otherwise, and in
             decoded targets.

@@ -7,7 +7,7 @@ streams, each epoch's shards are dealt to the streams in turn, and each stream i
 independently.
 
 Example: shards a, b and c of 10, 10 and 5 records are read in groups of two. An epoch has 25
-records, so that record 27 is in epoch 1. If the order of that epoch is (2, 0, 1), the record is
+records, so record 27 is in epoch 1. If the order of that epoch is (2, 0, 1), the record is
 in its first group, after two others: `RecordGroup(("c", "a"), skip=2, …, epoch=1)`.
 """
 

@@ -42,7 +42,10 @@ def count_tokens(serialized: Iterable[bytes], vocab_size: int) -> np.ndarray:
         tokens = arrays.decode(_INPUT_IDS, content, vocab_size)
         # Checked before counting, as `bincount` allocates an array as long as the largest id.
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise ValueError(f"expected ids of {vocab_size} tokens, received others")
+            raise ValueError(
+                f"expected token ids from 0 to {vocab_size - 1}, received {tokens.min()} to "
+                f"{tokens.max()}"
+            )
         counts += np.bincount(tokens, minlength=vocab_size)
     return counts
 

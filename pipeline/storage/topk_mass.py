@@ -3,8 +3,8 @@
 A higher temperature flattens the distribution: a top-k that holds nearly all of the mass at
 temperature 1 may hold little of it at 8. The mass is exact at the cached temperatures. At a
 higher temperature it is an upper bound, which assumes that each tail token is as probable as the
-last token of the top-k. The map w ↦ w^(T'/T) is concave, so that the tail's sum is smallest for
-few, large weights.
+last token of the top-k. Let T be the cached temperature and T' ≥ T the higher one. The map
+w ↦ w^(T/T') is concave, so few large weights give the smallest tail.
 """
 
 import dataclasses

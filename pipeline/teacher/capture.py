@@ -58,7 +58,7 @@ _BLOCK_BYTES = 128 * 2**20
 _JUDGED_LABELS = 2 * MIN_LABELS
 _MAX_JUDGED_EXAMPLES = 1_024
 # A capture of at least this many examples refuses a teacher that predicts noise. A smaller one
-# takes minutes, so that a warning is enough.
+# takes minutes, so a warning is enough.
 _LARGE_CAPTURE = 10_000
 # Time between two checks whether the other processes have finished.
 _POLL_SECONDS = 5.0
@@ -361,7 +361,9 @@ class Capture:
         values = output[records.EMBEDDING][:count]
         if not (np.abs(values) <= np.finfo(np.float16).max).all():
             received = "NaN, infinity or numbers beyond float16"
-            raise InputError(Setting("teacher"), "embeddings of finite numbers", received)
+            expected = "a model whose embeddings fit float16"
+            hint = "try `compute_dtype`=float32, or unset `cache_embedding`"
+            raise InputError(Setting("teacher"), expected, received, hint)
         feature, size = records.EMBEDDING_FEATURE, self.manifest.vocab.size
         return [{feature.name: arrays.encode(feature, vector, size)} for vector in values]
 

@@ -132,7 +132,7 @@ class LabelScores:
             yield f"{'' if number else 'warning:':9}{line}"
 
     def warning(self) -> Iterator[str]:
-        """Yields the lines of a warning about a teacher that is not or hardly useful."""
+        """Yields the lines of a warning if the teacher is useless or barely useful."""
         if self.is_worse_than_unigram:
             yield "the teacher predicts the labels no better than their frequencies do;"
             yield "its masked-LM head may be untrained. This trains a new one:"
@@ -149,7 +149,10 @@ class LabelScores:
             yield show_settings(_ADAPT, str)
 
     def expect_useful(self, setting: str) -> None:
-        """Raises InputError about the setting that names the teacher if it is no better."""
+        """Raises InputError if the teacher predicts labels worse than their frequencies do.
+
+        `setting` is the subject of the error.
+        """
         if self.is_worse_than_unigram and self.num_labels >= MIN_LABELS:
             raise InputError(
                 Setting(setting),

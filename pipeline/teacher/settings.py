@@ -39,7 +39,9 @@ class TeacherCacheConfig(Settings):
         decides_output=False,
     )
     input_file: Location | None = setting(
-        None, "In place of `input_dir`: a glob of its shards.", decides_output=False
+        None,
+        "In place of `input_dir`: a glob of shard files, for example 'DIR/*.tfrecord'.",
+        decides_output=False,
     )
     # The run configuration identifies the teacher by its configuration and its weights' SHA-256.
     teacher: Location | None = setting(
@@ -68,8 +70,8 @@ class TeacherCacheConfig(Settings):
     )
     truncation: str = setting(
         TOPK,
-        "topk stores the k most probable tokens; sampled stores those of k random draws from the "
-        "teacher's distribution, an unbiased estimate of it.",
+        "topk stores the k most probable tokens. sampled stores the tokens of k random draws, "
+        "which estimate the teacher's distribution without bias.",
         choices=tuple(TRUNCATIONS),
         omit_default=True,
     )
@@ -118,10 +120,18 @@ class TeacherCacheConfig(Settings):
     )
     predict_batch_size: int = setting(64, "Examples in a batch of the teacher.", low=1)
     max_seq_length: int | None = setting(
-        None, "Must equal the value of the masked examples.", low=1, decides_output=False
+        None,
+        "Maximum length of an input in tokens. Must equal the value in the manifest of the masked "
+        "examples.",
+        low=1,
+        decides_output=False,
     )
     max_predictions_per_seq: int | None = setting(
-        None, "Must equal the value of the masked examples.", low=1, decides_output=False
+        None,
+        "Maximum number of masked positions of an input. Must equal the value in the manifest of "
+        "the masked examples.",
+        low=1,
+        decides_output=False,
     )
     verify: str = setting(
         "full",
@@ -139,14 +149,15 @@ class TeacherCacheConfig(Settings):
     distribution: str = setting(
         NOT_DISTRIBUTED,
         "data_parallel divides each batch among all devices of this machine, and the shards among "
-        "the processes that it joins. Requires `backend`=jax.",
+        "all joined processes. Requires `backend`=jax.",
         choices=DISTRIBUTIONS,
         decides_output=False,
     )
     num_tasks: int | None = setting(
         None,
-        "Number of processes that you start to share the shards. 1 by default, or the number of "
-        "processes that `distribution`=data_parallel joins.",
+        "Number of processes that share the shards. You start each of them with its own "
+        "`task_index`. 1 by default, or the number of processes that `distribution`=data_parallel "
+        "joins.",
         low=1,
         decides_output=False,
     )

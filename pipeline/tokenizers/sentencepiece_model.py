@@ -269,7 +269,7 @@ def load_sentencepiece(
     vocab, numbering = number_tokens(pieces, model_type)
     if numbering is not None and not _is_unigram(model):
         expected = f"a SentencePiece model of the unigram type, as for {model_type}"
-        raise InputError(path, expected, "another type")
+        raise InputError(path, expected, f"a model of the type {_type_name(model)}")
     settings.expect_listed(vocab)
     special_ids = find_special_ids(vocab, path, settings)
     if numbering is None:
@@ -303,6 +303,11 @@ def _parse(model: bytes) -> "ModelProto":
 def _is_unigram(model: bytes) -> bool:
     trainer = _parse(model).trainer_spec
     return trainer.model_type == trainer.UNIGRAM
+
+
+def _type_name(model: bytes) -> str:
+    trainer = _parse(model).trainer_spec
+    return trainer.ModelType.Name(trainer.model_type).lower()
 
 
 def _normalizer(proto: "ModelProto", *, do_lower_case: bool) -> normalizers.Normalizer:

@@ -145,7 +145,7 @@ class TokenizerSettings:
         """Raises InputError unless a vocabulary has every added token at its id."""
         for index, token in sorted(self.added.items()):
             if not (index < len(vocab) and vocab[index] == token.content):
-                received = f"another of {len(vocab)} tokens"
+                received = f"a vocabulary of {len(vocab)} tokens without it"
                 if index < len(vocab):
                     received = format_value(vocab[index])
                 hint = (

@@ -60,8 +60,8 @@ class Tokenizer(abc.ABC):
         special_ids: the ids of pad, unk, cls, sep and mask; a byte-level tokenizer may have no unk.
         do_lower_case: whether text is lower-cased; None if the tokenizer's file decides.
         notes: notes for the user on the choice of the tokenizer, one line each.
-        continuation: prefix of a token that continues a word; None if tokens are not made of the
-            letters of words.
+        continuation: prefix of a token that continues a word; None if tokens do not consist of
+            the characters of a word, as in byte-level vocabularies.
     """
 
     continuation: ClassVar[str | None] = None
@@ -145,7 +145,8 @@ def find_special_ids(
             missing.append(" or ".join(spellings))
     if missing:
         expected = "a vocabulary with the special tokens of masked language models"
-        raise InputError(path, expected, f"one of {len(vocab)} tokens without {', '.join(missing)}")
+        received = f"a vocabulary of {len(vocab)} tokens without {', '.join(missing)}"
+        raise InputError(path, expected, received)
     return ids
 
 

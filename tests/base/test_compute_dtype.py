@@ -61,7 +61,7 @@ def test_run_configuration_records_the_chosen_dtype(
         "--compute_dtype=auto",
     ]
     assert run_distill.main(["run_distill", *flags]) == 0
-    assert f"--compute_dtype=auto: {chosen}, as the test chose it\n" in capsys.readouterr().err
+    assert f"--compute_dtype=auto: {chosen}, because the test chose it\n" in capsys.readouterr().err
     request = json.loads((pathlib.Path(folder) / "request.json").read_text(encoding="utf-8"))
     assert request["compute_dtype"] == chosen
     # Naming the chosen dtype gives the same run configuration, and prints no line about `auto`.

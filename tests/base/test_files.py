@@ -50,7 +50,7 @@ def test_only_one_of_two_processes_reserves_an_output_directory(tmp_path, monkey
         return is_new
 
     monkeypatch.setattr(manifest, "check_output_dir", reserve_first)
-    with pytest.raises(InputError, match="seed is 1 there and 2 here"):
+    with pytest.raises(InputError, match=r"seed \(recorded 1, now 2\)"):
         manifest.reserve_output_dir(tmp_path, {"seed": 2})
     (tmp_path / manifest.RUN_CONFIG_FILE).unlink()
     assert manifest.reserve_output_dir(tmp_path, {"seed": 1}) is False

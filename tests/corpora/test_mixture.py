@@ -64,7 +64,7 @@ def test_bytes_do_not_depend_on_workers_or_order(tmp_path, examples_config, sour
 def test_another_weight_is_another_run_configuration(tmp_path, examples_config, sources) -> None:
     first, second = sources
     _make(examples_config, tmp_path / "a", first, second)
-    with pytest.raises(InputError, match=r"corpora\[1\]\.weight is 1\.0 there and 2\.0 here"):
+    with pytest.raises(InputError, match=r"corpora\[1\]\.weight \(recorded 1\.0, now 2\.0\)"):
         _make(examples_config, tmp_path / "a", first, msgspec.structs.replace(second, weight=2.0))
 
 

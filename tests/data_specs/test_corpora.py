@@ -180,8 +180,8 @@ def test_declaration_file_of_the_user_is_read(tmp_path) -> None:
     [
         ("readers: text\n", "unknown field 'readers', expected fields of name, title, url"),
         ("text_fields: text\n", "text_fields: Expected 'array', got 'str'"),
-        ("documents: lines\n", "lines_per_document: expected a number above 0"),
-        ("documents: starts\n", "document_start: expected a regular expression"),
+        ("documents: lines\n", "lines_per_document: must be above 0 if documents is lines"),
+        ("documents: starts\n", "document_start: must be a regular expression"),
         ("documents: starts\ndocument_start: '('\n", "document_start: .* received '\\('"),
         ("lines_per_document: many\n", "lines_per_document: Expected 'int', got 'str'"),
         ("title: 3\n", "title: Expected 'str', got 'int'"),
@@ -271,8 +271,8 @@ def test_mixture_reads_its_corpora_with_their_weights(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("corpora: []\n", "expected a single key corpora with a list"),
-        ("corpus: []\n", "expected a single key corpora with a list"),
+        ("corpora: []\n", "must have only the key corpora .*; got no corpora"),
+        ("corpus: []\n", r"must have only the key corpora .*; got the keys \['corpus'\]"),
         ("corpora: [a]\n", "corpus 1: Expected 'object', got 'str'"),
         (
             "corpora: [{weight: 1}]\n",
@@ -290,7 +290,7 @@ def test_mixture_reads_its_corpora_with_their_weights(tmp_path) -> None:
         *(
             (
                 f"corpora:\n  - input_dir: /{name}\n",
-                "corpus 1: input_dir: expected a path, received",
+                "corpus 1: input_dir: path is too long",
             )
             for name in ("x" * 256, "春" * 100, "x/" * 3_000)
         ),

@@ -89,13 +89,17 @@ def test_an_unknown_task_is_refused() -> None:
         ("[accuracy]", "[pearson]", "metrics: expected one of accuracy, .*, received 'pearson'"),
         ("[accuracy]", "accuracy", "metrics: Expected 'array', got 'str'"),
         ("[bad, good]", "[0, 1]", r"labels\[0\]: Expected 'str', got 'int'"),
-        ("[bad, good]", "[good, good]", "labels: expected each once"),
-        ("[bad, good]", "[good]", "labels: expected two or more with kind: classification"),
-        ("[bad, good]", "[a, b, c]\nmetrics: [f1]", "metrics: expected f1 with two labels, rece"),
-        ("label_field: label\n", "", "label_field: expected a name except with kind: span"),
+        ("[bad, good]", "[good, good]", "labels: each label must occur once"),
+        ("[bad, good]", "[good]", "labels: must be two or more labels if kind is classif"),
+        (
+            "[bad, good]",
+            "[a, b, c]\nmetrics: [f1]",
+            "metrics: f1 requires exactly two labels; got 3",
+        ),
+        ("label_field: label\n", "", "label_field: must be set unless kind is span"),
         ("[text]", "[a, b, c]", "text_fields: expected one or two, received 3"),
-        ("language: en", "language: en\nheader: false", "columns: expected all with header: fal"),
-        ("language: en", "language: en\ncolumns: [a]", r"columns: .* received \('a',\)"),
+        ("language: en", "language: en\nheader: false", "columns: must be the names of all col"),
+        ("language: en", "language: en\ncolumns: [a]", r"columns: .* got \('a',\)"),
         (
             "language: en",
             "language: en\nheader: false\ncolumns: [text]",
@@ -105,7 +109,7 @@ def test_an_unknown_task_is_refused() -> None:
         (
             "language: en",
             "language: en\nscore_range: [0, 5]",
-            "score_range: expected two with kind",
+            "score_range: must be two numbers if kind",
         ),
         ("language: en", "language: en\nlanguage: ru", "not YAML .a repeated key"),
         ("[dev.json]", "[../dev.json]", "files: expected names below the folder, received '../dev"),
@@ -142,7 +146,7 @@ def test_spans_are_read_from_squads_json_only(tmp_path) -> None:
     changed = MINE.replace("label_field: label\n", "").replace("labels: [bad, good]\n", "")
     changed = changed.replace("classification", "span").replace("accuracy", "squad")
     path.write_text(changed, encoding="utf-8")
-    with pytest.raises(ValueError, match="reader: expected squad with kind: span, and no value"):
+    with pytest.raises(ValueError, match="reader: must be squad if and only if kind is span"):
         tasks.load_task(str(path))
 
 

@@ -637,4 +637,4 @@ def test_two_processes_stop_at_the_same_step(runs) -> None:
     assert list(itertools.pairwise(steps)) == [(n, n + 2) for n in steps[:-1]]
     again = runs.start("stopped", **{**more, "num_data_streams": 1})
     errors = again.communicate(timeout=300)[1]
-    assert again.returncode == 1 and "num_data_streams is 2 there and None here" in errors
+    assert again.returncode == 1 and "num_data_streams (recorded 2, now None)" in errors

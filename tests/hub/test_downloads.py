@@ -140,7 +140,9 @@ def test_error_for_a_gated_model_names_its_page(client, hub, made_files, token) 
     assert "\n" not in error["line"]
 
 
-@pytest.mark.parametrize(("status", "word"), [(401, "token"), (403, "permission"), (404, "answer")])
+@pytest.mark.parametrize(
+    ("status", "word"), [(401, "token"), (403, "permission"), (404, "response")]
+)
 def test_error_for_an_http_status_states_its_meaning(client, hub, status: int, word: str) -> None:
     hub.status = status
     error = client.download("org/name")

@@ -121,7 +121,7 @@ def test_weights_of_corpora_count_windows(windows_config, corpus_dir, tmp_path) 
 
 
 def test_another_smoothing_is_another_run_configuration(windows_config, windows_dir) -> None:
-    with pytest.raises(InputError, match="mask_smoothing is 0.7 there and 0.5 here"):
+    with pytest.raises(InputError, match=r"mask_smoothing \(recorded 0.7, now 0.5\)"):
         make(windows_config, windows_dir, mask_smoothing=0.5)
 
 

@@ -62,7 +62,7 @@ def test_a_reserved_directory_refuses_another_run_configuration(
     run_config = {"dupe_factor": 5, "seed": 1}
     assert manifest.reserve_output_dir(tmp_path, run_config)
     assert not manifest.reserve_output_dir(tmp_path, run_config)
-    with pytest.raises(InputError, match="dupe_factor is 5 there and 3 here"):
+    with pytest.raises(InputError, match=r"dupe_factor \(recorded 5, now 3\)"):
         manifest.reserve_output_dir(tmp_path, {"dupe_factor": 3, "seed": 1})
 
 
@@ -70,28 +70,28 @@ def test_a_reserved_directory_refuses_another_run_configuration(
     ("recorded", "current", "difference"),
     [
         ({"seed": 1}, {"seed": 1}, ""),
-        ({"seed": 1, "kind": "a"}, {"seed": 2, "kind": "b"}, "kind is 'a' there and 'b' here"),
-        ({"seed": 1}, {}, "seed is 1 there and None here"),
+        ({"seed": 1, "kind": "a"}, {"seed": 2, "kind": "b"}, "kind (recorded 'a', now 'b')"),
+        ({"seed": 1}, {}, "seed (recorded 1, now None)"),
         ({"hub": {"teacher": 1}}, {"hub": {"teacher": 2}}, ""),
         (
             {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "f7"}},
             {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "e9"}},
-            "teacher.sha256 is 'f7' there and 'e9' here",
+            "teacher.sha256 (recorded 'f7', now 'e9')",
         ),
         (
             {"teacher": {"config": {"layers": 4, "size": 8}, "sha256": "f7"}},
             {"teacher": {"config": {"layers": 4, "size": 9}, "sha256": "e9"}},
-            "teacher.config.size is 8 there and 9 here",
+            "teacher.config.size (recorded 8, now 9)",
         ),
-        ({"teacher": {"a": None}}, {"teacher": {}}, "teacher is {'a': None} there and {} here"),
-        ({"teacher": {"a": 1}}, {"teacher": None}, "teacher is {'a': 1} there and None here"),
+        ({"teacher": {"a": None}}, {"teacher": {}}, "teacher (recorded {'a': None}, now {})"),
+        ({"teacher": {"a": 1}}, {"teacher": None}, "teacher (recorded {'a': 1}, now None)"),
         (
             {"corpora": [{"weight": 1}, {"weight": 2}]},
             {"corpora": [{"weight": 1}, {"weight": 3}]},
-            "corpora[1].weight is 2 there and 3 here",
+            "corpora[1].weight (recorded 2, now 3)",
         ),
-        ({"layers": [0, 2]}, {"layers": [0, 3]}, "layers is [0, 2] there and [0, 3] here"),
-        ({"layers": [{}]}, {"layers": []}, "layers is [{}] there and [] here"),
+        ({"layers": [0, 2]}, {"layers": [0, 3]}, "layers (recorded [0, 2], now [0, 3])"),
+        ({"layers": [{}]}, {"layers": []}, "layers (recorded [{}], now [])"),
     ],
 )
 def test_difference_of_run_configurations_names_the_innermost_setting(

@@ -36,11 +36,17 @@ def _change_first(folder: pathlib.Path, **features: bytes | None) -> pathlib.Pat
     [
         ({records.INPUT_IDS: None}, "'input_ids'"),
         ({records.INPUT_IDS: b"123"}, "input_ids: expected numbers of 2 bytes, received 3 bytes"),
-        ({records.SEGMENT_LENGTHS: b""}, "expected segments of 8 tokens, received others"),
-        ({records.SEGMENT_LENGTHS: _ids(5, 4)}, "expected segments of 8 tokens, received others"),
-        ({records.MASKED_LM_POSITIONS: _ids(2, 4, 8)}, "expected a label at each masked position"),
-        ({records.MASKED_LM_POSITIONS: _ids(2)}, "expected a label at each masked position"),
-        ({records.MASKED_LM_IDS: _ids(1, 2, 99)}, "expected ids of 18 tokens, received others"),
+        (
+            {records.SEGMENT_LENGTHS: b""},
+            "segment lengths that sum to 8, received 0 with the sum 0",
+        ),
+        ({records.SEGMENT_LENGTHS: _ids(5, 4)}, "that sum to 8, received 2 with the sum 9"),
+        ({records.MASKED_LM_POSITIONS: _ids(2, 4, 8)}, "expected one label per masked position"),
+        ({records.MASKED_LM_POSITIONS: _ids(2)}, "expected one label per masked position"),
+        (
+            {records.MASKED_LM_IDS: _ids(1, 2, 99)},
+            "expected token ids from 0 to 17, received 1 to 99",
+        ),
         (
             {records.INPUT_IDS: _ids(*[2] * 17), records.SEGMENT_LENGTHS: _ids(9, 8)},
             "expected at most 16 input_ids, received 17",

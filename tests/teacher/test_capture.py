@@ -278,7 +278,7 @@ def test_a_reserved_directory_refuses_another_teacher(config, tmp_path, teacher_
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 1e-6}))
     with pytest.raises(
-        InputError, match="teacher.config.layer_norm_eps is 1e-12 there and 1e-06 here"
+        InputError, match=r"teacher.config.layer_norm_eps \(recorded 1e-12, now 1e-06\)"
     ):
         create_teacher_cache(dataclasses.replace(config, teacher=str(other)))
 

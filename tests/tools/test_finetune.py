@@ -387,7 +387,7 @@ def test_models_that_do_not_fit_the_task_are_refused(
     labeled = save_tiny_head(tmp_path / "head", model_dir, Head(CLASSIFICATION, ("a", "b")))
     changes = {"task": "cmrc2018", "data_dir": questions_dir, "model": labeled}
     error = _refusal(flags, **changes, do_train=False)
-    assert error.expected.startswith("a span head")
+    assert error.expected.startswith("a model with a span head")
     assert error.received == f"{labeled} with a classification head with 2 labels (a, b)"
     span = save_tiny_head(tmp_path / "span", model_dir, Head(SPAN))
     assert _refusal(flags, model=span, do_train=False).received == f"{span} with a span head"
@@ -405,7 +405,7 @@ def test_error_of_another_run_configuration_prints_both_values(capsys, flags, tm
     assert _run(**flags) == 0
     folder = flags["output_dir"]
     line = _fails(capsys, **{**flags, "num_train_epochs": 2})
-    assert str(folder) in line and "num_train_epochs is 1.0 there and 2.0 here" in line
+    assert str(folder) in line and "num_train_epochs (recorded 1.0, now 2.0)" in line
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")

@@ -341,8 +341,8 @@ def test_invalid_flags_are_named(cache_dir, tmp_path, capsys) -> None:
 DAMAGE = {
     records.LABEL_LOG_PROBS: (b"\0\0", "label_log_probs"),
     records.TOPK_IDS: (b"\0\0", "expected a top-k of 96 ids, 16 at each position, received 1"),
-    records.INPUT_IDS: (b"\xff\xff" * 48, "expected segments of "),
-    records.SEGMENT_LENGTHS: (b"\1\0", "expected segments of "),
+    records.INPUT_IDS: (b"\xff\xff" * 48, "expected segment lengths that sum to "),
+    records.SEGMENT_LENGTHS: (b"\1\0", "expected segment lengths that sum to "),
     records.LOG_TAIL_MASSES: (np.full(12, np.nan, "<f4").tobytes(), "received NaN"),
 }
 

@@ -304,7 +304,7 @@ def test_a_changed_manifest_is_reported(folder, change, problem: str, capsys) ->
     value = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     status, lines, (error,) = _run(folder, capsys)
-    assert status == 1 and "move manifest.json away" in error
+    assert status == 1 and "move manifest.json out of the directory" in error
     assert "create_teacher_output_data" in error
     (line,) = (line for line in lines if line.startswith("manifest.json: "))
     assert line.startswith("manifest.json: expected SHA-256 ") and problem in line
@@ -338,7 +338,7 @@ def test_error_about_an_unreadable_manifest_has_a_hint(
         (folder / "manifest.json").write_bytes(content)
     status, lines, (error,) = _run(folder, capsys)
     assert status == 1 and not lines and message in error
-    assert ("move manifest.json away" in error) == (content is not None)
+    assert ("move manifest.json out of the directory" in error) == (content is not None)
 
 
 def test_wrong_run_configuration_and_checksum_are_reported(folder, cache_dir, capsys) -> None:
@@ -357,8 +357,8 @@ def test_wrong_run_configuration_and_checksum_are_reported(folder, cache_dir, ca
     run_config = {**json.loads((cache_dir / "request.json").read_text()), "predict_batch_size": 9}
     (folder / "request.json").write_text(json.dumps(run_config))
     assert _problems(folder, capsys) == {
-        "request.json": "it differs from manifest.json: predict_batch_size is "
-        f"{loaded.flags['predict_batch_size']} there and 9 here"
+        "request.json": "it differs from manifest.json: predict_batch_size (manifest.json has "
+        f"{loaded.flags['predict_batch_size']}, request.json has 9)"
     }
 
 
@@ -614,9 +614,9 @@ def test_targets_of_another_teacher_are_reported(
     assert set(problems) == {EVAL, *TRAIN}
     for text in problems.values():
         assert "topk_ids: expected the teacher's most probable tokens (" in text
-        assert "topk_logits: expected the teacher's (" in text
-        assert "log_tail_masses: expected the teacher's, at temperature 1 (" in text
-        assert "label_log_probs: expected the teacher's (" in text
+        assert "topk_logits: differs from the teacher's logits (" in text
+        assert "log_tail_masses: differs from the teacher's tail mass at temperature 1 (" in text
+        assert "label_log_probs: differs from the teacher's log-probability of the label (" in text
     status, lines, _ = _run(folder, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
     assert status == 0 and any(line.startswith("sample     16 examples, ") for line in lines)
 
@@ -636,7 +636,10 @@ def test_label_probabilities_of_zero_are_reported_if_the_teacher_differs(
     assert _run(folder, capsys)[0] == 0
     problems = _problems(folder, capsys, f"--teacher={teacher_dir}", "--sample_examples=16")
     assert set(problems) == {EVAL}
-    assert "label_log_probs: expected the teacher's (" in problems[EVAL]
+    assert (
+        "label_log_probs: differs from the teacher's log-probability of the label ("
+        in problems[EVAL]
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pipeline.storage.records import MaskedExample, TeacherTargets
 from pipeline.teacher import forward
 
 _PURPOSE = "dense sample"
-# Numbers of a float64 array of a block. Measures process a batch block by block to save memory.
+# Maximum number of elements in a block. Batches are measured block by block to save memory.
 _BLOCK_NUMBERS = 2**21
 
 
@@ -97,16 +97,17 @@ def _read(cache: CacheInput, file: str, indices: Sequence[int]) -> list[MaskedEx
     """Reads the records of a shard at ascending indices."""
     if not indices:
         return []
-    path, examples = cache.directory / file, []
-    for index, record in enumerate(serialization.read_records(path)):
-        if index == indices[len(examples)]:
+    path, examples, count = cache.directory / file, [], 0
+    for count, record in enumerate(serialization.read_records(path), 1):
+        if count - 1 == indices[len(examples)]:
             try:
                 examples.append(MaskedExample.from_record(record, cache.manifest))
             except (KeyError, ValueError) as error:
                 raise InputError(path, received=f"broken record: {error}") from error
         if len(examples) == len(indices):
             return examples
-    raise InputError(path, f"more than {indices[len(examples)]} records", "fewer")
+    hint = "run offline_distill verify_cache"
+    raise InputError(path, f"at least {indices[-1] + 1} records", count, hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +196,8 @@ def run_teacher(
 ) -> Iterator[DenseBatch]:
     """Runs the teacher over examples, each padded to the length that capture would use.
 
-    Capture sorts thousands of examples by length, so that nearly all batches hold examples of the
-    same padded length. A sample has few examples. Therefore the examples of each padded length
+    Capture sorts thousands of examples by length, so nearly all batches hold examples of the same
+    padded length. A sample has few examples. Therefore the examples of each padded length
     form their own batches, which may not be full. The time of an example is the time of a full
     batch divided by the batch size.
 

@@ -66,7 +66,7 @@ def merge_topk(
             axis=-1,
         ),
     )
-    # The ids are ascending, so that a stable sort breaks ties by the smaller id.
+    # The ids are ascending, so a stable sort breaks ties by the smaller id.
     order = np.argsort(-log_probs, axis=-1, kind="stable")
     log_probs = np.take_along_axis(log_probs, order, axis=-1)
     top = log_probs[:, :truncation_factor]

@@ -99,7 +99,8 @@ class CorpusSample:
         documents: number of documents in the sample, including invalid ones.
         bad: number of invalid documents.
         short: number of documents with fewer characters than prepare requires.
-        duplicates: number of other documents with the text of an earlier one, of any corpus.
+        duplicates: number of valid documents whose text equals that of an earlier document in any
+            corpus.
         problems: the first error of each file.
         characters: number of characters in the valid documents.
         quantiles: quantiles of the number of characters in a document, at `QUANTILES`.
@@ -155,7 +156,7 @@ class _Sampler:
         Args:
             file: the file.
             share: share of the file in the size of the sampled files, which limits the documents
-                and characters that are read of it.
+                and characters that are read from it.
             sample: approximate number of documents in the whole sample.
         """
         bytes_read, num_problems, chars, tokenized_chars = 0, len(self.problems), 0, 0

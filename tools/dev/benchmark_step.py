@@ -133,7 +133,7 @@ def _teacher(workload: Workload) -> Callable[[], None]:
     return lambda: forward(batch)
 
 
-# By part: the function that makes the function that computes one batch.
+# For each value of `part`, a factory of the function that computes one batch.
 PROGRAMS: Mapping[str, Callable[[Workload], Callable[[], None]]] = {
     "step": _step,
     "teacher": _teacher,

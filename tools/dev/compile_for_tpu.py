@@ -28,10 +28,10 @@ from tools.text_table import aligned_lines
 if TYPE_CHECKING:
     from tools.dev.workloads.tpu_compiler import Program, Topology
 
-# Largest ratio of the next batch to the largest batch that fits.
+# Maximum growth of the batch size from one trial to the next.
 _MOST_GROWTH = 4
-# Number of linear estimates that may leave more than half of the interval. After these, the
-# interval is halved instead.
+# Maximum number of linear estimates that shrink the search interval by less than half. Afterwards
+# it is bisected.
 _TRIES_BY_LINE = 2
 
 
@@ -92,7 +92,7 @@ def find_largest(
     The search ends when one batch fits and the next multiple does not. Memory is almost a linear
     function of the batch size, so two programs give an estimate of the limit. The function is not
     linear if the compiler saves memory when it becomes scarce. Then sizes grow until a batch does
-    not fit, and after that the interval is halved.
+    not fit. Later estimates that shrink the interval too little are replaced by bisection.
 
     Args:
         compile_batch: compiles a batch of a given size.

@@ -354,8 +354,8 @@ def _soak(values: absl_flags.FlagValues) -> None:
     print("\n".join(soak.ledger.lines()))
     print(f"{SOAK_FILE} is in {work}")
     if not soak.ledger.is_clean():
-        expected = "no harm by any fault, and no growth of memory from run to run"
-        raise InputError(config.work, expected, f"harm or growth, see {SOAK_FILE}")
+        expected = "no data loss after any fault and no memory growth between runs"
+        raise InputError(config.work, expected, f"failures; see {SOAK_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ _COUNT_KEY = "num_labels"
 _PROBLEM_KEY = "problem_type"
 # The prefix of labels to which `transformers` gave no other name.
 _UNNAMED = "LABEL_"
-# Above the class count of every declared task: a head with more labels is not one of ours.
+# Above the class count of every declared task: a head with more labels does not belong to a
+# declared task.
 _MAX_LABELS = 10_000
 
 _DENSE, _NORM, _OUTPUT = "head/dense", "head/layer_norm", "head/output"

@@ -74,7 +74,7 @@ class Preparation:
         max_seq_length: maximum number of tokens of an input.
         train: the training split; None if nothing is trained.
         evaluation: the split that is scored.
-        handed_in: the split that is predicted for submission; None for none.
+        handed_in: the split whose predictions are submitted; None if there is no such split.
         teacher: a teacher that was fine-tuned on the task; None without one.
         cached_teacher: the run configuration of a complete teacher cache, if only the
             cache is given; otherwise empty.
@@ -175,8 +175,9 @@ def prepare(config: FinetuneConfig) -> Preparation:
     spec = _name_labels(config, spec, model_head)
     head = Head(spec.kind, spec.labels)
     if not (config.do_train or (model_head is not None and head.fits(model_head))):
+        expected = f"a model with {head}, for `task`={spec.name}"
         received = f"{config.model} with {model_head or 'none'}"
-        raise InputError(Setting("model"), f"{head} for `task`={spec.name}", received)
+        raise InputError(Setting("model"), expected, received)
     max_seq_length = _find_length(config, spec, source)
     tokenizer = loading.load_tokenizer(source.directory, do_lower_case=None)
     run = Preparation(
@@ -273,7 +274,7 @@ def _read_split(run: Preparation, config: FinetuneConfig, name: str) -> Split:
 
 def _notes(name: str, data: SplitData) -> Iterator[str]:
     if data.num_left_out:
-        yield f"{name}: {data.num_left_out} rows without a label to learn are left out"
+        yield f"{name}: {data.num_left_out} rows are left out because their label is in skip_labels"
     if data.num_relocated:
         yield f"{name}: {data.num_relocated} answers begin at another position than the file states"
     for remark, count in data.remarks.items():

@@ -304,5 +304,5 @@ def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location
 
 
 def is_text(value: Any) -> bool:
-    """Returns whether a value is text that UTF-8 can encode."""
+    """Returns whether a value is a string that UTF-8 can encode."""
     return isinstance(value, str) and not _SURROGATES.search(value)

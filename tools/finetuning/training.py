@@ -225,8 +225,11 @@ def _make_steps(
             if not math.isfinite(loss):
                 raise DivergedError(
                     Setting("learning_rates"),
-                    "a finite loss",
-                    f"{loss} by step {step} at {config.learning_rate:g}: training diverged",
+                    received=(
+                        f"training diverged by step {step} at {config.learning_rate:g} "
+                        f"(loss {loss})"
+                    ),
+                    hint="use a lower learning rate",
                 )
             seconds = time.perf_counter() - start_time
             rate = float(schedule(step - 1))

@@ -44,7 +44,7 @@ class RecipeComparison(StudentRuns):
         return self.step_time_file(trial.variant).read_json()["num_train_steps"]
 
     def training_cache(self, spec: CacheSpec) -> Location:
-        """See `StudentRuns`: cut to the common bytes."""
+        """See `StudentRuns`: the cache truncated to the common size in bytes."""
         return self.work / "equal_bytes" / spec.key
 
     def steps(self) -> Iterator[Step]:

@@ -42,7 +42,7 @@ class StudentRunsConfig(Settings):
     )
     tasks: Mapping[str, Location] = setting(
         {},
-        "Tasks for fine-tuning and the directories of their files, task=directory,….",
+        "Tasks for fine-tuning and the directories of their files, for example sst2=DIR,mrpc=DIR.",
         parse=parse_tasks,
         decides_output=False,
     )
@@ -109,8 +109,8 @@ class CompareRecipesConfig(StudentRunsConfig):
     )
     cache_bytes: int | None = setting(
         None,
-        "Maximum bytes of training shards per cache; larger caches lose examples. By default the "
-        "size of the smallest cache of the first run.",
+        "Maximum bytes of training shards per cache; larger caches are truncated to it. By default "
+        "the size of the smallest cache of the first run.",
         low=1,
         decides_output=False,
     )

@@ -163,8 +163,8 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
     lines = [
         "# Comparison of recipes",
         "",
-        f"Training time of each student: {time}. Its number of steps follows from its step time, "
-        f"measured in turns with that of masked_lm alone; batches of "
+        f"Training time of each student: {time}. Its number of steps is computed from its step "
+        "time, which was timed alternately with masked_lm alone; batches of "
         f"{settings['train_batch_size']}. Mean and standard deviation of {len(settings['seeds'])} "
         "seeds. Shares in percent, KL in nats at temperature 1.",
         "",

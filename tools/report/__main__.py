@@ -27,12 +27,12 @@ def _list(help: str) -> Any:
 class ReportConfig(Settings):
     """The settings of this tool; its flags are generated from them."""
 
-    runs: tuple[Location, ...] = _list("Directories of run_distill")
-    inference: Location | None = setting(None, "JSON of benchmark_inference.")
+    runs: tuple[Location, ...] = _list("Output directories of run_distill")
+    inference: Location | None = setting(None, "JSON file from benchmark_inference --output.")
     finetune: tuple[Location, ...] = _list("Files summary.json of finetune")
-    plan: Location | None = setting(None, "JSON of plan_cache.")
+    plan: Location | None = setting(None, "JSON file from plan_cache --output.")
     fidelity: tuple[Location, ...] = _list("JSON files of fidelity_report")
-    comparison: Location | None = setting(None, "JSON of compare_caches.")
+    comparison: Location | None = setting(None, "JSON file from compare_caches --output.")
     caches: tuple[Location, ...] = _list("Teacher caches")
     title: str = setting("Distillation report", "Heading of the page.")
 

@@ -60,8 +60,8 @@ def _named(entry: Fidelity) -> str:
 def _title(entries: Sequence[Fidelity]) -> str:
     """Returns the divergence and the bytes of two codecs, or the range of a single codec.
 
-    The first cache is the smallest one that is as exact as the second most exact codec. The
-    second is the smallest of the other codecs' most exact caches that are as exact, too.
+    The first cache is the smallest whose divergence is about that of the second-best codec, or
+    lower. The second is the smallest best cache of another codec within the same bound.
 
     Example: `KL 0.00047 at 56 bytes (states, 4 bits), 0.4 at 77 (compact, k = 64)`
     """
@@ -123,7 +123,8 @@ def _plan_table(planned: Sequence[Fidelity]) -> Table:
 def plan_contents(planned: Sequence[Fidelity]) -> list[Charts | Table | Note]:
     """Returns charts and a table of the caches that `plan_cache` measured."""
     note = "Planned caches at each temperature T of distillation: the teacher's mass in the cached "
-    note += "ids, and KL(teacher ‖ cached). The tail's mass is spread evenly over its tokens."
+    note += "ids, and KL(teacher ‖ cached). The tail's mass is spread evenly over the tokens "
+    note += "that are not cached."
     return [Charts(_plan_charts(planned)), _plan_table(planned), Note(note)]
 
 

@@ -30,7 +30,8 @@ _MARKERS = "os^Dvp"
 # Placeholder for the color of the page's text.
 _INK = "#16181d"
 _DOTTED = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (1, 3))}
-# Labels of neighboring lines are on different sides. Both sides are free if a line falls.
+# Labels of neighboring lines alternate sides. Beside a falling line, both sides have space for a
+# label.
 _ABOVE = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
 _BELOW = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right"}
 _WIDTH = 5.0

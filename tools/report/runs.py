@@ -142,7 +142,7 @@ def read_run(directory: Location, name: str) -> Run:
     )
     if not evaluations:
         received = f"{path}, which has no line of the split eval"
-        raise InputError(Setting("runs"), "evaluations", received)
+        raise InputError(Setting("runs"), "directories with at least one evaluation", received)
     settings = flatten((directory / RUN_CONFIG_FILE).read_json())
     settings.pop("kind", None)
     config, weights = (directory / name for name in (HF_CONFIG, "model.safetensors"))

@@ -181,7 +181,8 @@ def read_scores(paths: Sequence[Location]) -> list[Score]:
         if (folder, summary.task) in seen:
             received = f"{path}, whose folder has the same name as another's"
             hint = "put each in a folder named after its model"
-            raise InputError(Setting("finetune"), "each model once for a task", received, hint)
+            expected = "files in which each model occurs once per task"
+            raise InputError(Setting("finetune"), expected, received, hint)
         seen.add((folder, summary.task))
     distinct = list(dict.fromkeys(folders))
     names = dict(zip(distinct, short_names(distinct), strict=True))

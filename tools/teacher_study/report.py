@@ -29,14 +29,18 @@ def read_report(study: Study) -> dict[str, Any]:
     """Collects the results of a finished study, as JSON values.
 
     Returns:
-        `settings`; `machine`; `minutes`; `sizes`; `head`, the steps and the accuracy of the
-        teacher's new head, None if it had one; `models`, the teacher first, each with its
-        `role`, parameters, `scores` and `share_kept`, the mean over the tasks of the ratio of
-        its score to the teacher's, over the tasks on which the teacher is better than chance;
-        `chance`, for each task its best constant score, the limit above which a score is better
-        than chance, and whether the teacher's is; `gains`, the differences to the baseline of
-        the same start; `speed`, the speeds of the teacher and the student; `sentences`, one for
-        each distilled recipe, the best first.
+        an object with `settings`, `teacher`, `machine`, `minutes`, `sizes` and these keys.
+
+        - `head`: the steps and the accuracy of the teacher's new head; None if it had one.
+        - `models`: the teacher first, each with its `role`, parameters, `scores` and
+          `share_kept`.
+        - `share_kept`: mean ratio of its score to the teacher's, over tasks on which the teacher
+          beats chance.
+        - `chance`: for each task its best constant score, the limit above which a score is better
+          than chance, and whether the teacher's is.
+        - `gains`: the differences to the baseline of the same start.
+        - `speed`: the speeds of the teacher and the student.
+        - `sentences`: one for each distilled recipe, the best first.
     """
     columns = table.score_columns(study)
     models = [_teacher(study), *_students(study, columns)]
@@ -194,7 +198,7 @@ def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) ->
         result = "the teacher is better than chance on no task"
         if model["share_kept"] is not None:
             share, of_baseline = _percent(model["share_kept"]), _percent(baseline["share_kept"])
-            result = f"{share} kept (by labels alone: {of_baseline} kept)"
+            result = f"{share} of the teacher's score kept (baseline student: {of_baseline})"
         yield f"{model['title']}: {smaller:.0f}% smaller, {faster:.0f}% faster, {result}"
 
 
@@ -257,9 +261,9 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
         if not row["teacher_above"]:
             teacher = report["models"][0]["scores"][task]["mean"]
             yield (
-                f"{task} does not count: the teacher scores {100 * teacher:.1f}, and a score "
-                f"better than chance exceeds {100 * row['chance_limit']:.1f}. The best constant "
-                f"prediction scores {100 * row['constant_score']:.1f}."
+                f"{task} is excluded: the teacher scores {100 * teacher:.1f}, but a score must "
+                f"exceed {100 * row['chance_limit']:.1f} to be better than chance. The best "
+                f"constant prediction scores {100 * row['constant_score']:.1f}."
             )
     examples = sizes["task_examples"].items()
     limits = ", ".join(

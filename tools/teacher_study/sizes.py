@@ -71,7 +71,7 @@ def choose_head_steps(budget: float, step_seconds: float, most: int) -> int:
 def choose_steps(left: float, costs: Costs) -> int:
     """Returns the number of steps of each student.
 
-    The steps get the disposable time that the tasks do not need, and at least half of it.
+    The steps get at least half of the disposable time, and all of it that the tasks do not need.
 
     Args:
         left: remaining seconds of the budget.
@@ -87,12 +87,12 @@ def choose_steps(left: float, costs: Costs) -> int:
 
 
 def choose_examples(left: float, tasks: Mapping[str, TaskCost]) -> dict[str, int]:
-    """Returns the number of training examples of each task: as many as equal times allow.
+    """Returns the number of training examples of each task, by equal shares of the remaining time.
 
     Time that a small task does not need goes to the others.
 
-    Example: 60 seconds are left. Two tasks need 20 and 60 seconds, and the first has 10 fixed
-    seconds more. The first uses all of its examples, and the second half of them.
+    Example: 60 seconds are left. Two tasks need 20 and 60 seconds, and the first also has 10
+    seconds of fixed cost. The first uses all of its examples, and the second half of them.
     """
     disposable_seconds = max(0.0, left - sum(cost.fixed for cost in tasks.values()))
     examples = {}

@@ -352,9 +352,9 @@ def run_config_problems(directory: Location, manifest: Manifest) -> Iterator[str
         yield problem_text(error, path)
         return
     recorded = {name: manifest.flags[name] for name in run_config if name in manifest.flags}
-    difference = manifests.describe_difference(recorded, run_config)
+    sides = (f"{manifests.MANIFEST_FILE} has", f"{manifests.RUN_CONFIG_FILE} has")
+    difference = manifests.describe_difference(recorded, run_config, sides)
     if difference:
-        # "There" is the manifest, "here" the run configuration.
         yield f"it differs from {manifests.MANIFEST_FILE}: {difference}"
 
 

@@ -57,7 +57,7 @@ def recorded_config(
         cache_embedding=info.embedding,
         compute_dtype=dtype,
         predict_batch_size=batch_size,
-        # The other shards exist already, so that a repair does not evaluate the teacher.
+        # The other shards exist already, so a repair does not evaluate the teacher.
         force=True,
     )
 
@@ -93,8 +93,9 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     settings = capture.run_configuration(config, examples, source)
     recorded = {name: manifest.flags.get(name) for name in settings}
     if difference := manifests.describe_difference(recorded, settings):
-        expected = f"the run configuration of {config.output_dir} as its manifest records it"
-        raise InputError(Setting("repair"), expected, difference)
+        received = f"{config.output_dir} cannot be repaired with these settings: {difference}"
+        hint = "make the cache again in an empty directory"
+        raise InputError(Setting("repair"), received=received, hint=hint)
     return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))
 
 
@@ -155,7 +156,7 @@ def _broken_files(
     """Yields the names of the broken files, including the missing ones."""
     directory, examples = inputs.config.output_dir, inputs.cache
     if TOKENIZER in problems:
-        # The tokenizer is copied from the masked examples, so that theirs must be valid.
+        # The tokenizer is copied from the masked examples, so the files there must be valid.
         cache_tokenizer.load_cache_tokenizer(examples)
         for name in manifest.tokenizer_files:
             path, expected = directory / name, (examples.directory / name).sha256()

@@ -174,7 +174,10 @@ class _Comparison:
         difference = np.where(is_finite, np.abs(label - stored), infinity_error)
         self._note_largest("label", difference)
         limit = self.rounding + _FLOAT16_STEP * np.abs(np.where(is_finite, stored, 0.0))
-        yield f"{records.LABEL_LOG_PROBS}: expected the teacher's", difference > limit
+        problem = (
+            f"{records.LABEL_LOG_PROBS}: differs from the teacher's log-probability of the label"
+        )
+        yield problem, difference > limit
         if isinstance(rows, StateRows):
             yield from self._state_differences(exact, rows)
             return
@@ -207,7 +210,8 @@ class _Comparison:
         difference = np.where(known, np.abs(taken - stored), 0.0)
         self._note_largest("top-k", difference)
         limit = np.where(known, self.rounding + tolerance[:, np.newaxis] + rows.errors, np.inf)
-        yield f"{records.TOPK_LOGITS}: expected the teacher's", (difference > limit).any(axis=-1)
+        problem = f"{records.TOPK_LOGITS}: differs from the teacher's logits"
+        yield problem, (difference > limit).any(axis=-1)
 
     def _tail_differences(
         self, log_probs: np.ndarray, rows: TopKRows, column: int, temperature: float
@@ -217,7 +221,7 @@ class _Comparison:
         has_mass = np.maximum(exact, stored) > _NO_MASS
         difference = np.where(has_mass, np.abs(exact - stored), 0.0)
         self._note_largest("tail", difference)
-        problem = f"expected the teacher's, at temperature {temperature:g}"
+        problem = f"differs from the teacher's tail mass at temperature {temperature:g}"
         # Both the sum over the tail and the sum over all tokens are rounded.
         yield f"{records.LOG_TAIL_MASSES}: {problem}", difference > 2.0 * self.rounding
 

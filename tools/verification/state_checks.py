@@ -42,7 +42,10 @@ def state_problems(
     )
     bad = np.zeros(len(states), bool)
     bad[chosen] = differences > limits
-    yield f"{records.LABEL_LOG_PROBS}: expected that of the head state", bad
+    problem = (
+        f"{records.LABEL_LOG_PROBS}: differs from the log-probability that the head state gives"
+    )
+    yield problem, bad
 
 
 def label_differences(

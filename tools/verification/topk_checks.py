@@ -1,7 +1,7 @@
 """Checks of the teacher targets at any masked position, many positions at once.
 
 Letters as in `data_specs.records`: K top-k, T temperatures, V vocabulary. A position's
-distribution is p_T = (1 − tail_T) · softmax_K(logits / T), so that its mass is 1 for any tail.
+distribution is p_T = (1 − tail_T) · softmax_K(logits / T), so its mass is 1 for any tail.
 The order of probabilities reveals a wrong tail: no token outside the top-k may be more probable
 than the last token in it.
 """

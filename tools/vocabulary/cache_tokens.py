@@ -82,5 +82,8 @@ def true_tokens(examples: list[Mapping[str, bytes]], vocab_size: int) -> np.ndar
             raise ValueError("expected masked positions within the input")
         tokens[ids.starts[positions.owners] + positions.values] = labels.values
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
-        raise ValueError(f"expected ids of {vocab_size} tokens, received others")
+        raise ValueError(
+            f"expected token ids from 0 to {vocab_size - 1}, received {tokens.min()} to "
+            f"{tokens.max()}"
+        )
     return tokens

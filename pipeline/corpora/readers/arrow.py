@@ -103,7 +103,8 @@ def _select_data_files(description: Location, files: list[CorpusFile]) -> list[C
         return files
     if state.get("_indices_data_files") or state.get("_indices_files"):
         hint = "save the dataset again after flatten_indices()"
-        raise InputError(description, "a dataset of whole files", "a selection of rows", hint)
+        received = "a dataset saved after select(), filter() or shuffle()"
+        raise InputError(description, "a dataset without an indices mapping", received, hint)
     names = {os.path.join(folder, str(entry.get("filename"))) for entry in entries}
     missing = sorted(names - {str(file.path) for file in files})
     if missing:

@@ -153,9 +153,9 @@ def line_parts(
         file: the file.
         stream: its content, which is not compressed.
         part_bytes: approximate size of a part in bytes.
-        find_border: a function of the stream, positioned at the begin of a line, and of a limit.
-            It returns the offset at which the next document begins, or None if there is no such
-            offset below the limit.
+        find_border: a function of the stream, positioned at the beginning of a line, and of a
+            limit. It returns the offset at which the next document begins, or None if there is no
+            such offset below the limit.
     """
     file_parts, begin, target = [], 0, part_bytes
     while target + part_bytes // 2 < file.bytes:

@@ -9,9 +9,9 @@ TSV a field is therefore quoted only under two conditions:
 *   The next mark that is not doubled is followed by a tab or the end of a line.
 
 A line with the same number of tabs as the first row is always divided at its tabs. If the closing
-mark is in a later line, the field may span several lines. It does not if each of these lines is a
-complete row: each has the same number of tabs as the first row, and no later line begins with a
-tab, as indented text would.
+mark is in a later line, the field may span several lines. The field does not span several lines if
+each of these lines is a complete row: each has the same number of tabs as the first row, and no
+later line begins with a tab, as indented text would.
 """
 
 import codecs

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
-# Number of bytes that are read of a column at a time.
+# Number of bytes that are read from a column at a time.
 _BUFFER_BYTES = 2**20
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 * 2**20, 2**10
 # A copy of a file that is not seekable is kept in memory up to this size, and on disk above it.

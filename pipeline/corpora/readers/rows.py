@@ -115,7 +115,7 @@ def _array_rows(file: CorpusFile, stream: BinaryIO, cursor: Cursor) -> Iterator[
 
 
 def _next_element(buffer: str, position: int, opening: str) -> tuple[int, int]:
-    """Returns the begin and the end of an array's next element.
+    """Returns the start and the end of an array's next element.
 
     Both are the position of the final "]" if there is no next element.
 

@@ -21,7 +21,8 @@ _INVISIBLE = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
     + "".join(map(chr, range(0x2000, 0x2010)))
 )
-# The first bytes of these characters: most lines begin with another byte, and are not blank.
+# First bytes of these characters. A line that begins with another byte is not blank, which is fast
+# to check.
 _INVISIBLE_STARTS = frozenset(char.encode("utf-8")[0] for char in _INVISIBLE)
 _BLANK = re.compile(b"(?:%s)*+" % b"|".join(char.encode("utf-8") for char in _INVISIBLE))
 

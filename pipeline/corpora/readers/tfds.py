@@ -102,7 +102,8 @@ class TfdsReader(RowsReader):
         splits = _open_builder(corpus.tfds_name, corpus.tfds_dir).info.splits
         name = corpus.split or _TRAIN
         if not splits[name].num_examples:
-            raise InputError(_NAME, f"examples in {name} of {corpus.tfds_name}", "none")
+            expected = f"a dataset with examples in the split {name}"
+            raise InputError(_NAME, expected, f"an empty split in {corpus.tfds_name}")
         return (CorpusFile(corpus.tfds_name, name, splits[name].num_bytes, corpus),)
 
     def inspect_file(self, file: CorpusFile) -> tuple[CorpusFile, Mapping[str, object]]:

@@ -16,8 +16,8 @@ RELATIONS = "queries, keys and values"
 EMBEDDING = "embeddings"
 # Needs of losses that compare logits at each position.
 POSITION_NEEDS = (TOPK, LABEL)
-# Needs of losses on attention. Layers from 1 on have attention, no cache holds it, and its memory
-# grows with the square of the length.
+# Needs of losses on attention. No cache holds attention, and layer 0 has none. Memory grows with
+# the square of the length.
 ATTENTION_NEEDS = (ATTENTION, SCORES, RELATIONS)
 
 # The elements that a loss is averaged over, in the order of the columns of `LOSS_SHARES`.

@@ -191,7 +191,8 @@ def score_masks(config: EncoderConfig, padding: Tensor) -> Sequence[Tensor]:
     positions = ops.arange(ops.shape(padding)[-1], dtype="int32")
     distances = ops.abs(ops.expand_dims(positions, 0) - ops.expand_dims(positions, 1))
     outside = ops.cast(distances > config.local_attention // 2, padding.dtype) * MASKED_SCORE
-    # The minimum, because the sum of both masks and a score would overflow float16.
+    # The masks are combined by their minimum, because their sum with a score would overflow
+    # float16.
     local = ops.minimum(padding, outside)
     layers = range(config.num_hidden_layers)
     return [padding if config.is_global_layer(index) else local for index in layers]

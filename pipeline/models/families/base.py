@@ -38,7 +38,9 @@ class SequenceHead:
 
 @dataclasses.dataclass(frozen=True)
 class FoldedEmbeddings:
-    """A table whose first row is added to every token: read into the segment embeddings.
+    """An embedding table whose first row is added to every token.
+
+    Loading adds that row to the segment embeddings.
 
     Attributes:
         key: the key of `config.json` that is true if the files have the table.

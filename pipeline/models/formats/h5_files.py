@@ -64,10 +64,17 @@ def _walk(path: Location, file: "h5py.File") -> Iterator[tuple[str, "h5py.Datase
             if isinstance(item, h5py.Dataset):
                 yield name, item
                 continue
-            is_group = isinstance(item, h5py.Group)
-            if not is_group or _address(item) in seen or name.count("/") == _MAX_DEPTH:
+            if not isinstance(item, h5py.Group):
+                fault = f"an object of the type {type(item).__name__}"
+            elif _address(item) in seen:
+                fault = "a group that occurs twice or contains itself"
+            elif name.count("/") == _MAX_DEPTH:
+                fault = f"groups nested more than {_MAX_DEPTH} deep"
+            else:
+                fault = None
+            if fault is not None:
                 expected = "a tree of groups of tensors"
-                raise InputError(f"{path}: {one_line(name)}", expected, "another structure")
+                raise InputError(f"{path}: {one_line(name)}", expected, fault)
             seen.add(_address(item))
             pending.append((f"{name}/", item))
 

@@ -163,7 +163,7 @@ class _Machine:
             raise PickleError(f"a pickle with the instruction {name}")
 
     def _take(self, start: int) -> list[Any]:
-        """Removes the values of the stack from an index on and returns them."""
+        """Removes and returns all stack values at or above an index."""
         if not 0 <= start <= len(self._stack):
             raise PickleError("a damaged pickle")
         values = self._stack[start:]
@@ -203,7 +203,7 @@ def _add_items(target: dict[Any, Any], items: Any) -> None:
 
 
 def _make(function: Any, arguments: Any) -> Any:
-    """Returns the result that a known function would have."""
+    """Returns the value that a known function would return, without calling it."""
     name = function.name if isinstance(function, _Global) else None
     match name, arguments:
         case "collections.OrderedDict", ():

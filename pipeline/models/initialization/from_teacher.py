@@ -93,7 +93,7 @@ def _fits(teacher: EncoderConfig, teacher_layer: int, student_layer: int) -> boo
 
 def _nearest_layers(teacher: EncoderConfig, targets: Sequence[int]) -> tuple[int, ...]:
     """Returns the matching layers with the smallest sum of distances to the targets."""
-    # By the last teacher layer: the distance and the layers of the best choice so far.
+    # Best choice so far for each possible last teacher layer: its distance and its layers.
     best: dict[int, tuple[int, tuple[int, ...]]] = {-1: (0, ())}
     for student_layer, target in enumerate(targets):
         best = {
@@ -232,7 +232,10 @@ def narrow_config(
         raise InputError(Setting("student_hidden_size"), expected, size, hint)
     largest = config.hidden_size // config.num_attention_heads
     if size // heads > largest:
-        expected = f"enough heads that each has at most {largest} dimensions, as the teacher's"
+        expected = (
+            f"at least {-(-size // largest)}, so that a head has at most {largest} dimensions, the "
+            "size of a teacher head"
+        )
         received = f"{heads} for a hidden size of {size}"
         raise InputError(Setting("student_attention_heads"), expected, received)
     # Embeddings without a projection have the hidden size.
@@ -285,7 +288,7 @@ def narrow_weights(
         shape = row.shape
         if row.blocks > 1:
             shape = (*row.shape[:-1], row.blocks, row.shape[-1] // row.blocks)
-        # The remaining axes keep their first numbers.
+        # On the other axes, the first elements are kept.
         value = np.array(value[tuple(slice(0, size) for size in shape)])
         narrowed[row.ours] = value.reshape(row.shape)
     return narrowed

@@ -123,20 +123,27 @@ class LogitQuantizer:
 
 
 def _compress(content: bytes) -> bytes:
-    # The bytes have no repeated sequences, so that only the Huffman code compresses them.
+    # The bytes have no repeated sequences, so only the Huffman code compresses them.
     packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
     return packer.compress(content) + packer.flush()
 
 
 def _decompress(content: bytes, max_bytes: int) -> bytes:
-    """Returns the decompressed bytes; raises ValueError if too many or malformed."""
+    """Returns the decompressed bytes.
+
+    Raises:
+        ValueError: there are too many bytes, or the stream is malformed or incomplete.
+    """
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(content, max_bytes + 1)
     except zlib.error as error:
         raise ValueError(f"broken zlib stream: {error}") from error
     if len(unpacked) > max_bytes or not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"expected a zlib stream of at most {max_bytes} bytes, received another")
+        raise ValueError(
+            f"expected a complete zlib stream of at most {max_bytes} bytes, received one that is "
+            "longer, truncated or followed by other bytes"
+        )
     return unpacked
 
 
@@ -289,5 +296,8 @@ class CompactCodec(TopKCodec):
         if self.variable:
             ranks[columns >= counts[:, np.newaxis]] = 0
         if not fits or ranks.max(initial=0) >= self.vocab_size:
-            raise ValueError(f"expected ranks of {self.vocab_size} tokens, received others")
+            raise ValueError(
+                f"expected ranks from 0 to {self.vocab_size - 1}, received a rank outside this "
+                "range"
+            )
         return ranks

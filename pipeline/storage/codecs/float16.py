@@ -53,9 +53,9 @@ class Float16Codec(TopKCodec):
         )
         counts = self.counts(features, num_positions)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            received = f"some from {ids.min()} to {ids.max()}"
             raise ValueError(
-                f"{TOPK_IDS}: expected ids of {self.vocab_size} tokens, received {received}"
+                f"{TOPK_IDS}: expected ids from 0 to {self.vocab_size - 1}, received ids from "
+                f"{ids.min()} to {ids.max()}"
             )
         return (
             self.rows(ids.astype(np.int32), counts, NO_ID),

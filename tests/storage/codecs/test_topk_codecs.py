@@ -246,7 +246,7 @@ def test_error_about_damaged_topk_names_the_feature() -> None:
                     codec.decode({**row, records.TOPK_RANGES: ranges}, 1)
     plain = Float16Codec(1_000, 3)
     (row,) = plain.encode(np.array([[1, 2, 999]]), np.zeros((1, 3), "f4"), np.array([0, 1]))
-    with pytest.raises(ValueError, match="topk_ids: expected ids of 1000 tokens, .* 1 to 1000"):
+    with pytest.raises(ValueError, match="topk_ids: expected ids from 0 to 999, .* from 1 to 1000"):
         plain.decode({**row, records.TOPK_IDS: b"\x01\x00\x02\x00\xe8\x03"}, 1)
     with pytest.raises(ValueError, match="top-k of 3 ids, 3 at each position, received 2"):
         plain.decode({**row, records.TOPK_LOGITS: b"\x00\x00\x00\x00"}, 1)

@@ -251,7 +251,7 @@ def test_memory_includes_the_children_of_a_process(corpus, vocab_file, tmp_path)
     )
     assert finished.page_faults > alone.page_faults + 1_000 > 2_000
     assert finished.user_seconds > alone.user_seconds / 2 > 0
-    with pytest.raises(SystemExit, match="error: missing: --input_dir"):
+    with pytest.raises(SystemExit, match="error: set --input_dir"):
         processes.run("create_pretraining_data", output_dir=tmp_path / "b", vocab_file=vocab_file)
 
 

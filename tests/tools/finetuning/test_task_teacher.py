@@ -187,8 +187,8 @@ def test_interrupted_cache_is_completed(config, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_seq_length": 40}, "max_seq_length is 48 there and 40 here"),
-        ({"max_train_examples": 50}, "num_windows is 96 there and 50 here"),
+        ({"max_seq_length": 40}, "max_seq_length (recorded 48, now 40)"),
+        ({"max_train_examples": 50}, "num_windows (recorded 96, now 50)"),
     ],
 )
 @pytest.mark.parametrize("with_teacher", [True, False])
@@ -218,13 +218,13 @@ def test_cache_of_other_tokens_or_another_task_is_refused(
     data = shutil.copytree(sentiment_dir, tmp_path / "data")
     lines = (data / "train.tsv").read_text("utf-8").splitlines()
     (data / "train.tsv").write_text("\n".join([*lines[:-1], "0\t火车晚点"]) + "\n", "utf-8")
-    assert "windows is '" in _refusal(cached, data_dir=data).received
+    assert "windows (recorded '" in _refusal(cached, data_dir=data).received
     # Two tokens of the vocabulary are swapped.
     model = shutil.copytree(model_dir, tmp_path / "model")
     tokens = (model / "vocab.txt").read_text("utf-8").splitlines()
     swapped = [*tokens[:-2], tokens[-1], tokens[-2]]
     (model / "vocab.txt").write_text("\n".join(swapped) + "\n", "utf-8")
-    assert "vocab.sha256 is '" in _refusal(cached, model=model).received
+    assert "vocab.sha256 (recorded '" in _refusal(cached, model=model).received
     error = _refusal(cached_config, model=model)
     assert error.subject == str(cached_config.finetune_teacher)
     assert error.expected.startswith("the tokens of `model` (SHA-256 ")

@@ -350,7 +350,7 @@ def test_predictions_of_another_length_are_refused() -> None:
         ("reader: conll", "reader: tsv", "reader: expected one of conll, json_lines"),
         ("[f1, precision, recall]", "[accuracy]", "metrics: expected one of f1, precision, recall"),
         ("format: conll", "format: glue", "submission: format: expected one of conll, cluener"),
-        ("header: false\ncolumns: [character, tag]\n", "", "columns: expected all with reader"),
+        ("header: false\ncolumns: [character, tag]\n", "", "columns: must name every column"),
     ],
 )
 def test_mistakes_in_a_tagging_declaration_are_reported(

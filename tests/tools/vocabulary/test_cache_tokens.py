@@ -37,7 +37,7 @@ def test_true_tokens_have_labels_at_masked_positions() -> None:
     [
         (_example([2, 4, 3], [3], [5]), "expected masked positions within the input"),
         (_example([2, 4, 3], [1], [5, 6]), "expected a label at each masked position"),
-        (_example([2, 4, 3], [1], [10]), "expected ids of 10 tokens, received others"),
+        (_example([2, 4, 3], [1], [10]), "expected token ids from 0 to 9, received 2 to 10"),
     ],
 )
 def test_contradictory_records_are_refused(example: dict[str, bytes], message: str) -> None:

@@ -161,7 +161,8 @@ def memory_rows(inputs: Inputs, small: Location, large: Location) -> Iterator[Ro
         for corpus, output in zip((small, large), examples, strict=True)
     ]
     yield _grown(*peaks, "peak memory, prepare", "the small corpus", texts)
-    # One shard of 800, and eight: more would take too much time, not too much memory.
+    # Captures one of the 800 shards, then eight. Capturing more would take too long, not too much
+    # memory.
     caches = [inputs.new_directory(f"memory-cache-{name}") for name in ("small", "large")]
     globs = ("train-00000-*", "train-0000[0-7]-*")
     peaks = [
@@ -192,7 +193,8 @@ def _training_memory(inputs: Inputs, cache: Location, **settings: Any) -> tuple[
         student_layers=1,
         output_dir=output,
         compute_dtype="auto",
-        # A small cache would fit into a larger shuffle buffer; any cache fills this one.
+        # The shuffle buffer is small enough that both caches fill it. Otherwise memory would depend
+        # on the cache.
         shuffle_buffer_size=1_000,
         **settings,
     )

@@ -111,7 +111,7 @@ class TaskKind(abc.ABC):
         return logits
 
     def mean_losses(self, losses: "Tensor") -> "Tensor":
-        """Returns the losses to be weighted, from the losses of all distributions."""
+        """Reduces the losses of all distributions to the losses that `loss_weights` weights."""
         return losses
 
     def loss_weights(self, weights: "Tensor", batch: Mapping[str, "Tensor"]) -> "Tensor":

@@ -421,7 +421,7 @@ def _question_example(
 
 
 def _locate(context: str, answer: Answer) -> int | None:
-    """Returns the start of the occurrence nearest to the stated start, or of two the first."""
+    """Returns the start of the occurrence nearest to the stated start; on a tie, the first one."""
     if not answer.text:
         return None
     if answer.start >= 0 and context.startswith(answer.text, answer.start):

@@ -48,7 +48,8 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     """Returns the entities of a tagged sentence, as the script of CoNLL 2000 counts them.
 
     IOB1, BIO and BIOES have the same rules. I and E continue an entity of the same type,
-    unless the previous tag ended it (E, S). An I or E that continues none begins an entity.
+    unless the previous tag ended it (E, S). An I or E without an entity to continue begins a
+    new one.
 
     Example: `O I-PER I-PER I-LOC B-LOC` has PER 1-2, LOC 3-3 and LOC 4-4.
     """
@@ -373,7 +374,9 @@ def _columns_example(spec: TaskSpec, sentence: Sentence) -> TaskExample:
             place = f"{where}: {spec.label_field}"
             tags.append(_expect_tag(spec, fields[spec.label_field].strip(), place))
     if len(tags) not in (0, len(words)):
-        raise InputError(sentence[0][0], "a sentence with tags in all lines or in none", len(tags))
+        expected = "a sentence with tags in all lines or in none"
+        received = f"{len(tags)} tags in {len(sentence)} lines"
+        raise InputError(sentence[0][0], expected, received)
     return TaskExample("", tuple(words), tuple(tags) or None)
 
 
