@@ -145,7 +145,9 @@ def results_section(runs: Sequence[Run], caches: Sequence[CacheFacts]) -> Sectio
             [run.name, *(_cell(run.final.get(name), "{:.4g}".format) for name in others)]
             for run in runs
         ]
-        titles = ["run", *map(escape_unprintable, others)]
+        # The table above has a column `loss` for another loss.
+        names = (TRAINING.axis if name == TRAINING.key else name for name in others)
+        titles = ["run", *map(escape_unprintable, names)]
         contents.append(Table(titles, rows, summary="Other metrics"))
     return Section("Results", contents)
 
