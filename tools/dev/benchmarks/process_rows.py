@@ -14,6 +14,9 @@ from tools.dev.benchmarks import processes
 from tools.dev.benchmarks.inputs import Inputs
 from tools.measurement import Row, compare
 
+# Size of the shortest text for which the rows of prepare have targets.
+_MIN_TARGET_MEGABYTES = 5.0
+
 
 def _seconds(inputs: Inputs, command: str, **settings: Any) -> float:
     output = inputs.new_directory("made")
@@ -40,6 +43,8 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
     text = inputs.corpus.read_text(encoding="utf-8")
     megabytes = len(text.encode("utf-8")) / 1e6
     size = f"{megabytes:.1f} MB of text"
+    # Starting two workers takes much of the time of a shorter text.
+    has_targets = megabytes >= _MIN_TARGET_MEGABYTES
     seconds: list[float] = []
 
     def mask(workers: int) -> float:
@@ -66,7 +71,7 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
             name="prepare, 2 workers, whole process",
             unit="s",
             against="one thread of jieba.cut over the text, once",
-            least_ratio=2.5,
+            least_ratio=2.5 if has_targets else None,
             note=size,
         )
     row = compare(
@@ -76,7 +81,7 @@ def masking_rows(inputs: Inputs) -> Iterator[Row]:
         name="prepare, 2 workers",
         unit="s",
         against="1 worker",
-        least_ratio=1.8,
+        least_ratio=1.8 if has_targets else None,
     )
     speed = megabytes / statistics.median(seconds)
     yield dataclasses.replace(row, note=f"{size}, {speed:.2f} MB/s")
