@@ -203,7 +203,7 @@ def load_mixture(path: Any) -> tuple[CorpusSource, ...]:
     if set(content) != {_MIXTURE_KEY} or not isinstance(entries, list) or not entries:
         received = f"the keys {format_value(list(content))}"
         if set(content) == {_MIXTURE_KEY}:
-            received = "no corpora"
+            received = format_value(entries)
         raise ValueError(
             f"{path}: must have only the key {_MIXTURE_KEY} with a list of corpora; got {received}"
         )

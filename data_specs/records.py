@@ -118,7 +118,8 @@ TOPK_FEATURES: dict[str, tuple[Feature, ...]] = {
             TOPK_LOGITS,
             "|u1",
             ("Z",),
-            "Quantized logits of the top-k; topk_ranges holds the scale of each position.",
+            "Quantized logits of the top-k in the order of topk_ids, compressed. topk_ranges holds "
+            "the scale of each position.",
         ),
         Feature(TOPK_RANGES, "<f2", ("P",), "The largest logit minus the smallest."),
     ),
@@ -143,7 +144,7 @@ MASS_FEATURES: tuple[Feature, ...] = (
 )
 # Features that replace the top-k and its tails: the input of the teacher's output table, keyed by
 # the bits of a number. It is rotated, see `pipeline.storage.codecs.states`.
-_HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest number of each block.")
+_HEAD_SCALES = Feature(HEAD_SCALES, "<f2", ("P", "N"), "The largest magnitude in each block.")
 HEAD_STATE_FEATURES: dict[int, tuple[Feature, ...]] = {
     16: (Feature(HEAD_STATES, "<f2", ("P", "E"), "The rotated input of the output table."),),
     8: (

@@ -266,7 +266,10 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         try:
             groups = re.compile(self.word_pattern).groups
         except re.error as error:
-            raise ValueError(f"word_pattern: expected a regular expression ({error})") from error
+            received = f"{declarations.format_value(self.word_pattern)} ({error})"
+            raise ValueError(
+                f"word_pattern: expected a regular expression, received {received}"
+            ) from error
         if self.word_pattern and groups != 1:
             raise ValueError(f"word_pattern: expected one group, received {groups}")
 

@@ -52,9 +52,7 @@ class BenchmarkConfig(Settings):
     )
     seq_length: int = setting(512, "Tokens per sequence.", low=1)
     batch_size: int = setting(16, "Sequences per batch for the throughput.", low=1)
-    repeats: int = setting(
-        10, "Number of times that each model is timed, alternating between models.", low=1
-    )
+    repeats: int = setting(10, "Number of rounds; each model is timed once per round.", low=1)
     computations: tuple[str, ...] = setting(
         COMPUTATIONS,
         "Computations to measure, separated by commas.",
@@ -92,7 +90,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class FigureSummary:
-    """Summary of a model's figures over all turns.
+    """Summary of a model's figures over all rounds.
 
     Attributes:
         median: the median.
@@ -142,7 +140,7 @@ class Speed:
 def summarize(
     figures: Sequence[float], first: Sequence[float], *, larger_is_better: bool
 ) -> FigureSummary:
-    """Returns the summary of a model's figures, compared turn by turn with the first model."""
+    """Returns the summary of a model's figures, compared in each round with the first model."""
     pairs = list(zip(figures, first, strict=True))
     compared = measurement.compare_pairs(pairs, is_rate=larger_is_better, name="", unit="")
     return FigureSummary(statistics.median(figures), min(figures), max(figures), compared)
@@ -209,14 +207,14 @@ def _why_not(device: str, computation: str, backend: str) -> str | None:
 def measure(
     models: Sequence[Model], device: str, computation: str, batches: Batches, *, repeats: int
 ) -> list[Speed]:
-    """Measures all models in turns with one computation.
+    """Measures all models alternately with one computation.
 
     Args:
         models: the models; the others are compared with the first.
         device: Keras's name of the device.
         computation: one of `COMPUTATIONS`.
         batches: the inputs.
-        repeats: number of times that each model is timed, alternating between models.
+        repeats: number of rounds; each model is timed once per round.
     """
     forwards, sizes = zip(*(_build(model, device, computation) for model in models), strict=True)
     calls = [
@@ -224,7 +222,7 @@ def measure(
         for forward, model in zip(forwards, models, strict=True)
         for count in (1, batches.size)
     ]
-    times = measurement.in_turns(calls, repeats)
+    times = measurement.time_alternately(calls, repeats)
     latencies = times[::2]
     throughputs = [[batches.size / seconds for seconds in runs] for runs in times[1::2]]
     return [
@@ -293,7 +291,8 @@ def _benchmark(values: absl_flags.FlagValues) -> None:
         print(f"measuring {computation} on {device}", file=sys.stderr, flush=True)
         speeds += measure(models, device, computation, batches, repeats=config.repeats)
     sizes = f"latency of 1, throughput of {batches.size}, {batches.seq_length} tokens each"
-    lines = [f"{sizes}; {values.backend}; {config.repeats} turns: median (smallest-largest)"]
+    figures = f"median (smallest-largest) of {config.repeats} rounds"
+    lines = [f"{sizes}; {values.backend}; {figures}"]
     print("\n".join([*([table(speeds), ""] if speeds else []), *lines, *notes]))
     if config.output is not None:
         content = {

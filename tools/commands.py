@@ -154,7 +154,7 @@ def reserve_directory(
     if present and not path.is_file():
         raise InputError(
             Setting("work"),
-            "an empty folder or that of an earlier run",
+            "an empty folder, or the folder of an earlier run of this tool",
             f"{work}, which contains {present[0]!r}",
             hint=hint,
         )

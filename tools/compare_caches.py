@@ -44,7 +44,8 @@ def _parse_flags(text: str) -> tuple[str, ...]:
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         if name.removeprefix("no") in _OWN_FLAGS or name in _OWN_FLAGS:
-            raise InputError(None, f"without `{name}`, which this tool sets for each run")
+            received = f"`{name}` cannot be set here, because this tool sets it for each run"
+            raise InputError(None, received=received)
     return arguments
 
 

@@ -7,9 +7,9 @@ offline_distill compare_recipes --teacher=TEACHER --input_dir=TEXT --other_text=
 Trains each recipe with and without masked_lm in its mix of losses, with at least two seeds.
 With --masked_lm_weight=0, recipes are trained only as they are written.
 A recipe decides the losses and their settings. The student, batch size, learning rate and
-training time are the same for all. The number of steps is computed from the step time. It is timed
-alternately with a run of masked_lm alone. All caches are truncated to the same size in bytes.
-Re-run the command to resume or to add recipes, seeds and tasks. Writes comparison.md and
+training time are the same for all. The number of steps is computed from the step time, which is
+measured alternately with that of a masked_lm run. All caches are truncated to the same size in
+bytes. Re-run the command to resume or to add recipes, seeds and tasks. Writes comparison.md and
 comparison.json.
 """
 

@@ -110,7 +110,7 @@ def read_texts(path: Location, text_field: str) -> Iterator[str]:
             the line.
     """
     if not path.is_file():
-        raise InputError(path, "a text file", "none")
+        raise InputError(path, received="no such file")
     with path.open("rb") as raw:
         for number, line in enumerate(utf8_stream(raw, path), 1):
             where = f"{path}, line {number}"

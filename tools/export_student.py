@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from tools.exports.model_task import ModelTask
 
 REPORT_FILE = "export.json"
-_TITLES = ("", "read by", "largest difference", "same guess", "at least", "MB", "latency")
+_TITLES = ("", "read by", "largest difference", "top-1 agreement", "required", "MB", "latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,9 @@ class ExportConfig(Settings):
         "number of positions.",
         low=3,
     )
-    repeats: int = setting(20, "Number of timed runs of each format, in turns.", low=1)
+    repeats: int = setting(
+        20, "Number of timed runs of each format, alternating between formats.", low=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,7 +185,8 @@ def _find_layout(
         for name in ("pooling", "normalize"):
             if getattr(pooling, name) is not None:
                 expected = f"used together with `formats`={formats.SENTENCE_TRANSFORMERS}"
-                raise InputError(Setting(name), expected, ",".join(config.formats))
+                received = f"`formats`={','.join(config.formats)}"
+                raise InputError(Setting(name), expected, received)
         return None
     return choose_layout(source.directory, pooling)
 

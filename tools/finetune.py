@@ -196,9 +196,8 @@ def _without_rates(runs: Sequence[Run], unfit: set[float]) -> list[Run]:
     remaining = [run for run in runs if run.learning_rate not in unfit]
     if not remaining:
         listed = ",".join(f"{rate:g}" for rate in sorted(unfit))
-        raise InputError(
-            Setting("learning_rates"), "a learning rate at which no seed diverges", listed
-        )
+        expected, hint = "a learning rate at which no seed diverges", "add a lower learning rate"
+        raise InputError(Setting("learning_rates"), expected, listed, hint)
     return remaining
 
 

@@ -82,7 +82,7 @@ class Row:
 def compare(
     ours: Callable[[], float], baseline: Callable[[], float], repeats: int, **fields: Any
 ) -> Row:
-    """Calls two measurements in turns, so that other load on the machine affects both.
+    """Calls two measurements alternately, so that other load on the machine affects both.
 
     Example: 2.0 and 2.2 seconds against 4.0 and 4.4 seconds give the medians 2.1 and 4.2, and
     a ratio of 2.
@@ -99,10 +99,10 @@ def compare(
 
 
 def compare_pairs(pairs: Sequence[tuple[float, float]], *, is_rate: bool, **fields: Any) -> Row:
-    """Compares figures that were measured in turns.
+    """Compares figures that were measured alternately.
 
     Args:
-        pairs: for each turn, the figure of this project and that of the baseline.
+        pairs: for each round, the figure of this project and that of the baseline.
         is_rate: whether larger values are better.
         **fields: the other fields of `Row`.
     """
@@ -116,20 +116,20 @@ def compare_pairs(pairs: Sequence[tuple[float, float]], *, is_rate: bool, **fiel
     )
 
 
-def in_turns(
+def time_alternately(
     calls: Sequence[Callable[[], Any]], repeats: int, *, warm_up: int = 3
 ) -> list[list[float]]:
-    """Times calls in turns, so that other load on the machine affects all of them.
+    """Times calls alternately, so that other load on the machine affects all of them.
 
     Returns the seconds of all timed runs of each call. Warm-up runs compile and fill caches,
     and are not timed.
     """
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(warm_up + repeats):
+    for round_index in range(warm_up + repeats):
         for call, call_times in zip(calls, times, strict=True):
             start_time = time.perf_counter()
             call()
-            if turn >= warm_up:
+            if round_index >= warm_up:
                 call_times.append(time.perf_counter() - start_time)
     return times
 

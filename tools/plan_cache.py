@@ -307,7 +307,8 @@ def _cost_table(plan: Plan) -> list[str]:
 def _cost_note(plan: Plan) -> str:
     fastest = max(1.0 / measured.seconds for measured in plan.sample.plans)
     return (
-        f"Time: of capture on this machine, at most {fastest:.3g} examples/s, {plan.compute_dtype}"
+        f"Time: duration of capture on this machine, at most {fastest:.3g} examples/s, "
+        f"{plan.compute_dtype}"
     )
 
 
@@ -325,9 +326,9 @@ def table(plan: Plan) -> str:
             f"measured at {sample.num_positions:,} masked positions of "
             f"{sample.num_examples:,} of {plan.num_examples:,} examples (dupe_factor "
             f"{plan.dupe_factor})",
-            "mass: of the teacher's distribution in the stored ids, at temperature T",
-            "KL: mean KL(teacher || decoded) in nats, without T², with the tail spread evenly over "
-            "its tokens",
+            "mass: the teacher's probability mass on the stored ids, at temperature T",
+            "KL: mean KL(teacher || decoded) in nats, without T², with the tail's mass spread "
+            "evenly over the tokens that are not stored",
             "max: the largest KL of a position at T = 1",
             *_mass_warnings(sample.plans),
             *sample.labels.describe(),

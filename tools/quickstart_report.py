@@ -140,7 +140,7 @@ def _num_parameters(directory: Location) -> int:
 def _latencies(
     directories: Sequence[Location], manifest: Manifest, example: MaskedExample
 ) -> list[float]:
-    """Returns each model's median milliseconds for one example; the models run in turns."""
+    """Returns each model's median milliseconds for one example; the models run alternately."""
     # Keras is imported only here, because the other functions do not need it.
     from pipeline.models.masked_lm import LOGITS
     from pipeline.teacher.forward import build_batch, compile_forward
@@ -159,7 +159,7 @@ def _latencies(
         for directory in directories
     ]
     calls = [functools.partial(forward, batch) for forward in forwards]
-    times = measurement.in_turns(calls, _LATENCY_RUNS, warm_up=5)
+    times = measurement.time_alternately(calls, _LATENCY_RUNS, warm_up=5)
     return [1000.0 * statistics.median(seconds) for seconds in times]
 
 

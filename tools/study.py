@@ -12,7 +12,7 @@ students and the teacher are fine-tuned on the tasks, with at least two seeds ea
 With --budget, the first steps are measured, and the numbers of steps and examples are chosen to
 fit. For a short budget, use few --recipes and a small --max_seq_length and --max_eval_steps.
 Re-run the command to resume. Writes study.md and study.json, with the sentence
-"x% smaller, y% faster, z% kept".
+"x% smaller, y% faster, z% of the teacher's score kept".
 """
 
 import contextlib

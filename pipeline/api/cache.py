@@ -82,7 +82,9 @@ class Cache:
                 try:
                     yield self._with_targets(kind.from_record(record, self.manifest))
                 except (KeyError, ValueError) as error:
-                    raise InputError(path, received=f"broken record {index}: {error}") from error
+                    received = f"broken record {index}: {error}"
+                    hint = "run offline_distill verify_cache"
+                    raise InputError(path, received=received, hint=hint) from error
 
     def dataset(self, split: str, *, batch_size: int, seed: int | None = None) -> "tf.data.Dataset":
         """Returns a dataset of batches of padded tensors.
@@ -117,7 +119,8 @@ class Cache:
 
     def _shards(self, split: str) -> tuple[ShardInfo, ...]:
         if split not in self.manifest.splits:
-            raise InputError(self.directory, f"a split of {', '.join(self.manifest.splits)}", split)
+            expected = f"one of the splits {', '.join(self.manifest.splits)}"
+            raise InputError(self.directory, expected, split)
         return self.manifest.splits[split]
 
     def _with_targets(self, example: CachedExample | Window) -> CachedExample | Window:

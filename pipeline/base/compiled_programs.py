@@ -91,8 +91,8 @@ def enable_compilation_cache() -> ProgramCounts:
     """Enables JAX's persistent compilation cache, and reports the compilations.
 
     The folder is the value of JAX_COMPILATION_CACHE_DIR, which may be gs://…. By default it is
-    a folder in the local mirror. The folder is limited to 4 GB; the least recently used programs
-    are removed first.
+    a folder in the local mirror, limited to 4 GB: the least recently used programs are removed
+    first. The limit does not apply to a folder that you choose.
     JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
 
     Returns:

@@ -250,9 +250,7 @@ def choose_runner(values: flags.FlagValues) -> RayConfig | None:
         return config
     for name in read_values(values, RayConfig):
         if values[name].present:
-            raise InputError(
-                Setting(name), f"used together with `runner`={RAY}", values[name].value
-            )
+            raise InputError(Setting(name), f"unset without `runner`={RAY}", values[name].value)
     return None
 
 

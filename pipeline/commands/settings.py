@@ -143,8 +143,9 @@ class RecipeSettings(Settings):
 
     recipe: str | None = setting(
         None,
-        f"Published recipe, whose flags replace this flag: {', '.join(recipes.names())}. The "
-        "recipe overrides flags before it. Flags after it override the recipe.",
+        "Published recipe; its flags are inserted in place of this flag: "
+        f"{', '.join(recipes.names())}. The recipe overrides flags before it. Flags after it "
+        "override the recipe.",
     )
     run_local: bool = setting(
         False,

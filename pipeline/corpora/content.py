@@ -14,7 +14,7 @@ from pipeline.corpora.documents import CorpusFile
 START_BYTES = 4096
 _UNPACK = "unpack it first"
 _EXTRACT = "extract its text first, for example with trafilatura"
-_LEAVE_OUT = "leave it out, for example with a glob such as 'corpus/*.txt'"
+_LEAVE_OUT = "leave it out with a glob, for example 'corpus/*.txt'"
 _SAVE = "save it as Parquet, JSON lines, CSV or text first"
 # Formats that no reader supports: first bytes, description, hint.
 _UNSUPPORTED = (

@@ -113,7 +113,7 @@ class _Split(BucketLocation):
         )
         if not splits.get(split):
             known = ", ".join(name for name, files in sorted(splits.items()) if files) or "none"
-            raise InputError(Setting("hf_split"), f"a split of {root}, which has {known}", split)
+            raise InputError(Setting("hf_split"), f"one of the splits of {root} ({known})", split)
         files = dict(sizes[name] for name in splits[split])
         return cls(root.scheme, root.key, root.setting, files)
 

@@ -122,20 +122,21 @@ class Comparison:
             raise InputError(Setting("loss_positions"), expected, "all")
         if not self.topk_cached:
             return
-        expected = None
+        expected, hints = None, []
         if self.sampled and self.temperature != 1.0:
             expected = "1, the only temperature of a cache of `truncation`=sampled"
         elif self.tail != "renormalize" and self.temperature not in self.cached_temperatures:
             cached = ", ".join(f"{value:g}" for value in self.cached_temperatures)
-            expected = f"one with a cached tail mass ({cached}), or any with `tail`=renormalize"
-            expected = f"{expected} or {_FROM_TEACHER} over masked examples"
+            expected = f"a temperature whose tail mass is cached ({cached})"
+            hints.append(f"set `tail`=renormalize, or use {_FROM_TEACHER} over masked examples")
         if expected is not None:
-            hint = f"a cache of {CAPTURE_STATES} supports all temperatures"
             if not self.sampled and self.temperature > 1.0:
                 temperatures = sorted({*self.cached_temperatures, self.temperature})
                 listed = ",".join(f"{value:g}" for value in temperatures)
                 command = f"create_teacher_output_data `temperatures`={listed}"
-                hint = f"capture again with {command}; {hint}"
+                hints.append(f"or capture again with {command}")
+            hints.append(f"a cache of {CAPTURE_STATES} supports all temperatures")
+            hint = "; ".join(hints)
             raise InputError(Setting("temperature"), expected, f"{self.temperature:g}", hint)
 
     @property

@@ -140,7 +140,7 @@ def _expect_used(config: DistillConfig, losses: Iterable[str]) -> None:
     for name, need in _SETTINGS_OF_NEEDS.items():
         if (value := getattr(config, name)) is not None and need not in needs:
             names = [loss for loss in LOSSES if load_loss(loss).needs == need]
-            expected = f"unset unless `losses` has {' or '.join(names)}"
+            expected = f"unset without {' or '.join(names)} in `losses`"
             raise InputError(Setting(name), expected, value)
 
 
@@ -174,8 +174,9 @@ def _renamed(values: Mapping[str, Any], *, from_cache: bool) -> dict[str, Any]:
     for name, value in values.items():
         computed = (from_cache and load_loss(name).from_cache) or name
         if computed in values and computed != name:
-            received = f"without `teacher`, {name} is {computed}"
-            hint = "give only one of them"
+            received = f"without `teacher`, {name} is computed as {computed}, which is also in "
+            received += "the list"
+            hint = "remove one of them"
             raise InputError(Setting("losses"), received=received, hint=hint)
         result[computed] = value
     return result

@@ -158,8 +158,9 @@ def _expect_trained_losses(config: DistillConfig, objective: Objective) -> None:
         return
     for name in objective.weights:
         if load_loss(name).needs not in POSITION_NEEDS:
-            expected = f"losses of the output distribution together with `freeze`={ENCODER}"
-            raise InputError(Setting("losses"), expected, f"{name}, which trains the encoder")
+            received = f"{name} trains only the encoder, which `freeze`={ENCODER} keeps fixed"
+            hint = "use losses on the output distribution"
+            raise InputError(Setting("losses"), received=received, hint=hint)
 
 
 def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
@@ -167,14 +168,15 @@ def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
     names = [name for name in objective.weights if load_loss(name).needs in ATTENTION_NEEDS]
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
-        received = f"{names[0]} for inputs of {length} tokens (max_seq_length of {cache.directory})"
+        received = (
+            f"{names[0]} compares {load_loss(names[0]).needs}, which is limited to inputs of "
+            f"{_MAX_MAP_LENGTH:,} tokens; max_seq_length of {cache.directory} is {length:,}"
+        )
         hint = (
             "memory grows with the square of the length for each head and layer; compare hidden "
             "states instead"
         )
-        needs = load_loss(names[0]).needs
-        expected = f"losses without {needs} above {_MAX_MAP_LENGTH} tokens"
-        raise InputError(Setting("losses"), expected, received, hint)
+        raise InputError(Setting("losses"), received=received, hint=hint)
 
 
 def _open(config: DistillConfig, start: StudentStart) -> tuple[CacheInput, StudentStart]:

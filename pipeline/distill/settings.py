@@ -79,8 +79,9 @@ class StudentConfig(Settings):
         sources = ("student", "bert_config_file", "init_from")
         given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            expected = "given, or else exactly one of `bert_config_file` and `init_from`"
-            raise InputError(Setting("student"), expected, " and ".join(given) or "none")
+            received = "set exactly one of `student`, `bert_config_file` and `init_from`; got "
+            received += " and ".join(given) or "none"
+            raise InputError(Setting("student"), received=received)
         if self.init_checkpoint is not None and self.bert_config_file is None:
             expected = "used together with `bert_config_file`"
             raise InputError(Setting("init_checkpoint"), expected)
@@ -299,9 +300,9 @@ class DistillConfig(Settings):
     )
     num_data_streams: int | None = setting(
         None,
-        "Number of shard groups (data streams), each read by one process. Every step takes the "
-        "same number of examples from each group. By default, one group per process. A resumed "
-        "run keeps its number.",
+        "Number of data streams: each is a part of the shards that one process reads. Every step "
+        "takes the same number of examples from each stream. By default, one stream per process. "
+        "A resumed run keeps its number.",
         low=1,
         omit_default=True,
     )
@@ -315,7 +316,7 @@ class DistillConfig(Settings):
         super().__post_init__()
         self._fill_schedules()
         if not (self.do_train or self.do_eval):
-            raise InputError(Setting("do_train"), "set, or `do_eval` in its place", "neither")
+            raise InputError(None, received="set `do_train` or `do_eval`; both are off")
         if self.do_train and not self.output_dir:
             raise InputError(Setting("output_dir"), "set if `do_train` is set", "none")
         if self.warmup_steps > self.num_train_steps:
@@ -330,7 +331,7 @@ class DistillConfig(Settings):
         schedules = {}
         for name, schedule in self.loss_schedules.items():
             if name not in self.losses:
-                expected = f"losses of `losses` ({', '.join(self.losses)})"
+                expected = f"a list that names only losses in `losses` ({', '.join(self.losses)})"
                 raise InputError(Setting("loss_schedules"), expected, f"{name!r}")
             last = self.losses[name] if schedule.last is None else schedule.last
             schedules[name] = dataclasses.replace(schedule, last=last)

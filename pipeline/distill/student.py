@@ -161,6 +161,7 @@ def prepare_for_training(model: "MaskedLM", config: DistillConfig) -> None:
             model.encoder.trainable = False
             continue
         if name not in tables:
-            received = f"{name} for a {model.config.model_type}"
-            raise InputError(Setting("freeze"), "tables that the student has", received)
+            expected = "embedding tables that the student has"
+            received = f"{name}, which a {model.config.model_type} does not have"
+            raise InputError(Setting("freeze"), expected, received)
         tables[name].trainable = False

@@ -45,7 +45,6 @@ from pipeline.storage.cache_input import CacheInput, open_cache
 from pipeline.storage.length_buckets import MicrobatchPlan
 from pipeline.storage.manifest import EVAL, TRAIN, Manifest
 
-_UNTRAINED = "the masked-LM head stays unchanged, because no loss trains it"
 # Number of inputs whose lengths decide the sizes of microbatches.
 _SAMPLE_SIZE = 1024
 # The fixed cost of a microbatch, in tokens: adding up gradients and starting kernels. On two cores
@@ -452,7 +451,8 @@ def distill(config: DistillConfig) -> Mapping[str, float]:
         print(line, file=sys.stderr)
     if config.do_train and not run.objective.trains_head:
         names = ", ".join(run.objective.weights)
-        print(f"note: {_UNTRAINED} ({names}); add masked_lm to train it", file=sys.stderr)
+        line = f"note: the losses ({names}) do not train the masked-LM head, so it stays unchanged"
+        print(f"{line}; add masked_lm to train it", file=sys.stderr)
     if config.do_train:
         manifests.check_output_dir(config.output_dir, run.run_config())
     with barrier(replicas):

@@ -75,7 +75,8 @@ def _shards(snapshot: Snapshot, index: str) -> list[str]:
     path = snapshot.fetch(index)
     weight_map = path.read_json().get("weight_map")
     if not isinstance(weight_map, dict):
-        raise InputError(f"{path}: weight_map", "an object of file names")
+        received = format_value(weight_map)
+        raise InputError(f"{path}: weight_map", "an object of file names", received)
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if "/" in name or "\\" in name:

@@ -169,7 +169,8 @@ class DocumentMasker:
 
     def _groups(self, passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         """Yields groups of consecutive short passages with the same settings."""
-        # Even two empty texts are apart if the tokenizer does not split at lines.
+        # If the tokenizer does not split at lines, each text is a group of its own, even an empty
+        # one.
         max_chars = _GROUP_CHARS if self.tokenizer.splits_at_lines else -1
         group: list[Passage] = []
         size, settings = 0, None
@@ -245,7 +246,8 @@ class DocumentMasker:
             totals = np.bincount(owners[: len(numbers)], numbers, len(passages))
             return totals.astype(np.int64)
 
-        # The counts of the first copy: every copy of a window has masked tokens, or none has.
+        # The first copy is enough, because either all copies of a window have masked tokens or
+        # none has.
         is_maskable = num_masked[: len(spans.documents)] > 0
         without_words, with_words = duplicates.WINDOWS
         counts = {

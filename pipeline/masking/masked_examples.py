@@ -87,8 +87,9 @@ class ShardPlan:
 def eval_threshold(fraction: float, lowest: int, highest: int) -> int:
     """Returns the threshold of the split: documents with a smaller hash are eval documents.
 
-    If the corpus has at least two different documents, the eval split and the train split each
-    get at least one. `lowest` and `highest` are the smallest and the largest hash of any document.
+    If `fraction` is above 0 and at least two documents differ, the eval split and the train split
+    each get at least one. `lowest` and `highest` are the smallest and the largest hash of any
+    document.
     """
     threshold = int(fraction * spill.KEY_SPACE)
     if not threshold or lowest == highest:

@@ -80,7 +80,7 @@ def _expect_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
-        expected = f"{AUTO} or host:port of the cluster's head, from one of its nodes"
+        expected = f"host:port of the cluster's head, or {AUTO} if this machine is one of its nodes"
         raise InputError(Setting("ray_address"), expected, address)
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
@@ -242,7 +242,11 @@ class RayWorkers:
             return
         required = f"{self._config.cpus_per_job} CPUs and {self._config.gpus_per_job} GPUs"
         if self._config.ray_address is None:
-            expected = "within this machine's resources, together with `gpus_per_job`"
+            resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            cpus, gpus = (
+                int(sum(amounts.get(name, 0.0) for amounts in resources)) for name in ("CPU", "GPU")
+            )
+            expected = f"at most the {cpus} CPUs and {gpus} GPUs of this machine"
             raise InputError(Setting("cpus_per_job"), expected, required)
         # An autoscaler may start such a node.
         print(f"waiting for a node of the cluster with {required} for a job", file=sys.stderr)

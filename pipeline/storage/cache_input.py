@@ -88,9 +88,9 @@ def expect_settings(cache: CacheInput, **settings: int | None) -> None:
 def expect_segments(cache: CacheInput, type_vocab_size: int) -> None:
     """Raises InputError if a model has fewer segment types than the examples."""
     if cache.manifest.flags.get("segments") == "pair" and type_vocab_size < 2:
-        expected = f"a model of two segments, as {cache.directory} has `segments`=pair"
+        expected = f"a model with two segments, because {cache.directory} has `segments`=pair"
         hint = "prepare the masked examples with `segments`=single"
-        raise InputError(None, expected, f"one with type_vocab_size {type_vocab_size}", hint)
+        raise InputError(None, expected, f"type_vocab_size {type_vocab_size}", hint)
 
 
 def expect_positions(cache: CacheInput, max_position_embeddings: int) -> None:

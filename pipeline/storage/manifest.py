@@ -56,7 +56,7 @@ SHARD_FILE = re.compile(r"(train|eval)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 HUB = "hub"
 # Key in the statistics: the share of each text in the eval split, if texts were divided.
 HELD_OUT_TEXT = "held_out_text"
-# Key in the statistics: true if each row was a document, so `documents` had no effect.
+# Key in the statistics: true if each row was a document and `documents` therefore had no effect.
 ROWS = "documents_are_rows"
 _LINES_HINT = "if each line of the text is a document: create_pretraining_data `documents`=lines"
 # The selection of the ids of a masked position: the most probable tokens, or random draws.
@@ -602,7 +602,8 @@ def load(directory: Location, file: str = MANIFEST_FILE) -> Manifest:
         raise InputError(directory, expected, received, hint)
     value = path.read_json()
     if (version := value.get("format_version")) != FORMAT_VERSION:
-        raise InputError(path, f"format_version {FORMAT_VERSION}", format_value(version))
+        hint = "make the directory again with this version, or use the version that wrote it"
+        raise InputError(path, f"format_version {FORMAT_VERSION}", format_value(version), hint)
     try:
         json_text.dump(value)
     except UnicodeEncodeError as error:
@@ -681,8 +682,9 @@ def _expect_states(info: TeacherInfo, path: Location) -> None:
         expected = f"a number from 1 to {_MAX_STATE_SIZE}"
         raise InputError(f"{path}: state_size", expected, format_value(info.state_size))
     if info.temperatures or info.variable:
-        expected = "no temperatures and no truncation of head states, which have no tail"
-        raise InputError(path, expected, format_value([*info.temperatures, info.truncation]))
+        expected = "no temperatures and the truncation topk, because head states have no tail"
+        received = format_value([*info.temperatures, info.truncation])
+        raise InputError(f"{path}: temperatures, truncation", expected, received)
 
 
 def _expect_encoding(subject: str, encoding: str | None, table: Mapping[str, Any]) -> None:
@@ -703,7 +705,7 @@ def _expect_splits(manifest: Manifest, path: Location) -> None:
             if shard.file in seen:
                 raise InputError(path, "each shard once", f"{shard.file} twice")
             if is_measured and shard.measured is None:
-                raise InputError(path, f"the measured sizes of {shard.file}")
+                raise InputError(path, f"the measured sizes of {shard.file}", "none")
             seen.add(shard.file)
 
 

@@ -78,7 +78,8 @@ def read_table(directory: Location, vocab_size: int, state_size: int) -> OutputT
             output = OutputTable(file.get_tensor(_TABLE), file.get_tensor(_BIAS))
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(path, f"a safetensors file ({reason})") from error
+        received = f"an unreadable file ({reason})"
+        raise InputError(path, "a valid safetensors file", received) from error
     if not output.is_finite:
         raise InputError(path, "finite numbers", "NaN or infinity")
     return output

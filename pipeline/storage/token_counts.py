@@ -78,7 +78,8 @@ def ensure_counts(directory: Location, shards: Iterable[Location], vocab_size: i
         except InputError:
             raise
         except (KeyError, ValueError) as error:
-            raise InputError(shard, received=f"a damaged record ({error})") from error
+            received, hint = f"a damaged record ({error})", "run offline_distill verify_cache"
+            raise InputError(shard, received=received, hint=hint) from error
     return write_counts(path, counts)
 
 
@@ -95,7 +96,7 @@ def _read(path: Location, vocab_size: int) -> np.ndarray:
             shape, dtype = arrays.read_npy_header(file)
             content = file.read(size + 1)
     except ValueError as error:
-        raise InputError(path, f"an array of counts ({error})") from error
+        raise InputError(path, "an array of counts", f"an unreadable file ({error})") from error
     if (shape, dtype, len(content)) != ((vocab_size,), _DTYPE, size):
         expected = f"the counts of {vocab_size} tokens, {_DTYPE} in {size} bytes"
         received = f"shape {format_value(shape)}, {dtype} in {len(content)} bytes"
@@ -145,5 +146,7 @@ def load_counts(directory: Location, manifest: Manifest) -> np.ndarray:
         InputError: the manifest names no such file, or the file is malformed.
     """
     if manifest.token_counts is None:
-        raise InputError(directory, f"{records.UNMASKED_WINDOWS} with token counts")
+        expected = f"{records.UNMASKED_WINDOWS} with token counts"
+        hint = "prepare the windows again with create_pretraining_data `masking`=dynamic"
+        raise InputError(directory, expected, "a manifest without token_counts", hint)
     return _read(directory / manifest.token_counts.file, manifest.vocab.size)

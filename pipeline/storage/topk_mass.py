@@ -85,7 +85,8 @@ def measure(
             [TeacherTargets.from_features(example.features, codec, info) for example in examples]
         )
     except (KeyError, ValueError) as error:
-        raise InputError(directory / shard.file, received=f"broken record: {error}") from error
+        received, hint = f"broken record: {error}", "run offline_distill verify_cache"
+        raise InputError(directory / shard.file, received=received, hint=hint) from error
     if not len(targets.ids):
         return {}
     fits = {}

@@ -492,8 +492,8 @@ class _ShardMaker:
         """Prints how well the teacher predicts the labels of a shard's first examples.
 
         Raises:
-            InputError: the teacher predicts no better than the labels' frequencies, the capture
-                is large, and `force` is off.
+            InputError: the teacher predicts the labels significantly worse than their
+                frequencies do, the capture is large, and `force` is off.
         """
         config, manifest = self._inputs.config, self._inputs.cache.manifest
         self._is_evaluated = True
@@ -553,7 +553,9 @@ def _open_maker(config: TeacherCacheConfig, expected: bytes) -> _ShardMaker:
         InputError: the run configuration on this node differs from the command's.
     """
     inputs = Inputs.open(models.relocate_to_host(config))
-    difference = manifests.describe_difference(json_text.load(expected), inputs.run_configuration)
+    difference = manifests.describe_difference(
+        json_text.load(expected), inputs.run_configuration, ("command", "this node")
+    )
     if difference:
         raise InputError(
             Setting("runner"),

@@ -134,7 +134,7 @@ class LabelScores:
     def warning(self) -> Iterator[str]:
         """Yields the lines of a warning if the teacher is useless or barely useful."""
         if self.is_worse_than_unigram:
-            yield "the teacher predicts the labels no better than their frequencies do;"
+            yield "the teacher predicts the labels worse than their frequencies do;"
             yield "its masked-LM head may be untrained. This trains a new one:"
             yield show_settings(_TRAIN_HEAD, str)
             yield show_settings(_RANDOM_ENCODER, str)
@@ -149,14 +149,14 @@ class LabelScores:
             yield show_settings(_ADAPT, str)
 
     def expect_useful(self, setting: str) -> None:
-        """Raises InputError if the teacher predicts labels worse than their frequencies do.
+        """Raises InputError if the teacher is significantly worse than the unigram model.
 
         `setting` is the subject of the error.
         """
         if self.is_worse_than_unigram and self.num_labels >= MIN_LABELS:
             raise InputError(
                 Setting(setting),
-                "a model that predicts labels better than their frequencies do",
+                "a model that predicts the labels at least as well as their frequencies do",
                 f"{self.figures()} ({self.baselines()})",
                 f"its masked-LM head may be untrained: train it with {_TRAIN_HEAD}; "
                 f"{_RANDOM_ENCODER}; set `force` to capture it nevertheless",

@@ -141,8 +141,8 @@ class TeacherCacheConfig(Settings):
     )
     force: bool = setting(
         False,
-        "Whether to capture a teacher that predicts the labels no better than their frequencies "
-        "do.",
+        "Whether to capture a teacher that predicts the labels significantly worse than their "
+        "frequencies do.",
         decides_output=False,
     )
     # Its value does not decide the output: ids are the same, and values within float error.
@@ -227,7 +227,8 @@ class TeacherCacheConfig(Settings):
     def _check_truncation(self) -> None:
         if self.state_bits is not None:
             expected = "used together with `logit_encoding`=states"
-            raise InputError(Setting("state_bits"), expected, self.logit_encoding)
+            received = f"`logit_encoding`={self.logit_encoding}"
+            raise InputError(Setting("state_bits"), expected, received)
         mass, temperatures = self.truncation_mass, self.temperatures
         expect_ascending_from_1("temperatures", temperatures)
         if mass is not None and not 0.0 < mass <= 1.0:

@@ -268,7 +268,7 @@ def load_sentencepiece(
     model_type = settings.model.get("model_type")
     vocab, numbering = number_tokens(pieces, model_type)
     if numbering is not None and not _is_unigram(model):
-        expected = f"a SentencePiece model of the unigram type, as for {model_type}"
+        expected = f"a SentencePiece model of the type unigram, because model_type is {model_type}"
         raise InputError(path, expected, f"a model of the type {_type_name(model)}")
     settings.expect_listed(vocab)
     special_ids = find_special_ids(vocab, path, settings)

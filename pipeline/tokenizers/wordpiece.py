@@ -253,7 +253,11 @@ def _unsplit_tokens(
 
 
 def _unsplit(content: str) -> UnsplitToken:
-    """Returns an `UnsplitToken` that is matched only as a whole word."""
+    """Returns an `UnsplitToken`.
+
+    If it begins or ends with a letter, a digit or an underscore, it is matched only as a whole
+    word.
+    """
     is_word = any(char.isalnum() or char == "_" for char in (content[0], content[-1]))
     return UnsplitToken(content, single_word=is_word, normalized=False)
 

@@ -278,7 +278,7 @@ def test_error_for_a_missing_field_suggests_the_likely_one(tmp_path) -> None:
 
 
 def test_quoted_field_that_is_too_long_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 100)
     content = 'text\nok\n"' + "line\n" * 100
     assert _error(_write(tmp_path / "a.csv", content)).subject.endswith("line 3")
 
@@ -347,7 +347,7 @@ def test_stray_quotation_marks_lose_no_tsv_rows(
 
 
 def test_stray_quotation_mark_before_many_lines_is_read_as_text(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 100)
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 100)
     content = 'text\n"a\n' + "one\n" * 60 + '"two"\n'
     texts = _texts(_write(tmp_path / "a.tsv", content))
     assert texts == ['"a', *["one"] * 60, "two"]

@@ -271,7 +271,8 @@ def test_mixture_reads_its_corpora_with_their_weights(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("corpora: []\n", "must have only the key corpora .*; got no corpora"),
+        ("corpora: []\n", r"must have only the key corpora .*; got \[\]"),
+        ("corpora: own\n", "must have only the key corpora .*; got 'own'"),
         ("corpus: []\n", r"must have only the key corpora .*; got the keys \['corpus'\]"),
         ("corpora: [a]\n", "corpus 1: Expected 'object', got 'str'"),
         (

@@ -42,11 +42,11 @@ def loss_values(
 
 
 @contextlib.contextmanager
-def refused(setting: str, received: object = None) -> Iterator[None]:
+def refused(setting: str | None, received: object = None) -> Iterator[None]:
     """Checks that the block raises an `InputError` about a setting.
 
     Args:
-        setting: the setting that the error names.
+        setting: the setting that the error names; None if it names none.
         received: the received value, or a part of its text; None for any.
     """
     with pytest.raises(InputError) as caught:

@@ -308,7 +308,7 @@ OF_CACHE = NO_TEACHER | {"losses": "hidden_cosine", "input_dir": "cache"}
         (OF_LAYERS, "losses", "layers 1-3, 3"),
         (OF_MAPS, "losses", "attention_mse needs the teacher's attention maps"),
         (NO_TEACHER | {"loss_positions": "all"}, "loss_positions", "all"),
-        (BOTH, "losses", "hidden_cosine is hidden_cosine_masked"),
+        (BOTH, "losses", "hidden_cosine is computed as hidden_cosine_masked"),
         ({"layer_groups": "1-4:1"}, "layer_groups", "1-4"),
         ({"losses": "attention_mse", "layer_groups": "0-3:1"}, "layer_groups", "0-3:1"),
         ({"losses": "attention_mse"}, "layer_groups", "mean"),

@@ -198,7 +198,7 @@ def test_mixed_precision_loss_is_close_to_float32(config, tmp_path) -> None:
     ("changes", "setting", "received"),
     [
         ({"losses": {"masked_lm": 1.0}, "max_seq_length": 128}, "max_seq_length", 128),
-        ({"do_train": False, "do_eval": False}, "do_train", "neither"),
+        ({"do_train": False, "do_eval": False}, None, "set `do_train` or `do_eval`"),
         ({"num_warmup_steps": 13}, "num_warmup_steps", 13),
         ({"temperature": 3.0}, "temperature", 3),
         ({"input_dir": None}, "input_dir", None),

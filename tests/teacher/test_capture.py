@@ -211,7 +211,7 @@ def test_a_damaged_shard_is_refused_before_it_is_used(config, examples_dir, tmp_
     [
         ({"max_position_embeddings": 40}, "a model of at least 48 positions"),
         ({"more_tokens": True}, "a model with the vocabulary of"),
-        ({"type_vocab_size": 1}, "a model of two segments"),
+        ({"type_vocab_size": 1}, "a model with two segments"),
     ],
     ids=str,
 )

@@ -97,7 +97,7 @@ def test_caches_of_other_examples_are_refused(
 def test_flags_that_the_tool_sets_are_refused(tmp_path, name: str) -> None:
     error = _refusal(caches=str(tmp_path), work=tmp_path, distill_flags=f"--{name}")
     assert error.subject == Setting("distill_flags")
-    assert f"`{name.partition('=')[0]}`" in error.expected
+    assert f"`{name.partition('=')[0]}`" in error.received
 
 
 def test_masked_examples_are_refused_as_a_cache(examples_dir, tmp_path) -> None:

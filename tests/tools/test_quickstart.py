@@ -137,7 +137,7 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
         _run(tmp_path, train_teacher=True).reserve()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("x")
-    with pytest.raises(InputError, match="work: .*an empty folder .* 'letter.txt'"):
+    with pytest.raises(InputError, match="work: .*an empty folder, .* 'letter.txt'"):
         _run(tmp_path / "mine").reserve()
 
 

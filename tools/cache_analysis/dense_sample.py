@@ -97,16 +97,17 @@ def _read(cache: CacheInput, file: str, indices: Sequence[int]) -> list[MaskedEx
     """Reads the records of a shard at ascending indices."""
     if not indices:
         return []
+    hint = "run offline_distill verify_cache"
     path, examples, count = cache.directory / file, [], 0
     for count, record in enumerate(serialization.read_records(path), 1):
         if count - 1 == indices[len(examples)]:
             try:
                 examples.append(MaskedExample.from_record(record, cache.manifest))
             except (KeyError, ValueError) as error:
-                raise InputError(path, received=f"broken record: {error}") from error
+                received = f"broken record: {error}"
+                raise InputError(path, received=received, hint=hint) from error
         if len(examples) == len(indices):
             return examples
-    hint = "run offline_distill verify_cache"
     raise InputError(path, f"at least {indices[-1] + 1} records", count, hint)
 
 
@@ -183,7 +184,8 @@ def _naming_record(cache: CacheInput, example: MaskedExample) -> Iterator[None]:
         yield
     except (KeyError, ValueError) as error:
         name = example.example_id[:16].hex()
-        raise InputError(cache.directory, received=f"broken record {name}: {error}") from error
+        received, hint = f"broken record {name}: {error}", "run offline_distill verify_cache"
+        raise InputError(cache.directory, received=received, hint=hint) from error
 
 
 def run_teacher(

@@ -4,7 +4,7 @@ Letters as in `data_specs.records`. A cached distribution consists of K ids and 
 all other tokens, the tail. Divergences are in nats. A tail can be compared in two ways:
 
 - as a single class, which measures the error of the stored values;
-- spread evenly over its tokens, which also measures the loss of the values that are not stored.
+- spread evenly over the tokens that are not stored, which also measures the loss of their values.
 
 By the chain rule of the divergence (Cover and Thomas, 2006, theorem 2.5.3) the second is the
 first plus `Tail.spread_divergence`.

@@ -47,7 +47,7 @@ class TemperatureFit:
     Attributes:
         mass_kept: see `CachePlan`.
         kl: KL(teacher ‖ decoded) in nats, without the factor T² of the loss `kl_divergence`. The
-            tail's mass at this temperature is spread evenly over its tokens.
+            tail's mass at this temperature is spread evenly over the tokens that are not stored.
     """
 
     mass_kept: float
@@ -66,8 +66,8 @@ class CachePlan:
         state_bits: of head states; None for a top-k.
         ids_per_position: mean number of stored ids.
         mass_kept: mean mass of the stored ids.
-        kl_dense: KL(teacher ‖ decoded) with the tail's mass spread evenly over its tokens, the
-            total loss of information.
+        kl_dense: KL(teacher ‖ decoded) with the tail's mass spread evenly over the tokens that are
+            not stored, the total loss of information.
         kl_bucket: KL(teacher ‖ decoded) with the tail as a single class, the codec's error.
         kl_reverse: KL(decoded ‖ teacher's top-k) with the tail as a single class.
         temperatures: the fit at each requested temperature, by its text.

@@ -74,7 +74,7 @@ class BenchmarkConfig(Settings):
             self.output.expect_absent()
         for path in (self.corpus, self.mixed_corpus, self.large_corpus):
             if path is not None and not path.expect_local().is_file():
-                raise InputError(path, "a text file", "none")
+                raise InputError(path, received="no such file")
 
     def limited(self) -> "BenchmarkConfig":
         """Returns these settings, with the bounds of a quick run if it is one."""

@@ -321,8 +321,10 @@ def write_text(source: Location, folder: Location, num_bytes: int) -> None:
     Raises:
         InputError: the file does not exist, or is too short.
     """
-    if not source.is_file() or source.stat().st_size < num_bytes:
-        raise InputError(source, f"a text file of at least {num_bytes} bytes")
+    size = source.stat().st_size if source.is_file() else None
+    if size is None or size < num_bytes:
+        received = "no such file" if size is None else f"{size} bytes"
+        raise InputError(source, f"a text file of at least {num_bytes} bytes", received)
     with open(source, "rb") as file:
         lines = file.read(num_bytes).decode("utf-8", "ignore").splitlines(keepends=True)
     for number, indices in enumerate(np.array_split(np.arange(len(lines)), _NUM_FILES)):

@@ -37,7 +37,7 @@ pipeline_tag: fill-mask
 ---
 # The quickstart's teacher
 
-{model}.
+This is a {model}.
 The weights are in float16. The quickstart distills from this small Chinese masked language model.
 It is too small, and has read too little text, for any other use.
 
@@ -53,7 +53,7 @@ It is a month of the People's Daily of 1998, and reviews of books, hotels and co
 
 ## Train it again
 
-In a clone of this project:
+In a clone of this project, after `pip install '.[quickstart]'`:
 
 ```bash no-run: trains for 20 minutes
 python -m tools.dev.train_quickstart_teacher --work=teacher_run --num_train_steps={steps}
@@ -123,8 +123,9 @@ def publish(teacher: Location, examples: Location, output_dir: Location) -> None
     manifests.copy_tokenizer(examples, manifest, folder)
     model_directory.save_hf_weights(folder, source.config, weights)
     config, last = source.config, read_metrics(teacher / METRICS_FILE)[-1]
-    shape = f"BERT of {config.num_hidden_layers} layers of {config.hidden_size} dimensions"
-    size = f"{config.vocab_size:,} tokens, {count_parameters(config) / 1e6:.2f} million parameters"
+    shape = f"BERT model with {config.num_hidden_layers} layers of {config.hidden_size} dimensions"
+    millions = count_parameters(config) / 1e6
+    size = f"{config.vocab_size:,} tokens and {millions:.2f} million parameters"
     card = _CARD.format(
         model=f"{shape}, {size}",
         steps=last["step"],

@@ -145,7 +145,7 @@ def read_pairs(
 
 def _lines(path: Location) -> Iterator[str]:
     if not path.is_file():
-        raise InputError(path, "a text file", "none")
+        raise InputError(path, received="no such file")
     try:
         with open(path.mirror(), encoding="utf-8-sig") as file:
             yield from map(str.strip, file)

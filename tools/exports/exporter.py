@@ -210,7 +210,7 @@ def export(
             left_out[name] = str(error)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-    times = measurement.in_turns([call for _, call in timed], repeats)
+    times = measurement.time_alternately([call for _, call in timed], repeats)
     rows = tuple(
         dataclasses.replace(row, latencies=tuple(latencies))
         for (row, _), latencies in zip(timed, times, strict=True)

@@ -118,7 +118,7 @@ class FinetuneConfig(Settings):
 
     @property
     def makes_steps(self) -> bool:
-        """Whether training makes any steps, so training examples are needed."""
+        """Whether training makes any steps and therefore needs training examples."""
         return self.do_train and self.num_train_epochs > 0.0
 
     @property

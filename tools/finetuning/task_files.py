@@ -16,7 +16,8 @@ from pipeline.base.errors import InputError
 from pipeline.base.location import Location
 from pipeline.base.text_encoding import not_utf8_error, utf8_stream
 
-MAX_ROW_BYTES = 16 * 2**20
+# Limit of a row: in characters if fields may be quoted, and otherwise in bytes.
+MAX_ROW_SIZE = 16 * 2**20
 
 # A callback for a row that cannot be used: it raises the error, or notes it and returns.
 BadRow = Callable[[InputError], None]
@@ -111,11 +112,11 @@ def _lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
 
 def _all_lines(path: Location, stream: BinaryIO) -> Iterator[tuple[str, str]]:
     number = 0
-    while line := stream.readline(MAX_ROW_BYTES + 1):
+    while line := stream.readline(MAX_ROW_SIZE + 1):
         number += 1
         where = f"{path}, line {number}"
-        if len(line) > MAX_ROW_BYTES:
-            raise InputError(where, f"a row of at most {MAX_ROW_BYTES} bytes")
+        if len(line) > MAX_ROW_SIZE:
+            raise InputError(where, f"a row of at most {MAX_ROW_SIZE} bytes", "a longer row")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
@@ -178,13 +179,13 @@ class _RowLines:
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
-        self.left = MAX_ROW_BYTES
+        self.left = MAX_ROW_SIZE
 
     def __iter__(self) -> Iterator[str]:
         while line := self._text.readline(self.left + 1):
             self.left -= len(line)
             if self.left < 0:
-                raise csv.Error(f"a row of more than {MAX_ROW_BYTES} characters")
+                raise csv.Error(f"a row of more than {MAX_ROW_SIZE} characters")
             yield line
 
 
@@ -201,7 +202,7 @@ def _quoted_cells(
             if cells:
                 yield f"{path}, line {begin}", cells
             begin = reader.line_num + 1
-            limited.left = MAX_ROW_BYTES
+            limited.left = MAX_ROW_SIZE
     except (csv.Error, UnicodeDecodeError) as error:
         expected = "UTF-8 fields, in double quotation marks if they contain a delimiter"
         received = f"a malformed row ({error})"
@@ -289,7 +290,8 @@ def find_files(spec: TaskSpec, data_dir: Location, split: str) -> tuple[Location
         InputError: there is no such folder, split or file.
     """
     if split not in spec.files:
-        raise InputError(spec.name, f"a split of {', '.join(spec.files)}", f"{split!r}")
+        expected = f"one of the splits {', '.join(spec.files)}"
+        raise InputError(spec.name, expected, f"{split!r}")
     if not data_dir.is_dir():
         raise InputError(data_dir, f"the folder of {spec.name}'s files", "no such folder")
     for pattern in spec.files[split]:

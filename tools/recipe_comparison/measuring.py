@@ -14,7 +14,7 @@ from pipeline.distill import batches, training
 from pipeline.distill.preparation import prepare
 from pipeline.distill.replicas import find_replicas
 from pipeline.distill.settings import DistillConfig
-from tools.measurement import in_turns
+from tools.measurement import time_alternately
 from tools.student_evaluation import evaluate
 
 # The number of untimed first steps, which compile.
@@ -22,7 +22,7 @@ _WARM_UP = 4
 
 
 def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
-    """Returns the median step time of each run in seconds; the runs take their steps in turns.
+    """Returns the median step time of each run in seconds; their steps alternate.
 
     The time includes reading the input and excludes compiling.
 
@@ -34,7 +34,7 @@ def step_seconds(runs: Sequence[Sequence[str]], *, repeats: int) -> list[float]:
         InputError: a run cannot start.
     """
     steps = [_make_step(_read_config(arguments)) for arguments in runs]
-    times = in_turns(steps, repeats, warm_up=_WARM_UP)
+    times = time_alternately(steps, repeats, warm_up=_WARM_UP)
     keras.backend.clear_session()
     return [statistics.median(seconds) for seconds in times]
 

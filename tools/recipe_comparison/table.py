@@ -164,7 +164,7 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Score]) -> str:
         "# Comparison of recipes",
         "",
         f"Training time of each student: {time}. Its number of steps is computed from its step "
-        "time, which was timed alternately with masked_lm alone; batches of "
+        "time, which was measured alternately with that of masked_lm alone; batches of "
         f"{settings['train_batch_size']}. Mean and standard deviation of {len(settings['seeds'])} "
         "seeds. Shares in percent, KL in nats at temperature 1.",
         "",

@@ -29,9 +29,9 @@ class ReportConfig(Settings):
 
     runs: tuple[Location, ...] = _list("Output directories of run_distill")
     inference: Location | None = setting(None, "JSON file from benchmark_inference --output.")
-    finetune: tuple[Location, ...] = _list("Files summary.json of finetune")
+    finetune: tuple[Location, ...] = _list("summary.json files from finetune")
     plan: Location | None = setting(None, "JSON file from plan_cache --output.")
-    fidelity: tuple[Location, ...] = _list("JSON files of fidelity_report")
+    fidelity: tuple[Location, ...] = _list("JSON files from fidelity_report")
     comparison: Location | None = setting(None, "JSON file from compare_caches --output.")
     caches: tuple[Location, ...] = _list("Teacher caches")
     title: str = setting("Distillation report", "Heading of the page.")

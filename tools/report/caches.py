@@ -60,8 +60,9 @@ def _named(entry: Fidelity) -> str:
 def _title(entries: Sequence[Fidelity]) -> str:
     """Returns the divergence and the bytes of two codecs, or the range of a single codec.
 
-    The first cache is the smallest whose divergence is about that of the second-best codec, or
-    lower. The second is the smallest best cache of another codec within the same bound.
+    Take the lowest divergence of each codec; the bound is about the second lowest. The first cache
+    is the smallest within the bound. The second is the smallest among the other codecs' most
+    accurate caches within the bound.
 
     Example: `KL 0.00047 at 56 bytes (states, 4 bits), 0.4 at 77 (compact, k = 64)`
     """

@@ -218,7 +218,7 @@ def read_plan(path: Location) -> list[Fidelity]:
 def planned_caches(plan: object) -> list[Fidelity]:
     """Returns an entry for each plan and temperature of `plan_cache`'s JSON object.
 
-    The tail's mass is spread evenly over its tokens.
+    The tail's mass is spread evenly over the tokens that are not stored.
     """
     return _planned(msgspec.convert(plan, _Plans))
 

@@ -31,11 +31,11 @@ def read_report(study: Study) -> dict[str, Any]:
     Returns:
         an object with `settings`, `teacher`, `machine`, `minutes`, `sizes` and these keys.
 
-        - `head`: the steps and the accuracy of the teacher's new head; None if it had one.
-        - `models`: the teacher first, each with its `role`, parameters, `scores` and
-          `share_kept`.
-        - `share_kept`: mean ratio of its score to the teacher's, over tasks on which the teacher
-          beats chance.
+        - `head`: the steps and the accuracy of the teacher's new head; None if the teacher already
+          had a head.
+        - `models`: the teacher first. Each has its `role`, parameters, `scores` and `share_kept`:
+          the mean ratio of its scores to the teacher's, over tasks on which the teacher beats
+          chance.
         - `chance`: for each task its best constant score, the limit above which a score is better
           than chance, and whether the teacher's is.
         - `gains`: the differences to the baseline of the same start.
@@ -189,7 +189,10 @@ def _speed(study: Study) -> dict[str, Any]:
 
 
 def _sentences(models: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) -> Iterator[str]:
-    """Yields "x% smaller, y% faster, z% kept" for each distilled recipe, the best first."""
+    """Yields a sentence for each distilled recipe, the best first.
+
+    Its form is "x% smaller, y% faster, z% of the teacher's score kept".
+    """
     teacher, faster = models[0], 100.0 * (speed["rows"][0]["throughput"][0] - 1.0)
     (baseline,) = (model for model in models if model["role"] == BASELINE)
     distilled = [model for model in models if model["role"] == DISTILLED]

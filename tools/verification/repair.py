@@ -74,14 +74,16 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     """Opens the masked examples, restricted to the shards that the cache has.
 
     Raises:
-        InputError: the cache was not made from these examples, or its manifest contradicts
-            itself.
+        InputError: the cache was not made from these examples, or its manifest differs from the
+            settings that a repair would use.
     """
     examples, source = capture.open_examples(config, source)
-    recorded, received = manifest.teacher_info.parent, {"sha256": examples.manifest.sha256()}
-    if recorded != received:
-        expected = f"the masked examples of {config.output_dir}, whose manifest has {recorded}"
-        raise InputError(Setting("examples"), expected, f"{config.input_dir}, {received}")
+    recorded, digest = manifest.teacher_info.parent, examples.manifest.sha256()
+    if recorded != {"sha256": digest}:
+        expected = f"the masked examples of {config.output_dir} (manifest SHA-256 "
+        expected += f"{recorded.get('sha256')})"
+        received = f"{config.input_dir} (manifest SHA-256 {digest})"
+        raise InputError(Setting("examples"), expected, received)
     names = {shard.file for shard in manifest.shards}
     splits = {
         split: captured
@@ -92,8 +94,10 @@ def open_inputs(config: TeacherCacheConfig, manifest: Manifest, source: ModelSou
     examples = dataclasses.replace(examples, manifest=restricted)
     settings = capture.run_configuration(config, examples, source)
     recorded = {name: manifest.flags.get(name) for name in settings}
-    if difference := manifests.describe_difference(recorded, settings):
-        received = f"{config.output_dir} cannot be repaired with these settings: {difference}"
+    sides = "manifest has", "repair would use"
+    if difference := manifests.describe_difference(recorded, settings, sides):
+        received = f"{config.output_dir} cannot be repaired, because its manifest differs from "
+        received += f"the settings that a repair would use: {difference}"
         hint = "make the cache again in an empty directory"
         raise InputError(Setting("repair"), received=received, hint=hint)
     return Inputs(config, source, examples, settings, manifest.teacher_info.teacher.get("hub"))

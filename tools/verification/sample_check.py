@@ -163,7 +163,7 @@ class _Comparison:
         return dict(texts)
 
     def _differences(self, logits: np.ndarray, rows: TopKRows | StateRows) -> Problems:
-        """Yields requirements with the positions that violate them: bool [R]."""
+        """Yields problems, as text, with the positions that have them: bool [R]."""
         exact = fidelity.log_softmax(logits)
         label = exact[np.arange(len(logits)), rows.labels]
         stored = rows.label_log_probs
@@ -195,7 +195,8 @@ class _Comparison:
         self._note_largest("KL", divergence)
         # Errors of logits with a standard deviation σ give a divergence of about σ² / 2.
         limit = self.rounding + 10.0 * rows.codec.logit_deviations(rows.states) ** 2
-        yield f"{records.HEAD_STATES}: expected the teacher's distribution", ~(divergence <= limit)
+        problem = f"{records.HEAD_STATES}: the decoded distribution differs from the teacher's"
+        yield problem, ~(divergence <= limit)
 
     def _id_differences(self, exact: np.ndarray, rows: TopKRows) -> Problems:
         taken = fidelity.take_log_probs(exact, rows.ids)

@@ -23,7 +23,7 @@ def state_problems(
     label_log_probs: np.ndarray,
     rebuilt: np.ndarray,
 ) -> Problems:
-    """Yields requirements, as text, with the positions that violate them: bool [positions].
+    """Yields problems, as text, with the positions that have them: bool [positions].
 
     Args:
         codec: of the cache.

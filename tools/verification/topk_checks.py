@@ -25,7 +25,7 @@ FLOAT16_STEP = 2.0**-10
 # The log of a mass that float32 may round to 0.
 _NO_MASS = -80.0
 
-# Requirements, as text, with the positions that violate them: bool [R].
+# Problems, as text, with the positions that have them: bool [R].
 Problems = Iterator[tuple[str, np.ndarray]]
 
 
@@ -49,7 +49,7 @@ class TopKRows(TeacherTargets):
 
 
 def topk_problems(rows: TopKRows, info: TeacherInfo, vocab_size: int) -> Problems:
-    """Yields requirements, as text, with the positions that violate them: bool [R]."""
+    """Yields problems, as text, with the positions that have them: bool [R]."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         yield from _id_problems(rows)
         yield from _tail_problems(rows, info, vocab_size)

@@ -39,7 +39,9 @@ def count_tokens(cache: CacheInput) -> np.ndarray:
                     tokens = true_tokens(examples, vocab_size)
                     counts += np.bincount(tokens, minlength=vocab_size)
                 except (KeyError, ValueError) as error:
-                    raise InputError(path, received=f"a damaged record ({error})") from error
+                    received = f"a damaged record ({error})"
+                    hint = "run offline_distill verify_cache"
+                    raise InputError(path, received=received, hint=hint) from error
                 bar.update(len(block))
     return counts
 

@@ -30,7 +30,7 @@ from pipeline.corpora.readers.base import Reader
 
 # Limit of all lines of a row. Without a limit, an opening quotation mark without a closing one
 # would extend the row to the end of the file.
-MAX_ROW_CHARS = 16 * 2**20
+MAX_ROW_BYTES = 16 * 2**20
 # Bytes that are not UTF-8 are restored when a row is encoded again. Its document is refused later.
 _BYTES = "surrogateescape"
 # The content of a quoted field: from the opening mark to the closing mark or the end of the line.
@@ -77,15 +77,15 @@ class CsvReader(Reader):
         rows = self._cells(lines)
         # This limit applies to the whole process. It never takes effect here, because the limit
         # of a row is stricter.
-        csv.field_size_limit(MAX_ROW_CHARS)
+        csv.field_size_limit(MAX_ROW_BYTES)
         while True:
             position = f"line {cursor.lines + 1}"
-            lines.chars_left = MAX_ROW_CHARS
+            lines.bytes_left = MAX_ROW_BYTES
             try:
                 cells = next(rows, None)
             except csv.Error as error:
                 fault = _malformed_row(file, position, error)
-                if lines.chars_left < 0:
+                if lines.bytes_left < 0:
                     # The row is too long, so the start of the next row is unknown.
                     raise fault from error
                 yield position, [], fault
@@ -120,16 +120,16 @@ def _text_columns(file: CorpusFile, names: Sequence[str]) -> list[int]:
 
 
 class _RowLines:
-    """The lines of a stream, with a limit for the characters of a row.
+    """The lines of a stream, with a limit for the bytes of a row.
 
     Attributes:
-        chars_left: number of characters that the current row may still take.
+        bytes_left: number of bytes that the current row may still take.
     """
 
     def __init__(self, stream: BinaryIO, cursor: Cursor) -> None:
         self._stream, self._cursor = stream, cursor
         self._returned: collections.deque[bytes] = collections.deque()
-        self.chars_left = MAX_ROW_CHARS
+        self.bytes_left = MAX_ROW_BYTES
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -137,13 +137,13 @@ class _RowLines:
     def __next__(self) -> str:
         line = self._returned.popleft() if self._returned else b""
         if not line.endswith(b"\n"):
-            line += self._stream.readline(max(0, self.chars_left + 1 - len(line)))
+            line += self._stream.readline(max(0, self.bytes_left + 1 - len(line)))
         if not line:
             raise StopIteration
-        self.chars_left -= len(line)
-        if self.chars_left < 0:
+        self.bytes_left -= len(line)
+        if self.bytes_left < 0:
             self._returned.appendleft(line)
-            raise csv.Error(f"more than {MAX_ROW_CHARS} bytes, perhaps after a quotation mark")
+            raise csv.Error(f"more than {MAX_ROW_BYTES} bytes, perhaps after a quotation mark")
         if not self._cursor.lines:
             line = line.removeprefix(codecs.BOM_UTF8)
         self._cursor.lines += 1

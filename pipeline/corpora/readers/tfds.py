@@ -84,7 +84,7 @@ class TfdsReader(RowsReader):
         splits, split = builder.info.splits, source.tfds_split or _TRAIN
         if split not in splits:
             known = ", ".join(sorted(splits)) or "none"
-            expected = f"a split of {source.tfds_name}, which has {known}"
+            expected = f"one of the splits of {source.tfds_name} ({known})"
             raise InputError(Setting("tfds_split"), expected, split)
         features = _text_features(builder)
         text_fields = source.text_fields

@@ -117,4 +117,5 @@ def _reading(path: Location) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise InputError(path, f"an h5 file, cannot read it ({one_line(str(error))})") from error
+        received = f"an unreadable file ({one_line(str(error))})"
+        raise InputError(path, "a valid h5 file", received) from error

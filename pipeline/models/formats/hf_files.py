@@ -119,7 +119,7 @@ def _indexed_files(index: Location, suffix: str) -> tuple[Location, ...]:
     weight_map = index.read_json().get("weight_map")
     where = f"{index}: weight_map"
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(where, "an object of file names")
+        raise InputError(where, "an object of file names", format_value(weight_map))
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         # A name with a folder in it could point outside the model directory.

@@ -63,8 +63,8 @@ def _reading(path: Location) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        expected = f"a safetensors file, cannot read it ({one_line(str(error))})"
-        raise InputError(path, expected) from error
+        received = f"an unreadable file ({one_line(str(error))})"
+        raise InputError(path, "a valid safetensors file", received) from error
 
 
 def save_tensors(

@@ -63,4 +63,5 @@ def _reading(prefix: Location) -> Iterator[None]:
     # TensorFlow raises IndexError for a truncated file, and TypeError for an unknown dtype.
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(prefix, f"a TensorFlow checkpoint, cannot read it ({reason})") from error
+        received = f"an unreadable checkpoint ({reason})"
+        raise InputError(prefix, "a valid TensorFlow checkpoint", received) from error

@@ -127,12 +127,12 @@ def test_truncated_data_file_is_refused(directory):
     path.write_bytes(path.read_bytes()[:500])
     error = error_of(find_model(directory))
     assert error.subject == str(directory / "bert_model.ckpt")
-    assert error.expected.startswith("a TensorFlow checkpoint")
+    assert error.expected == "a valid TensorFlow checkpoint"
 
 
 def test_damaged_index_file_is_refused(directory):
     (directory / "bert_model.ckpt.index").write_bytes(b"no checkpoint" * 20)
-    assert error_of(find_model(directory)).expected.startswith("a TensorFlow checkpoint")
+    assert error_of(find_model(directory)).expected == "a valid TensorFlow checkpoint"
 
 
 def test_missing_data_file_is_refused(directory):

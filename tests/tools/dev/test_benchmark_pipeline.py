@@ -63,7 +63,7 @@ def _rows(path: pathlib.Path) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
 
 
-def test_pairs_are_measured_in_turns() -> None:
+def test_pairs_are_measured_alternately() -> None:
     calls: list[str] = []
     figures = iter(())
 

@@ -51,7 +51,7 @@ def test_unterminated_content_is_quoted_in_part_and_in_one_line(
 
 
 def test_quoted_row_has_a_maximum_length(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(task_files, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(task_files, "MAX_ROW_SIZE", 100)
     path = tmp_path / "x.csv"
 
     def rows(content: str) -> list:

@@ -195,7 +195,7 @@ def test_folder_without_the_tasks_files_is_refused(tmp_path, name: str) -> None:
 def test_missing_folders_and_unknown_splits_are_refused(tmp_path) -> None:
     assert _refusal("rte", Location.parse("/no/such")).subject == "/no/such"
     error = _refusal("rte", tmp_path, "eval")
-    assert error.expected == "a split of train, dev, test" and error.received == "'eval'"
+    assert error.expected == "one of the splits train, dev, test" and error.received == "'eval'"
 
 
 RTE = "index|sentence1|sentence2|label"

@@ -115,5 +115,6 @@ def _first_lines(path: Location, size: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(size)
     if b"\n" not in content:
-        raise InputError(path, "a text file of several lines")
+        received = f"no line end in the first {len(content)} bytes"
+        raise InputError(path, "a text file of several lines", received)
     return content[: content.rindex(b"\n") + 1]
