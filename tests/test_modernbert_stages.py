@@ -210,5 +210,5 @@ def test_attention_losses_on_long_inputs_are_refused(tmp_path, bpe_file, corpus_
     with pytest.raises(InputError) as error:
         prepare(config)
     assert error.value.subject == Setting("losses")
-    assert "attention_mse" in error.value.received and "1025" in error.value.received
+    assert "attention_mse" in error.value.received and "1,025" in error.value.received
     prepare(dataclasses.replace(config, losses={"hidden_cosine": 1.0}))

@@ -24,7 +24,7 @@ POLICY = masks.MaskingPolicy(
 
 @st.composite
 def rows_of_words(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws the lengths of words, the number of words of each row, and the room of each row."""
+    """Draws the lengths of words, the number of words of each row, and the limit of each row."""
     rows = draw(st.lists(st.lists(st.integers(1, 6), max_size=30), min_size=1, max_size=6))
     limits = draw(st.lists(st.integers(1, 25), min_size=len(rows), max_size=len(rows)))
     lengths = np.array([*itertools.chain(*rows)], int)
@@ -57,14 +57,14 @@ def test_token_weights_are_powers_of_counts() -> None:
     assert masks.word_weights(words, of_tokens).tolist() == [1.5, 7.0, 3.0]
 
 
-def _shares(weights: list[float] | None, count: int, limits: int, draws: int) -> np.ndarray:
+def _shares(weights: list[float] | None, count: int, limit: int, draws: int) -> np.ndarray:
     """Returns the fraction of draws in which each of several one-token words is chosen."""
     streams = KeyedStreams.of(5, "mask", key_words([bytes(16)] * draws), np.arange(draws))
     counts = np.full(draws, count)
     tiled = None if weights is None else np.tile(np.array(weights), draws)
     order = masks.word_order(counts, streams, tiled)
     lengths = np.ones(len(order), int)
-    chosen = order[masks.choose_words(lengths, counts, np.full(draws, limits))]
+    chosen = order[masks.choose_words(lengths, counts, np.full(draws, limit))]
     return np.bincount(chosen % count, minlength=count) / draws
 
 
