@@ -26,7 +26,7 @@ PACKAGES = [f"{name}{end}" for name in OURS for end in ("", ".*")]
 setup(
     name="offline-distill",
     version="0.1.0",
-    description="Offline, two-stage distillation of BERT-like masked language models",
+    description="Offline distillation of BERT-like masked language models, in three stages",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

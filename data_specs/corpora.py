@@ -38,7 +38,7 @@ class CorpusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         licence: license of the corpus.
         files: globs of file names, without compression suffixes; all files by default.
         reader: reader of files whose content does not identify their format, one of
-            `pipeline.corpora.readers.READERS`.
+            `pipeline.corpora.readers.FILE_READERS`.
         text_fields: fields of a row that contain its text.
         documents: separation of the documents in text, one of `DOCUMENTS`. By default, blank lines
             separate documents. With `lines`, a document has `lines_per_document` lines. With

@@ -318,7 +318,9 @@ def _verify(values: absl_flags.FlagValues) -> None:
         if manifest.kind != records.TEACHER_CACHE:
             subject = Setting("repair" if config.repair else "teacher")
             received = f"{directory}, which holds {manifest.kind}"
-            hint = _remedy(manifest, {})
+            hint = "leave out `teacher`, because only a teacher cache has teacher targets"
+            if config.repair:
+                hint = _remedy(manifest, {})
             raise InputError(subject, f"used with a {records.TEACHER_CACHE}", received, hint)
         if values.backend is None:
             recorded = manifest.flags.get("backend")

@@ -6,6 +6,7 @@ name, default, range and help. The field also parses and checks the flag's text.
 
 import dataclasses
 import itertools
+import typing
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -13,7 +14,6 @@ from absl import flags
 
 from pipeline.base.errors import InputError, Setting, show_settings
 from pipeline.base.settings import (
-    Declaration,
     Settings,
     declaration_of,
     default_value,
@@ -118,7 +118,7 @@ def describe_flag(field: dataclasses.Field) -> FlagDescription:
     declaration, value = declaration_of(field), default_value(field)
     default = "required" if is_required(field) else "" if value is None else as_text(value)
     text = show_settings(declaration.help, "--{}".format)
-    return FlagDescription(field.name, default, _constraint(declaration), text)
+    return FlagDescription(field.name, default, _constraint(field), text)
 
 
 def _define(field: dataclasses.Field, default: Any, values: flags.FlagValues) -> None:
@@ -147,7 +147,7 @@ class _FieldParser(flags.ArgumentParser):
     def __init__(self, field: dataclasses.Field) -> None:
         super().__init__()
         self._field = field
-        self.syntactic_help = _constraint(declaration_of(field))
+        self.syntactic_help = _constraint(field)
 
     def parse(self, argument: Any) -> Any:
         """Parses a flag's string. A default is already parsed and is returned unchanged."""
@@ -180,9 +180,11 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _constraint(declaration: Declaration) -> str:
+def _constraint(field: dataclasses.Field) -> str:
+    declaration = declaration_of(field)
     if declaration.choices is not None:
-        return f"one of {', '.join(declaration.choices)}"
+        is_list = typing.get_origin(value_type(field)) is tuple
+        return f"{'any' if is_list else 'one'} of {', '.join(declaration.choices)}"
     low, high = declaration.low, declaration.high
     if low is None:
         return "" if high is None else f"at most {high:.10g}"

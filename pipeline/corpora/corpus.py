@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from pipeline.base.json_text import format_value
 from pipeline.base.location import Location
 from pipeline.corpora import cleaning
 from pipeline.corpora.documents import Corpus, CorpusFile, Cursor, FilePart, RawDocument
-from pipeline.corpora.readers import FILES, READERS, TEXT
+from pipeline.corpora.readers import FILE_READERS, FILES, READERS, TEXT
 from pipeline.corpora.readers.tfds import TFDS
 from pipeline.tokenizers import segmenters
 
@@ -101,7 +101,7 @@ def _resolve(source: CorpusSource) -> Corpus:
     reader = TFDS if is_dataset else spec.reader
     _expect_known("segmenter", [spec.segmenter], segmenters.SEGMENTERS, source)
     _expect_known("cleaning step", spec.cleaning, cleaning.STEPS, source)
-    _expect_known("reader", [reader], READERS, source)
+    _expect_known("reader", [spec.reader], FILE_READERS, source)
     return Corpus(
         label=source.label,
         spec=READERS[reader].resolve(source, spec),
@@ -114,9 +114,9 @@ def _resolve(source: CorpusSource) -> Corpus:
 
 
 def _expect_known(
-    kind: str, names: Sequence[str], known: Mapping[str, Any], source: CorpusSource
+    kind: str, names: Sequence[str], known: Collection[str], source: CorpusSource
 ) -> None:
-    """Checks that each name in a declaration is a key of a table."""
+    """Checks that each name in a declaration is known."""
     subject = Setting("corpus_spec") if source.corpus_spec else f"corpus {source.label}"
     for name in names:
         if name not in known:

@@ -169,7 +169,7 @@ def _expect_short_maps(cache: CacheInput, objective: Objective) -> None:
     length = cache.manifest.max_seq_length
     if names and length > _MAX_MAP_LENGTH:
         received = (
-            f"{names[0]} compares {load_loss(names[0]).needs}, which is limited to inputs of "
+            f"{names[0]} compares {load_loss(names[0]).needs}, and supports inputs of at most "
             f"{_MAX_MAP_LENGTH:,} tokens; max_seq_length of {cache.directory} is {length:,}"
         )
         hint = (

@@ -213,8 +213,8 @@ class DistillConfig(Settings):
     )
     truncation_factor: int | None = setting(
         None,
-        "k, the number of the teacher's tokens used at a position. The default, and the maximum, "
-        "is the number in the cache.",
+        "k, the number of the teacher's tokens used at a position. With a top-k cache, the cache's "
+        "k is the default and the maximum. Otherwise, the default is the whole distribution.",
         low=1,
     )
     # The run configuration holds the cache's checksum, which covers these two settings.

@@ -98,10 +98,13 @@ def set_up_worker(node: Node) -> None:
     expected, actual = dict(node.versions), dict(versions())
     for package in sorted(expected.keys() | actual.keys()):
         if expected.get(package) != actual.get(package):
+            wanted = f"do not have {package}"
+            if package in expected:
+                wanted = f"have {package} {expected[package]}"
             raise InterruptedRunError(
                 Setting("ray_address"),
-                f"a cluster whose nodes have {package} {expected.get(package)}",
-                f"{actual.get(package)} on {name}",
+                f"a cluster whose nodes {wanted}",
+                f"{actual.get(package, 'none')} on {name}",
             )
 
 

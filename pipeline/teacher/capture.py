@@ -590,7 +590,7 @@ def _find_share(config: TeacherCacheConfig) -> TeacherCacheConfig:
 
     count, size = len(_devices(config)), config.predict_batch_size
     if size % count:
-        expected = f"a multiple of {count}, the devices that share a batch equally"
+        expected = f"a multiple of {count}, the number of devices that share a batch equally"
         raise InputError(Setting("predict_batch_size"), expected, size)
     if config.num_tasks is not None:
         return config

@@ -141,11 +141,11 @@ class LabelScores:
         elif self.is_weak:
             difference = self.label_log_prob - self.unigram_log_prob
             gain = "not" if difference <= 0.0 else f"only {difference / -self.unigram_log_prob:.1%}"
-            yield f"the teacher's loss is {gain} below that of label frequencies; with"
-            yield f"less than {_WEAK_GAIN:.0%}, a student learns little from it. First check that"
-            yield "do_whole_word_mask and segments of create_pretraining_data are those of the"
-            yield "teacher's own training. Otherwise add masked_lm to the student's losses, or"
-            yield "adapt the teacher to this text first:"
+            yield f"the teacher's loss is {gain} below that of label frequencies. If it is less"
+            yield f"than {_WEAK_GAIN:.0%} below, a student learns little from the teacher."
+            yield "First check that do_whole_word_mask and segments of create_pretraining_data are"
+            yield "those of the teacher's own training. Otherwise add masked_lm to the student's"
+            yield "losses, or adapt the teacher to this text first:"
             yield show_settings(_ADAPT, str)
 
     def expect_useful(self, setting: str) -> None:

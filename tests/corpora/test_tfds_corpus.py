@@ -112,7 +112,7 @@ def test_dataset_in_a_bucket_is_refused() -> None:
     assert error.value.setting == "input_dir"
 
 
-def test_declaration_with_reader_tfds_requires_tfds_name(tmp_path) -> None:
+def test_declaration_cannot_name_the_reader_of_tensorflow_datasets(tmp_path) -> None:
     (tmp_path / "own.yaml").write_text("reader: tfds\n", encoding="utf-8")
     source = CorpusSource(input_dir=str(tmp_path), corpus_spec=str(tmp_path / "own.yaml"))
     with pytest.raises(InputError) as error:

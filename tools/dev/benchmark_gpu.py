@@ -214,7 +214,7 @@ def _stage_rates(case: Case, dtype: str, num_batches: int) -> dict[str, float]:
     workload = case.workload(dtype)
     with tempfile.TemporaryDirectory() as folder:
         stages = RecordStages(workload, case.batch_size, num_batches, LocalLocation(folder))
-        rates = {"stage 1b": stages.num_examples / stages.capture(stages.masked_records())}
+        rates = {"capture": stages.num_examples / stages.capture(stages.masked_records())}
         distiller = step_programs.build_distiller(workload, case.batch_size)
         step = jax.jit(distiller.train_step, donate_argnums=0)
         state = step_programs.train_state(distiller)
@@ -224,7 +224,7 @@ def _stage_rates(case: Case, dtype: str, num_batches: int) -> dict[str, float]:
         for batch in stages.batches():
             _, state = step(state, batch)
         jax.block_until_ready(state)
-        rates["stage 2"] = stages.num_examples / (time.perf_counter() - start)
+        rates["distill"] = stages.num_examples / (time.perf_counter() - start)
     return rates
 
 

@@ -159,7 +159,9 @@ FORMATS: Mapping[str, Reader] = {
     }.items()
 }
 FILES = FileReader()
+# Readers that a declaration may name.
+FILE_READERS = (AUTO, *FORMATS)
 READERS: Mapping[str, Reader] = {
-    **dict.fromkeys((AUTO, *FORMATS), FILES),
+    **dict.fromkeys(FILE_READERS, FILES),
     "tfds": load_entry(__name__, "tfds:TfdsReader")(),
 }

@@ -75,11 +75,6 @@ class TfdsReader(RowsReader):
 
     def resolve(self, source: CorpusSource, spec: CorpusSpec) -> CorpusSpec:
         """See `Reader`: sets the text fields of the source, or the only text feature."""
-        if source.tfds_name is None:
-            raise InputError(
-                Setting("corpus_spec"),
-                "used together with `tfds_name`, because it declares reader: tfds",
-            )
         builder = _open_builder(source.tfds_name, source.input_dir)
         splits, split = builder.info.splits, source.tfds_split or _TRAIN
         if split not in splits:
