@@ -278,7 +278,7 @@ def test_another_vocabulary_is_another_run_configuration(
     (other_student / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     settings = {"input_dir": cache_dir, "output_dir": tmp_path / "trained", "num_train_steps": 1}
     assert _main(run_distill, **settings, student=student_dir) == 0
-    assert "vocab is '" in _fails(capsys, run_distill, **settings, student=other_student)
+    assert "vocab (recorded" in _fails(capsys, run_distill, **settings, student=other_student)
 
 
 def test_students_with_tokens_outside_the_cache_are_refused(

@@ -236,7 +236,7 @@ def test_finished_run_is_refused_with_another_cache(config, tmp_path, teacher_di
     finished = training.finetune(config)
     other_teacher = save_tiny_head(tmp_path / "other", teacher_dir, BINARY, seed=6)
     error = _refusal(config, finetune_teacher=other_teacher, output_dir=tmp_path / "new")
-    assert error.subject == str(config.teacher_cache) and "teacher is '" in error.received
+    assert error.subject == str(config.teacher_cache) and "teacher (recorded" in error.received
     other_config = dataclasses.replace(
         config, finetune_teacher=other_teacher, teacher_cache=tmp_path / "others"
     )
@@ -245,7 +245,7 @@ def test_finished_run_is_refused_with_another_cache(config, tmp_path, teacher_di
     cached = dataclasses.replace(config, finetune_teacher=None)
     assert training.finetune(cached) == finished
     error = _refusal(cached, teacher_cache=other_config.teacher_cache)
-    assert error.subject == str(config.output_dir) and "teacher is '" in error.received
+    assert error.subject == str(config.output_dir) and "teacher (recorded" in error.received
 
 
 @pytest.mark.parametrize(
