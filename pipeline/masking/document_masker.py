@@ -499,15 +499,13 @@ def _document_table(
     rows["lowest"], rows["highest"] = groups.T
     rows["corpus"] = [index[plan.corpus] for plan in plans]
     rows["copies"] = [plan.copies for plan in plans]
-    # The row of each document in the table.
-    row = np.zeros(numbers.max(initial=-1) + 1, np.int64)
-    row[numbers] = np.arange(len(numbers))
     sizes = np.fromiter(map(len, entries.contents), np.int64, len(entries.contents))
-    np.add.at(rows["bytes"], row[entries.documents], sizes)
+    # The numbers of documents are ascending.
+    np.add.at(rows["bytes"], np.searchsorted(numbers, entries.documents), sizes)
     for batch in batches:
-        documents = row[[passage.document for passage in batch.passages]]
+        row = np.searchsorted(numbers, [passage.document for passage in batch.passages])
         for name, counts in batch.counts.items():
-            np.add.at(rows[name], documents, counts)
+            np.add.at(rows[name], row, counts)
     is_duplicate = np.array([plan.is_duplicate for plan in plans], bool)
     is_empty = (rows["examples"] == 0) & ~is_duplicate
     rows[duplicates.LEFT_OUT] = is_empty & (rows["copies"] == 0)
@@ -585,13 +583,10 @@ def _plan_document(
     plan = _DocumentPlan(number, key, bounds, settings.label, copies, is_duplicate)
     if not copies or is_duplicate:
         return plan, []
-    if len(groups) == 1:
-        return plan, [Passage(text, key, segmenter, copies, bounds[0], number)]
+    keys = {part: key if part == text else _document_key(config, document, part) for part in groups}
     return plan, [
-        Passage(
-            part, _document_key(config, document, part), segmenter, copies, groups[part], number
-        )
-        for part in groups
+        Passage(part, keys[part], segmenter, copies, group, number)
+        for part, group in groups.items()
     ]
 
 
